@@ -1,0 +1,167 @@
+"""Learning the gauges: Adam on J = R + lam D, one pmapped step over all local devices.
+
+The relaxed weights see the same noise on every device, so that the mean gradient over devices is that of one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int
+
+from rdopt.align import devices as pool
+from rdopt.align.alignment import Alignment, starting_rotations, trained_records
+from rdopt.align.checkpoints import StateStore
+from rdopt.align.coordinates import Rotations
+from rdopt.align.interrupt import Interrupt
+from rdopt.align.objective import Problem, Settings, rate_and_distortion
+from rdopt.config import TrainConfig
+from rdopt.config.errors import UserError
+from rdopt.transforms import Gauges, TransformRecord
+
+
+class State(NamedTuple):
+    """What a killed run needs to go on: parameters, optimizer, random key (the step is the checkpoint's name)."""
+
+    params: Any
+    optimizer: Any
+    key: jax.Array
+
+
+class Progress(NamedTuple):
+    """One step's numbers: J in bits/weight, R in bits/weight, D in nats/token."""
+
+    step: int
+    steps: int
+    J: float
+    rate: float
+    distortion: float
+
+
+class Learned(NamedTuple):
+    """The result: records by site and the last steps' mean R (bits/weight) and D (nats/token)."""
+
+    records: dict[str, TransformRecord]
+    rate: float
+    distortion: float
+
+
+def optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """Adam with a cosine schedule to a tenth.
+
+    eps is set near the smallest gradients that matter: entries of the skew matrices that J does not feel
+    would otherwise walk at full speed on rounding noise.
+    """
+    return optax.adam(optax.cosine_decay_schedule(train.learning_rate, train.steps, alpha=0.1), eps=1e-6)
+
+
+@cache
+def _compiled(module: Alignment, settings: Settings, train: TrainConfig, devices: tuple[Any, ...]) -> Callable:
+    """The pmapped step; cached, so that points of one sweep share one compilation."""
+    adam = optimizer(train)
+
+    def step(state: State, problem: Problem, start: Rotations, tokens: Any, lam: Any, number: Any) -> Any:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            variables: Any = module.apply({"params": params}, start)
+            terms = rate_and_distortion(variables, problem, tokens, lam, key, settings)
+            return terms.rate + lam * terms.distortion, terms
+
+        (J, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        J, terms, grads = pool.mean_over_devices((J, terms, grads))
+        updates, opt = adam.update(grads, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), opt, state.key), (J, *terms)
+
+    return pool.pmapped(step, devices)
+
+
+def batch_indices(seed: int, step: int, batch: int, sequences: int) -> Int[np.ndarray, " batch"]:
+    """The sequences of one step: walks through seeded permutations, so it depends on nothing but its arguments."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // sequences
+    orders = {int(e): np.random.default_rng([seed, int(e)]).permutation(sequences) for e in np.unique(epochs)}
+    return np.array([orders[int(e)][p % sequences] for e, p in zip(epochs, positions, strict=True)])
+
+
+def learn(
+    problem: Problem,
+    settings: Settings,
+    tokens: Int[np.ndarray, "sequences length"],
+    start: Gauges,
+    train: TrainConfig,
+    *,
+    devices: Sequence[jax.Device],
+    store: StateStore | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Learned:
+    """Learns the gauges from a starting basis.
+
+    Args:
+        problem: gain-folded model and moments, float32.
+        settings: static choices (made from the same configuration).
+        tokens: calibration sequences.
+        start: the basis that is rotated; float64.
+        train: lambda, steps, learning rate, seed.
+        devices: local devices; the batch is split over them.
+        store: where checkpoints go; training resumes from its newest one.
+        report: called after every step.
+
+    Returns:
+        the records of the learned transforms and the mean R and D of the last tenth of the steps.
+
+    Raises:
+        UserError: the loss is not finite, the batch does not divide, or the checkpoint belongs to other input.
+        KeyboardInterrupt: after the state was saved.
+    """
+    arch = settings.arch
+    module = Alignment(arch=arch, residual=train.residual, value_heads=train.value_heads, rate=train.rate)
+    rotations = starting_rotations(start, arch)
+    key = jax.random.key(train.seed)
+    params = module.init(key, rotations).get("params", {})
+    state = State(params, optimizer(train).init(params), jax.random.key_data(key))
+    history = np.full((train.steps, 3), np.nan, np.float32)
+    begin = 0
+    if store is not None and (found := store.restore({"state": state, "history": history})) is not None:
+        begin, state, history = found[0], State(*found[1]["state"]), np.array(found[1]["history"])
+    step = _compiled(module, settings, _schedule_only(train), tuple(devices))
+    problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
+    copies = pool.replicate(state, devices)
+    with Interrupt() as interrupt:
+        for number, batch in _batches(train, begin, tokens):
+            shards, index = pool.split(batch, devices), pool.replicate(np.int32(number), devices)
+            copies, out = step(copies, problem_copies, start_copies, shards, lam, index)
+            history[number] = pool.first(out)
+            _require_finite(history[number, 0], number)
+            done = number + 1
+            stop = interrupt.requested and done < train.steps
+            if store is not None and (stop or done % train.checkpoint_every == 0 or done == train.steps):
+                store.save(done, {"state": pool.first(copies), "history": history})
+            if report is not None:
+                report(Progress(done, train.steps, *map(float, history[number])))
+            if stop:
+                raise KeyboardInterrupt
+    rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
+    records = trained_records(pool.first(copies).params, start, arch)
+    return Learned(records, float(rate), float(distortion))
+
+
+def _batches(train: TrainConfig, begin: int, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for number in range(begin, train.steps):
+        chosen = batch_indices(train.seed, number, train.batch_sequences, len(tokens))
+        yield number, tokens[chosen]
+
+
+def _require_finite(J: float, step: int) -> None:
+    if not np.isfinite(J):
+        raise UserError(
+            f"the loss is {J} at step {step}; lower train.learning_rate or raise train.damping and start again."
+        )
+
+
+def _schedule_only(train: TrainConfig) -> TrainConfig:
+    """The configuration with everything reset that the compiled step does not read."""
+    return TrainConfig(steps=train.steps, learning_rate=train.learning_rate)

@@ -1,0 +1,186 @@
+"""J = R + lam D over all blocks, as a function of the gauges.
+
+R is the relaxed rate in bits/weight of the model; D, in nats/token, is an estimate of KL(original || compressed).
+One scan runs over the blocks and holds one block's activations and relaxed weights at a time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rdopt.align.coordinates import (
+    Rotations,
+    left_right,
+    turn_back,
+    turn_weight,
+    turned_diag_G,
+    turned_factors,
+)
+from rdopt.align.relaxation import (
+    Relaxed,
+    analytic_bits,
+    analytic_distortion,
+    relax,
+    unit_noise,
+    weight_error,
+)
+from rdopt.calibration.moments import INPUT_OF
+from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
+from rdopt.rate import l1_proxy, log_proxy, noise_rate, straight_through_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is static in a compiled step.
+
+    Attributes:
+        arch: architecture of the model with its gains folded.
+        rate: "analytic", "noise", "ste", "l1" or "log".
+        density: "gaussian", "laplace" or "logistic".
+        distortion: "matrix", "block" or "model".
+        feedback: whether the encoder feeds errors back.
+        damping: of the second moments.
+        weights: N, the number of coded weights.
+    """
+
+    arch: Architecture
+    rate: str
+    density: str
+    distortion: str
+    feedback: bool
+    damping: float
+    weights: int
+
+
+class Problem(NamedTuple):
+    """The arrays that training reads: the gain-folded model and its moments, float32, blocks stacked."""
+
+    params: Params
+    sigma: Mapping[str, Array]
+    G: Mapping[str, Array]
+
+
+class Terms(NamedTuple):
+    """R in bits/weight and D in nats/token."""
+
+    rate: Float[Array, ""]
+    distortion: Float[Array, ""]
+
+
+def base_step(lam: Float[Array, ""], weights: int) -> Float[Array, ""]:
+    """c with c^2 = 12 / (N ln2 lam), the encoder's."""
+    return jnp.sqrt(12.0 / (weights * jnp.log(2.0) * lam))
+
+
+def rate_and_distortion(
+    variables: Mapping[str, Any],
+    problem: Problem,
+    tokens: Int[Array, "batch length"],
+    lam: Float[Array, ""],
+    key: Array,
+    settings: Settings,
+) -> Terms:
+    """R and D at the given gauges.
+
+    Args:
+        variables: "R" (d, d), "V" (layers, kv_heads, h, h), and for the sampled rates "log_scale",
+            matrix -> (layers, in): learned log2 spread of each column in steps.
+        problem: model and moments.
+        tokens: calibration sequences (unused by the "matrix" distortion).
+        lam: the slope; it fixes the steps.
+        key: of the quantization noise; equal on all devices.
+        settings: static choices.
+    """
+    arch = settings.arch
+    c = base_step(lam, settings.weights)
+    rope = rope_tables(arch, tokens.shape[1])
+    x = embed_tokens(problem.params, tokens)
+
+    @jax.checkpoint
+    def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
+        p, sigma, G, V, log_scale, layer_key = layer
+        bits, D, errors = _block_terms(p, sigma, G, Rotations(variables["R"], V), log_scale, c, layer_key, settings)
+        noisy = {**p, **{k: p[k] + errors[k] for k in errors}}
+        if settings.distortion == "block":
+            x = carry
+            carry = block(p, x, rope, arch)
+            D = block_distortion(block(noisy, x, rope, arch) - carry, G["down"])
+        elif settings.distortion == "model":
+            carry = (block(p, carry[0], rope, arch), block(noisy, carry[1], rope, arch))
+        return carry, Terms(bits, D)
+
+    layers = (
+        problem.params["blocks"],
+        problem.sigma,
+        problem.G,
+        variables["V"],
+        variables["log_scale"],
+        jax.random.split(key, arch.num_layers),
+    )
+    start = (x, x) if settings.distortion == "model" else x
+    end, terms = jax.lax.scan(body, start, layers)
+    D = jnp.sum(terms.distortion)
+    if settings.distortion == "model":
+        D = model_divergence(problem.params, *end, arch)
+    return Terms(jnp.sum(terms.rate) / settings.weights, D)
+
+
+def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d"]) -> Float[Array, ""]:
+    """1/2 mean over tokens of delta^T G delta, G the gradient moment at the block's output; nats/token."""
+    rows = delta.reshape(-1, delta.shape[-1])
+    return 0.5 * jnp.mean(jnp.sum((rows @ G) * rows, axis=-1))
+
+
+def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture) -> Float[Array, ""]:
+    """Mean KL(original || relaxed) of the next token from the two last hidden states; nats/token."""
+    logp = jax.nn.log_softmax(head_logits(params, x, arch))
+    logq = jax.nn.log_softmax(head_logits(params, noisy, arch))
+    return jnp.mean(jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1))
+
+
+def _block_terms(
+    p: Mapping[str, Array],
+    sigma: Mapping[str, Array],
+    G: Mapping[str, Array],
+    rotations: Rotations,
+    log_scale: Mapping[str, Array],
+    c: Array,
+    key: Array,
+    settings: Settings,
+) -> tuple[Array, Array, dict[str, Array]]:
+    """Bits of one block, its analytic distortion, and relaxed weight errors in the original coordinates."""
+    factors = turned_factors(sigma, rotations, settings.arch, settings.damping)
+    bits = D = jnp.zeros(())
+    errors = {}
+    for name, noise_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
+        A, B = left_right(name, rotations, settings.arch)
+        factor, g = factors[INPUT_OF[name]], turned_diag_G(G[name], A, settings.damping)
+        relaxed = relax(turn_weight(p[name], A, B), factor.L, g, c, settings.feedback, settings.density)
+        D = D + analytic_distortion(relaxed, c)
+        bits = bits + _bits(relaxed, log_scale.get(name), noise_key, settings)
+        if settings.distortion != "matrix":
+            noise = unit_noise(noise_key, relaxed, settings.rate)
+            errors[name] = turn_back(weight_error(noise, factor, g, c, settings.feedback), A, B)
+    return bits, D, errors
+
+
+def _bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Settings) -> Float[Array, ""]:
+    """Relaxed bits of one matrix by the chosen proxy, indices in steps."""
+    if settings.rate == "analytic":
+        return analytic_bits(relaxed, settings.density)
+    codes = relaxed.codes
+    if settings.rate == "l1":
+        scale = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(codes**2, axis=0)))
+        return jnp.sum(l1_proxy(codes, 1.0, scale))
+    if settings.rate == "log":
+        return jnp.sum(log_proxy(codes, 1.0))
+    assert log_scale is not None
+    scale = jnp.exp2(log_scale)
+    if settings.rate == "noise":
+        return jnp.sum(noise_rate(codes, 1.0, scale, key, settings.density))
+    return jnp.sum(straight_through_rate(codes, 1.0, scale, settings.density))

@@ -1,0 +1,19 @@
+"""Room 5, calibration: text to token batches; the parts of the text that may and may not be looked at."""
+
+from rdopt.calibration.moments import INPUT_OF, Moments, second_moments
+from rdopt.calibration.text import Split, builtin_documents, read_documents, split_documents
+from rdopt.calibration.tokens import fingerprint, load_tokenizer, token_batch, tokenize
+
+__all__ = [
+    "INPUT_OF",
+    "Moments",
+    "second_moments",
+    "Split",
+    "builtin_documents",
+    "fingerprint",
+    "load_tokenizer",
+    "read_documents",
+    "split_documents",
+    "token_batch",
+    "tokenize",
+]

@@ -1,0 +1,211 @@
+"""The Llama family: what a config.json says about the network, and the name and shape of every tensor.
+
+Llama, Mistral, Qwen2 and Qwen3; defaults for absent keys are those of transformers' configuration classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rdopt.config.errors import UserError
+
+Shape = tuple[int, ...]
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+EMBED = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+_MODULES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+_HEAD_DIM_DEFAULT = {"qwen3": 128}
+_KV_HEADS_DEFAULT = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_POSITIONS_DEFAULT = {"llama": 2048, "mistral": 131072}
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The shape and constants of one network; hashable, so it can be a static argument of jit."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: tuple[tuple[str, float], ...] | None
+    """The four llama3 scaling constants as sorted pairs, or None for plain RoPE."""
+    tied: bool
+    """The head is the embedding."""
+    qkv_bias: bool
+    o_bias: bool
+    qk_norm: bool
+    max_positions: int
+    sliding_window: int | None
+    """Tokens that any layer may look back on, the present one included; None when unlimited."""
+
+
+def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a config.json describes.
+
+    Raises:
+        UserError: an unsupported family, activation, RoPE type, bias or quantization, or a missing key.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}.")
+    _refuse_unsupported(config)
+    theta, scaling = _rope(config)
+    heads = _integer(config, "num_attention_heads")
+    hidden = _integer(config, "hidden_size")
+    split = hidden // heads
+    default_kv = heads if family == "llama" else _KV_HEADS_DEFAULT[family]
+    attention_bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3")
+    arch = Architecture(
+        model_type=family,
+        vocab_size=_integer(config, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=_integer(config, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=_integer(config, "num_key_value_heads", default_kv, null=heads),
+        head_dim=_integer(config, "head_dim", _HEAD_DIM_DEFAULT.get(family, split), null=split),
+        ffn_size=_integer(config, "intermediate_size"),
+        norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=attention_bias or family == "qwen2",
+        o_bias=attention_bias,
+        qk_norm=family == "qwen3",
+        max_positions=_integer(config, "max_position_embeddings", _POSITIONS_DEFAULT.get(family, 32768)),
+        sliding_window=_sliding_window(config),
+    )
+    if arch.num_heads % arch.num_kv_heads or arch.head_dim % 2:
+        raise UserError(
+            f"config.json asks for {arch.num_heads} heads over {arch.num_kv_heads} key/value heads of "
+            f"{arch.head_dim}: heads must be a multiple of key/value heads, and their size even; mend it."
+        )
+    return arch
+
+
+def hf_name(layer: int, short: str) -> str:
+    """A block tensor's name in checkpoints: hf_name(3, "q") is "model.layers.3.self_attn.q_proj.weight"."""
+    module, kind = (short[: -len("_bias")], "bias") if short.endswith("_bias") else (short, "weight")
+    return f"model.layers.{layer}.{_MODULES[module]}.{kind}"
+
+
+def block_shapes(arch: Architecture) -> dict[str, Shape]:
+    """The tensors of one block by short name; matrices are (out, in)."""
+    d, f, h = arch.hidden_size, arch.ffn_size, arch.head_dim
+    query, kv = arch.num_heads * h, arch.num_kv_heads * h
+    shapes: dict[str, Shape] = {
+        "attn_norm": (d,),
+        "q": (query, d),
+        "k": (kv, d),
+        "v": (kv, d),
+        "o": (d, query),
+        "mlp_norm": (d,),
+        "gate": (f, d),
+        "up": (f, d),
+        "down": (d, f),
+    }
+    if arch.qkv_bias:
+        shapes |= {"q_bias": (query,), "k_bias": (kv,), "v_bias": (kv,)}
+    if arch.o_bias:
+        shapes |= {"o_bias": (d,)}
+    if arch.qk_norm:
+        shapes |= {"q_norm": (h,), "k_norm": (h,)}
+    return shapes
+
+
+def expected_tensors(arch: Architecture) -> dict[str, Shape]:
+    """Every tensor of a checkpoint of this architecture, by its checkpoint name, in file order."""
+    shapes: dict[str, Shape] = {EMBED: (arch.vocab_size, arch.hidden_size)}
+    for layer in range(arch.num_layers):
+        shapes |= {hf_name(layer, short): shape for short, shape in block_shapes(arch).items()}
+    shapes[FINAL_NORM] = (arch.hidden_size,)
+    if not arch.tied:
+        shapes[HEAD] = (arch.vocab_size, arch.hidden_size)
+    return shapes
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int | None = None, null: int | None = None) -> int:
+    """A positive integer; `default` when the key is absent, `null` when it is written as null."""
+    value = config.get(key, default)
+    value = null if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json has {key} = {value!r}, but a positive integer is needed; mend it.")
+    return value
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"config.json has {key} = {value!r}, but a positive number is needed; mend it.")
+    return float(value)
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise UserError(f"hidden_act {act!r} is not supported; rdopt's feed-forward layer is SwiGLU (silu).")
+    if config.get("mlp_bias", False) and config["model_type"] == "llama":
+        raise UserError("mlp_bias = true is not supported; rdopt knows feed-forward layers without biases.")
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else quantized
+        raise UserError(
+            f"The checkpoint is already quantized ({method}); give its fp32, bf16 or fp16 original."
+        )
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[tuple[str, float], ...] | None]:
+    """Base and scaling, from rope_parameters (transformers 5) or rope_theta and rope_scaling (older)."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"config.json has rope parameters {rope!r}, but an object is needed; mend it.")
+    rope = dict(rope)
+    theta = _number("rope_theta", rope.get("rope_theta", config.get("rope_theta") or 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError("partial_rotary_factor is not 1; rdopt knows only RoPE over the whole head.")
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"RoPE type {kind!r} is not supported; supported are default and llama3.")
+    rope.setdefault("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    missing = [key for key in _LLAMA3_KEYS if rope.get(key) is None]
+    if missing:
+        raise UserError(f"The llama3 RoPE scaling in config.json lacks {', '.join(missing)}; add it.")
+    return theta, tuple((key, _number(key, rope[key])) for key in sorted(_LLAMA3_KEYS))
+
+
+def _sliding_window(config: Mapping[str, Any]) -> int | None:
+    family = config["model_type"]
+    if family == "llama" or (family != "mistral" and not config.get("use_sliding_window", False)):
+        return None
+    if config.get("sliding_window", 4096) is None:
+        return None
+    window = _integer(config, "sliding_window", 4096)
+    if family == "mistral":
+        return window
+    first = config.get("max_window_layers", 28)
+    layers = config.get("layer_types")
+    slides = "sliding_attention" in layers if layers else first < config["num_hidden_layers"]
+    return window if slides else None

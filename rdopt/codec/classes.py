@@ -1,0 +1,54 @@
+"""Classes of entries that share a table: a rank-1 fit of the spread of the indices.
+
+The spread of z_ij is modelled as rho_i kappa_j, a row scale times a column scale. Both are stored as integer
+logarithms, and their sum is the class of the entry, so that one matrix needs rows + columns small integers
+instead of a class per entry.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Spreads(NamedTuple):
+    """Integer logarithms of the row and column spreads of one matrix, in units of 1/precision octave."""
+
+    row: Int[np.ndarray, " out"]
+    col: Int[np.ndarray, " in"]
+
+
+def rank1_spreads(
+    z: Int[np.ndarray, "out in"], iterations: int = 3
+) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """Row and column scales (rho, kappa) with rho_i^2 kappa_j^2 ~ z_ij^2, float64, floored away from zero.
+
+    Alternating maximum likelihood of a Gaussian with variance rho_i^2 kappa_j^2: each scale squared is the mean
+    of z^2 over the other one squared.
+    """
+    power = np.square(z, dtype=np.float64)
+    # An all-zero row or column would get scale zero; half a count keeps its logarithm finite.
+    floor_row, floor_col = 0.5 / z.shape[1], 0.5 / z.shape[0]
+    kappa2 = np.maximum(power.mean(axis=0), floor_col)
+    rho2 = np.ones(z.shape[0])
+    for _ in range(iterations):
+        rho2 = np.maximum((power @ (1.0 / kappa2)) / z.shape[1], floor_row)
+        rho2 /= np.exp(np.mean(np.log(rho2)))
+        kappa2 = np.maximum(((1.0 / rho2) @ power) / z.shape[0], floor_col)
+    return np.sqrt(rho2), np.sqrt(kappa2)
+
+
+def quantize_spreads(
+    rho: Float[np.ndarray, " out"], kappa: Float[np.ndarray, " in"], precision: int
+) -> Spreads:
+    """Rounds log2 of the scales to multiples of 1/precision octave; precision 0 makes one class of the matrix."""
+    if precision == 0:
+        overall = np.rint(np.log2(np.mean(rho) * np.sqrt(np.mean(kappa**2)))).astype(np.int32)
+        return Spreads(np.zeros(rho.size, np.int32), np.full(kappa.size, overall, np.int32))
+    row = np.rint(precision * np.log2(rho)).astype(np.int32)
+    return Spreads(row, np.rint(precision * np.log2(kappa)).astype(np.int32))
+
+
+def classes_of(spreads: Spreads) -> Int[np.ndarray, "out in"]:
+    """The class of every entry: the sum of its row's and its column's integer spread."""
+    return spreads.row[:, None] + spreads.col[None, :]

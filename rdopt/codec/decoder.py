@@ -1,0 +1,135 @@
+"""A file's bytes back to a model: the same float32 weights on every machine, run and number of threads."""
+
+import io
+import json
+import lzma
+import struct
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.calibration import INPUT_OF
+from rdopt.checkpoint import Architecture, architecture_from_config, block_shapes, expected_tensors, hf_name
+from rdopt.codec.allocation import read_tables, table_classes
+from rdopt.codec.bits import BitReader
+from rdopt.codec.classes import Spreads
+from rdopt.codec.container import unpack
+from rdopt.codec.encoder import bits_of
+from rdopt.codec.entropy import decode_indices, unpack_lists
+from rdopt.codec.quantize import GROUPS, coded_matrices, dequantize
+from rdopt.config.errors import UserError
+
+
+class Decoded(NamedTuple):
+    """A decoded file.
+
+    Attributes:
+        tensors: checkpoint name -> float32 array, in the order of `expected_tensors`.
+        arch: architecture.
+        config: config.json.
+        files: the carried files by name.
+        bits: where the file's bits went.
+        c: base step.
+        indices: (layer, matrix) -> the integer indices.
+    """
+
+    tensors: dict[str, Float[np.ndarray, "..."]]
+    arch: Architecture
+    config: dict[str, Any]
+    files: dict[str, bytes]
+    bits: dict[str, int]
+    c: float
+    indices: dict[tuple[int, str], Int[np.ndarray, "out in"]]
+
+
+def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decoded:
+    """Decodes a container.
+
+    Args:
+        data: its bytes.
+        name: how errors call it.
+        threads: decoding threads, 0 for all cores; the result does not depend on it.
+
+    Raises:
+        UserError: damaged, altered, or of another version.
+    """
+    streams, index = unpack(data, name)
+    try:
+        files = _unpack_files(streams["files"])
+        config = json.loads(files.pop("config.json"))
+        arch = architecture_from_config(config)
+        keys = list(coded_matrices(arch.num_layers))
+        c, precision, width, lengths = _read_index(index, len(keys))
+        rows, cols, spreads = _read_scales(streams["scales"], arch)
+        tables = read_tables(streams["tables"])
+        ends = np.cumsum(lengths)
+
+        def one(i: int) -> Int[np.ndarray, "out in"]:
+            classes = table_classes(spreads[i], width)
+            return decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
+
+        with ThreadPoolExecutor(threads or None) as pool:
+            indices = dict(zip(keys, pool.map(one, range(len(keys))), strict=True))
+        uncoded = dict(_unpack_uncoded(streams["uncoded"], arch))
+    except (ValueError, KeyError, struct.error, lzma.LZMAError, tarfile.TarError) as error:
+        raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
+    weights = {
+        hf_name(*key): dequantize(z, rows[key], cols[key[0], INPUT_OF[key[1]]], c) for key, z in indices.items()
+    }
+    tensors = {k: weights[k] if k in weights else uncoded[k] for k in expected_tensors(arch)}
+    return Decoded(tensors, arch, config, files, bits_of(data, streams), c, indices)
+
+
+def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, list[int]]:
+    """(base step, spread precision, class width, bytes of every code stream)."""
+    (c,) = struct.unpack_from("<f", index)
+    source = BitReader(index[4:])
+    precision, width = source.gammas(2)
+    return c, precision, width, [4 * n for n in source.gammas(matrices)]
+
+
+def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spreads]]:
+    """Row steps per matrix, column steps per input group, spreads per matrix in the order of the file."""
+    keys = list(coded_matrices(arch.num_layers))
+    shapes = block_shapes(arch)
+    width_of = {INPUT_OF[name]: shapes[name][1] for _, name in keys}
+    groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
+    heights, widths = [shapes[k][0] for _, k in keys], [shapes[k][1] for _, k in keys]
+    rows, data = unpack_lists(data, heights)
+    cols, data = unpack_lists(data, [width_of[group] for _, group in groups])
+    row_spreads, data = unpack_lists(data, heights)
+    col_spreads, data = unpack_lists(data, widths)
+    spreads = [Spreads(*pair) for pair in zip(row_spreads, col_spreads, strict=True)]
+    return dict(zip(keys, rows, strict=True)), dict(zip(groups, cols, strict=True)), spreads
+
+
+def _unpack_uncoded(data: bytes, arch: Architecture) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    coded = {hf_name(*key) for key in coded_matrices(arch.num_layers)}
+    at = 0
+    for name, shape in expected_tensors(arch).items():
+        if name in coded:
+            continue
+        size = int(np.prod(shape))
+        values = np.frombuffer(data, "<u2", size, at + 1)
+        kind = np.float16 if data[at] == 1 else ml_dtypes.bfloat16
+        yield name, values.astype(np.uint16).view(kind).astype(np.float32).reshape(shape)
+        at += 1 + 2 * size
+    if at != len(data):
+        raise ValueError("the uncoded tensors do not end with their last value")
+
+
+def _unpack_files(data: bytes) -> dict[str, bytes]:
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(data))) as archive:
+        for entry in archive:
+            stream = archive.extractfile(entry)
+            # Names come from a file that anyone may have made: nothing outside the output folder.
+            if stream is None or entry.name != entry.name.replace("\\", "/").rsplit("/", 1)[-1]:
+                raise ValueError(f"the carried file {entry.name!r} is not a plain file name")
+            files[entry.name] = stream.read()
+    return files

@@ -1,0 +1,105 @@
+"""All coded matrices of a model to integer indices on the grids that lambda and the moments fix.
+
+Row steps follow the damped output sensitivities, column steps the Cholesky factor of the damped input moments:
+a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (DESIGN section 3).
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.calibration import INPUT_OF, Moments
+from rdopt.checkpoint import MATRICES
+from rdopt.codec.feedback import quantize_feedback, quantize_rounding
+from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps, log_steps
+from rdopt.config import EncodeConfig
+from rdopt.operator import Params
+
+GROUPS = ("attn", "o", "mlp", "down")
+
+
+class Grid(NamedTuple):
+    """The part of a model's grids that lambda does not change.
+
+    Attributes:
+        factors: (layer, group) -> L, lower Cholesky factor of the damped input moment.
+        rows: (layer, matrix) -> integer log steps of the rows, from 1 / sqrt(G_ii).
+        cols: (layer, group) -> integer log steps of the columns, from 1 / L_jj.
+    """
+
+    factors: dict[tuple[int, str], Float[np.ndarray, "in in"]]
+    rows: dict[tuple[int, str], Int[np.ndarray, " out"]]
+    cols: dict[tuple[int, str], Int[np.ndarray, " in"]]
+
+
+def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
+    """(layer, matrix) in the order of the file."""
+    for layer in range(layers):
+        for name in MATRICES:
+            yield layer, name
+
+
+def make_grid(moments: Moments, layers: int, damping: float) -> Grid:
+    """The grids of every coded matrix before the base step; float64."""
+    factors = {
+        (i, group): damped_cholesky(moments.sigma[group][i], damping) for i in range(layers) for group in GROUPS
+    }
+    cols = {key: log_steps(1.0 / np.diagonal(L)) for key, L in factors.items()}
+    rows = {
+        key: log_steps(1.0 / np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), damping)))
+        for key in coded_matrices(layers)
+    }
+    return Grid(factors, rows, cols)
+
+
+def quantize_model(
+    params: Params,
+    grid: Grid,
+    c: float,
+    encode: EncodeConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[tuple[int, str], Int[np.ndarray, "out in"]]:
+    """Indices of every coded matrix at the base step c.
+
+    Args:
+        params: the model in the coordinates that the grid was made for.
+        grid: of `make_grid`.
+        c: base step.
+        encode: grid kind, dead zone, threads.
+        progress: called with (matrices done, of how many).
+
+    Returns:
+        (layer, matrix) -> int16 or int32 indices.
+    """
+    keys = list(coded_matrices(len(params["blocks"]["q"])))
+
+    def one(key: tuple[int, str]) -> Int[np.ndarray, "out in"]:
+        layer, name = key
+        group = (layer, INPUT_OF[name])
+        row = exp_steps(grid.rows[key]).astype(np.float64)
+        col = exp_steps(grid.cols[group]).astype(np.float64) * c
+        W = params["blocks"][name][layer]
+        if encode.grid == "round":
+            z = quantize_rounding(W, row, col, encode.dead_zone)
+        else:
+            z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
+        return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
+
+    found = {}
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        for done, (key, z) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
+            found[key] = z
+            if progress is not None:
+                progress(done, len(keys))
+    return found
+
+
+def dequantize(
+    z: Int[np.ndarray, "out in"], row: Int[np.ndarray, " out"], col: Int[np.ndarray, " in"], c: float
+) -> Float[np.ndarray, "out in"]:
+    """z_ij (row_i (col_j c)) in float32, products in this order, so that every machine gets the same bits."""
+    steps = exp_steps(row)[:, None] * (exp_steps(col) * np.float32(c))[None, :]
+    return z.astype(np.float32) * steps

@@ -1,0 +1,73 @@
+"""Steps that follow from lambda: a_ij = c / (sqrt(G_ii) L_jj), kept as integer logarithms.
+
+A step is exp2(k / STEPS_PER_OCTAVE) with k an integer, times one float32 base per file, so that a column of a
+matrix costs a few entropy-coded bits and every decoder forms the same float32 step (DESIGN sections 3 and 4).
+"""
+
+from math import isqrt
+
+import numpy as np
+from jaxtyping import Float, Int
+
+STEPS_PER_OCTAVE = 4
+_MANTISSA_BITS = 23
+
+
+def base_step(lam: float, weights: int) -> float:
+    """The base step c of the optimum of R + lam D: c^2 = 12 / (N ln2 lam).
+
+    At high rate D = N c^2 / 24 nats/token and dR/dlog2(c) = -1 bit/weight (DESIGN section 1).
+
+    Args:
+        lam: bits/weight per nat/token.
+        weights: N, the number of coded weights of the model.
+
+    Returns:
+        c as the float32 value that the file holds.
+    """
+    return float(np.float32(np.sqrt(12.0 / (weights * np.log(2.0) * lam))))
+
+
+def lam_of_base_step(c: float, weights: int) -> float:
+    """The lambda whose base step is c (inverse of `base_step`)."""
+    return 12.0 / (weights * np.log(2.0) * c * c)
+
+
+def log_steps(scale: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Nearest integers k with exp2(k / STEPS_PER_OCTAVE) close to the positive scales."""
+    return np.rint(STEPS_PER_OCTAVE * np.log2(scale)).astype(np.int32)
+
+
+def exp_steps(k: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """exp2(k / STEPS_PER_OCTAVE) in float32, from integers alone.
+
+    The STEPS_PER_OCTAVE mantissas come from nested integer square roots, not from a libm, so that the result
+    is the same on every machine.
+    """
+    mantissas = np.array([_mantissa(r) for r in range(STEPS_PER_OCTAVE)], np.float32)
+    octave, rest = np.divmod(np.asarray(k, np.int32), STEPS_PER_OCTAVE)
+    return np.ldexp(mantissas[rest], octave - _MANTISSA_BITS).astype(np.float32)
+
+
+def _mantissa(r: int) -> int:
+    """floor(2^(r/4) 2^23): the fourth root as two nested integer square roots."""
+    return isqrt(isqrt((1 << r) << (4 * _MANTISSA_BITS)))
+
+
+def damped_cholesky(sigma: Float[np.ndarray, "n n"], damping: float) -> Float[np.ndarray, "n n"]:
+    """Lower Cholesky factor L of sigma + damping mean(diag sigma) I, float64.
+
+    Damping keeps directions that the calibration text hardly visits from taking unbounded steps.
+    """
+    sigma = np.asarray(sigma, np.float64)
+    mean = np.trace(sigma) / sigma.shape[0]
+    floor = damping * mean if mean > 0 else 1.0
+    return np.linalg.cholesky(sigma + floor * np.eye(sigma.shape[0]))
+
+
+def damped_weights(g: Float[np.ndarray, " m"], damping: float) -> Float[np.ndarray, " m"]:
+    """Row sensitivities diag G damped by a share of their mean; all ones when they vanish."""
+    mean = float(np.mean(g))
+    if mean <= 0:
+        return np.ones_like(g, dtype=np.float64)
+    return np.asarray(g, np.float64) + damping * mean

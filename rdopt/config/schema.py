@@ -1,0 +1,171 @@
+"""Every key a run can be told: one frozen dataclass a stage, with its default, range and one sentence.
+
+A section built in Python is checked as one read from a file is. `options()` lists the keys for help texts.
+"""
+
+# `_option` is dataclasses.field with a sentence and a range, so a call in a default is safe.
+# ruff: noqa: RUF009
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, get_type_hints
+
+from rdopt.config.check import Limits, checked
+from rdopt.config.errors import UserError
+
+SplitOn = Literal["line", "blank", "blank2", "file"]
+Init = Literal["identity", "hadamard", "pca", "pca-act", "random"]
+Rate = Literal["analytic", "noise", "ste", "l1", "log"]
+Density = Literal["gaussian", "laplace", "logistic"]
+Distortion = Literal["block", "matrix", "model"]
+Grid = Literal["feedback", "round"]
+Arm = Literal["identity", "hadamard", "random", "pca", "pca-act", "learned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One key: its dotted name, annotation, default and sentence."""
+
+    name: str
+    kind: Any
+    default: Any
+    text: str
+
+
+def _option(default: Any, text: str, **limits: float) -> Any:
+    return field(default=default, metadata={"text": text, "limits": Limits(**limits)})
+
+
+class _Section:
+    """Checks and converts every field when the dataclass is built."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f, kind in _typed_fields(type(self)):
+            name = f"{self.section}.{f.name}" if self.section else f.name
+            value = checked(name, getattr(self, f.name), kind, f.metadata["limits"])
+            object.__setattr__(self, f.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(_Section):
+    """Which text a model is calibrated, tuned and tested on, and how it is cut."""
+
+    section: ClassVar[str] = "text"
+    sources: tuple[str, ...] = _option(
+        ("builtin",), "text files or folders (.txt, .jsonl, .gz), or builtin: Python's own docstrings")
+    split_on: SplitOn = _option("file", "what ends a document: a line, one or two blank lines, or the file")
+    seq_len: int = _option(256, "tokens in a calibration sequence", low=2)
+    calibration_sequences: int = _option(256, "calibration sequences", low=1)
+    seed: int = _option(0, "which sequences are drawn", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Section):
+    """How the transforms are learned."""
+
+    section: ClassVar[str] = "train"
+    lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
+    init: Init = _option("pca", "the basis that learning starts from")
+    residual: bool = _option(True, "learn the rotation of the residual stream")
+    value_heads: bool = _option(True, "learn a rotation of each value head")
+    rate: Rate = _option("analytic", "the rate that is minimised: the operational curve or a relaxed proxy")
+    density: Density = _option("gaussian", "the marginal density the rate assumes")
+    distortion: Distortion = _option("block", "where the distortion is measured")
+    steps: int = _option(200, "optimizer steps", low=1)
+    batch_sequences: int = _option(8, "calibration sequences in a step", low=1)
+    learning_rate: float = _option(0.003, "Adam's step on the skew entries and angles (radians)", above=0)
+    seed: int = _option(0, "order of the sequences and noise of the proxies", low=0)
+    checkpoint_every: int = _option(50, "steps between two checkpoints", low=1)
+    damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(_Section):
+    """How the aligned weights are quantized and coded."""
+
+    section: ClassVar[str] = "encode"
+    lam: float | None = _option(None, "slope of the rate-distortion trade; null: train.lam", above=0)
+    target_bpw: float | None = _option(
+        None, "bits/weight the file must hit, instead of a slope", above=0, high=16)
+    grid: Grid = _option("feedback", "quantize with error feedback, or round each entry alone")
+    dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
+                               low=0, high=0.5)
+    damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
+    threads: int = _option(0, "encoder threads; 0: all cores", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lam is not None and self.target_bpw is not None:
+            raise UserError(f"encode.lam is {self.lam:g} and encode.target_bpw is {self.target_bpw:g}, "
+                            "but only one of them can lead: set the other to null.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_Section):
+    """How perplexity and KL are measured on the test text."""
+
+    section: ClassVar[str] = "evaluate"
+    context: int = _option(256, "tokens a model sees at once", low=2)
+    stride: int = _option(256, "tokens between two windows", low=1)
+    max_tokens: int = _option(65536, "test tokens scored at most", low=1)
+    batch: int = _option(8, "windows in one forward pass", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride > self.context:
+            raise UserError(f"evaluate.stride is {self.stride}, but it must be at most evaluate.context "
+                            f"({self.context}), or tokens between the windows are never scored.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(_Section):
+    """The points and arms of a rate-distortion curve."""
+
+    section: ClassVar[str] = "sweep"
+    lams: tuple[float, ...] = _option((2.0, 7.0, 20.0, 70.0, 200.0, 700.0), "slopes, one point each", above=0)
+    target_bpw: tuple[float, ...] | None = _option(
+        None, "bits/weight, one point each, instead of slopes", above=0, high=16)
+    arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "learned"), "the coordinates compared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(_Section):
+    """One run: a model and a section a stage."""
+
+    model: str = _option("demo", "demo, a Hugging Face folder, or a hub name")
+    text: TextConfig = field(default_factory=TextConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+@cache
+def options() -> tuple[Option, ...]:
+    """Every key of `Config`, dotted, in the order of the file."""
+    return tuple(_options(Config, ""))
+
+
+@cache
+def sections() -> dict[str, type[_Section]]:
+    """The sections of `Config` by name."""
+    kinds = get_type_hints(Config)
+    return {f.name: kinds[f.name] for f in fields(Config) if is_dataclass(kinds[f.name])}
+
+
+def _options(owner: type, prefix: str) -> Iterator[Option]:
+    for f, kind in _typed_fields(owner):
+        yield Option(name=prefix + f.name, kind=kind, default=f.default, text=f.metadata["text"])
+    if owner is Config:
+        for name, kind in sections().items():
+            yield from _options(kind, f"{name}.")
+
+
+@cache
+def _typed_fields(owner: type) -> list[tuple[Field[Any], Any]]:
+    """The fields that hold a value rather than a section, with their annotations resolved."""
+    kinds = get_type_hints(owner)
+    return [(f, kinds[f.name]) for f in fields(owner) if not is_dataclass(kinds[f.name])]

@@ -1,0 +1,75 @@
+"""Room `transforms`: orthogonal matrices, parametrised, trained, composed, recorded and rebuilt."""
+
+from rdopt.transforms.bases import BASES, starting_gauges
+from rdopt.transforms.cayley import (
+    apply_block_cayley,
+    block_cayley,
+    block_cayley_size,
+    cayley,
+    inverse_cayley,
+    skew,
+    skew_size,
+)
+from rdopt.transforms.compose import compose, identity, orthogonality_error
+from rdopt.transforms.gauges import Gauges, fold, fold_moments, unfold
+from rdopt.transforms.givens import (
+    Pairs,
+    angle_count,
+    apply_givens,
+    as_pairs,
+    butterfly,
+    givens_matrix,
+    round_robin,
+)
+from rdopt.transforms.hadamard import apply_hadamard, hadamard, hadamard_factors
+from rdopt.transforms.metadata import TransformRecord, rebuild, record_from_dict, record_to_dict
+from rdopt.transforms.modules import (
+    CayleyRotation,
+    ComposedRotation,
+    GivensRotation,
+    materialize,
+    record_of,
+)
+from rdopt.transforms.pca import pca, spectrum
+from rdopt.transforms.random import random_orthogonal
+
+__all__ = [
+    "BASES",
+    "Gauges",
+    "fold",
+    "fold_moments",
+    "starting_gauges",
+    "unfold",
+    "CayleyRotation",
+    "ComposedRotation",
+    "GivensRotation",
+    "Pairs",
+    "TransformRecord",
+    "angle_count",
+    "apply_block_cayley",
+    "apply_givens",
+    "apply_hadamard",
+    "as_pairs",
+    "block_cayley",
+    "block_cayley_size",
+    "butterfly",
+    "cayley",
+    "compose",
+    "givens_matrix",
+    "hadamard",
+    "hadamard_factors",
+    "identity",
+    "inverse_cayley",
+    "materialize",
+    "orthogonality_error",
+    "pca",
+    "random_orthogonal",
+    "rebuild",
+    "record_from_dict",
+    "record_of",
+    "record_to_dict",
+    "round_robin",
+    "skew",
+    "skew_size",
+    "spectrum",
+]

@@ -1,0 +1,96 @@
+"""Fixed coordinates: the bases that learning starts from and is compared with.
+
+identity leaves the weights; hadamard and random flatten (QuaRot 2404.00456); pca aligns with the weights (the
+eigenvectors of the sum of their normalised Gram matrices), pca-act with the activations (SliceGPT 2401.15024).
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.calibration.moments import INPUT_OF, Moments
+from rdopt.checkpoint import Architecture
+from rdopt.operator import Params
+from rdopt.transforms.gauges import Gauges
+from rdopt.transforms.hadamard import hadamard
+from rdopt.transforms.pca import pca
+from rdopt.transforms.random import random_orthogonal
+
+BASES = ("identity", "hadamard", "random", "pca", "pca-act")
+
+
+def starting_gauges(kind: str, params: Params, arch: Architecture, moments: Moments, seed: int = 0) -> Gauges:
+    """The gauges of a fixed basis, float64.
+
+    Args:
+        kind: one of BASES.
+        params: the original weights (gains not folded).
+        arch: their architecture.
+        moments: the second moments (read by pca-act).
+        seed: of the random rotation and of the Hadamard's signs.
+
+    Returns:
+        residual rotation and value rotations; none for identity.
+    """
+    d, h = arch.hidden_size, arch.head_dim
+    heads = (arch.num_layers, arch.num_kv_heads)
+    if kind == "identity":
+        return Gauges()
+    if kind == "hadamard":
+        # Random signs first, so that a constant direction of the stream does not land on one axis.
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], d)
+        return Gauges(signs[:, None] * hadamard(d), np.broadcast_to(hadamard(h), (*heads, h, h)).copy())
+    if kind == "random":
+        return Gauges(random_orthogonal(seed, d), random_orthogonal(seed + 1, h, heads))
+    if kind == "pca":
+        return Gauges(pca(residual_gram(params, arch)), np.swapaxes(pca(value_gram(params, arch)), -1, -2))
+    if kind == "pca-act":
+        value = _head_blocks(moments.sigma["o"], arch)
+        return Gauges(pca(residual_activation(params, moments)), np.swapaxes(pca(value), -1, -2))
+    raise ValueError(f"basis {kind!r} is none of {', '.join(BASES)}")
+
+
+def residual_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "d d"]:
+    """Sum of W^T W of the consumers (gains folded) and W W^T of the producers, each divided by its trace."""
+    total = np.zeros((arch.hidden_size, arch.hidden_size))
+    for layer in range(arch.num_layers):
+        for name in ("q", "k", "v", "gate", "up", "o", "down"):
+            W = np.asarray(params["blocks"][name][layer], np.float64)
+            if name in ("o", "down"):
+                gram = W @ W.T
+            else:
+                W = W * params["blocks"][INPUT_OF[name] + "_norm"][layer]
+                gram = W.T @ W
+            total += gram / np.trace(gram)
+    return total
+
+
+def value_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
+    """Per value head: W_v W_v^T plus W_o^T W_o of its query group, each divided by its trace."""
+    kv, h, group = arch.num_kv_heads, arch.head_dim, arch.num_heads // arch.num_kv_heads
+    out = np.zeros((arch.num_layers, kv, h, h))
+    for layer in range(arch.num_layers):
+        v = np.asarray(params["blocks"]["v"][layer], np.float64) * params["blocks"]["attn_norm"][layer]
+        o = np.asarray(params["blocks"]["o"][layer], np.float64).reshape(-1, kv, group, h)
+        rows = v.reshape(kv, h, -1)
+        produced = np.einsum("khd,kgd->khg", rows, rows)
+        consumed = np.einsum("dkgi,dkgj->kij", o, o)
+        traces = [np.trace(x, axis1=1, axis2=2)[:, None, None] for x in (produced, consumed)]
+        out[layer] = produced / traces[0] + consumed / traces[1]
+    return out
+
+
+def residual_activation(params: Params, moments: Moments) -> Float[np.ndarray, "d d"]:
+    """Sum over norm sites of the second moment of the normalised stream before the gain, each over its trace."""
+    total = np.zeros(moments.sigma["attn"].shape[1:])
+    for site in ("attn", "mlp"):
+        for sigma, gain in zip(moments.sigma[site], params["blocks"][site + "_norm"], strict=True):
+            moment = sigma / np.outer(gain, gain).astype(np.float64)
+            total += moment / np.trace(moment)
+    return total
+
+
+def _head_blocks(sigma: Float[np.ndarray, "layers n n"], arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
+    """The diagonal blocks of o_proj's input moment, summed over the query heads of a group."""
+    kv, h, group = arch.num_kv_heads, arch.head_dim, arch.num_heads // arch.num_kv_heads
+    blocks = sigma.reshape(-1, kv, group, h, kv, group, h)
+    return np.einsum("lkgikgj->lkij", blocks)

@@ -1,0 +1,115 @@
+"""Fixtures of all rooms: tiny random checkpoints of each family, the demo model, the shared folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when the hub client is imported
+
+import hypothesis
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes in these rooms' signatures are checked at every call while tests run.
+install_import_hook(["rdopt.checkpoint", "rdopt.operator", "rdopt.evaluate"], "beartype.beartype")
+
+from rdopt.checkpoint import (  # noqa: E402 - after the hook
+    architecture_from_config,
+    carried_files,
+    expected_tensors,
+    open_checkpoint,
+    write_checkpoint,
+)
+
+hypothesis.settings.register_profile("rdopt", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("rdopt")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"shared/{name} is not beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The folder of real trained models."""
+    return _shared("models")
+
+
+@pytest.fixture(scope="session")
+def shared_text() -> Path:
+    """The folder of real text."""
+    return _shared("text")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of the model inside the package."""
+    return open_checkpoint("demo").folder
+
+
+def tiny_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
+    """A config.json of a network of a few thousand weights; head_dim differs from hidden / heads."""
+    config: dict[str, Any] = {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
+        "vocab_size": 96,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if family != "qwen2":  # the one family whose heads always split the hidden width
+        config["head_dim"] = 8
+    if family == "mistral":
+        config["sliding_window"] = None
+    return config | changes
+
+
+def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights that keep activations near one; gains and biases away from their defaults."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_tensors(architecture_from_config(config)).items():
+        values = rng.standard_normal(shape, dtype=np.float32)
+        if name.endswith("norm.weight"):
+            tensors[name] = 1 + 0.2 * values
+        elif len(shape) == 1:
+            tensors[name] = 0.2 * values
+        else:
+            tensors[name] = values if "embed" in name else values / np.float32(np.sqrt(shape[1]))
+    return tensors
+
+
+@pytest.fixture
+def tiny_llama(tmp_path: Path, demo_model: Path) -> Callable[..., Path]:
+    """tiny_llama(family="llama", dtype="float32", seed=0, **config) writes a Hugging Face folder, torch-free.
+
+    With vocab_size=2048 it carries the demo model's tokenizer and can read text.
+    """
+
+    def make(family: str = "llama", *, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:
+        config = tiny_config(family, **changes)
+        out = tmp_path / f"tiny-{family}-{len(list(tmp_path.glob('tiny-*')))}"
+        carry = demo_model if config["vocab_size"] == 2048 else None
+        write_checkpoint(out, config, random_tensors(config, seed).items(), dtype=dtype, files=carried_files(carry) if carry else None)
+        return out
+
+    return make
