@@ -50,12 +50,15 @@ class Learned(NamedTuple):
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Adam with a cosine schedule to a tenth.
+    """Adam with a short warm-up and a cosine schedule to a twentieth.
 
-    eps is set near the smallest gradients that matter: entries of the skew matrices that J does not feel
-    would otherwise walk at full speed on rounding noise.
+    The warm-up lets the second moments settle before steep pairs of axes are turned by full steps. eps is near
+    the smallest gradients that matter: entries of the skew matrices that J does not feel would otherwise walk
+    at full speed on rounding noise.
     """
-    return optax.adam(optax.cosine_decay_schedule(train.learning_rate, train.steps, alpha=0.1), eps=1e-6)
+    peak = train.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(peak / 10, peak, train.steps // 10, train.steps, peak / 20)
+    return optax.adam(schedule, b2=0.95, eps=1e-6)
 
 
 @cache

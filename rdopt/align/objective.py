@@ -22,7 +22,6 @@ from rdopt.align.coordinates import (
 )
 from rdopt.align.relaxation import (
     Relaxed,
-    analytic_bits,
     analytic_distortion,
     relax,
     unit_noise,
@@ -31,7 +30,7 @@ from rdopt.align.relaxation import (
 from rdopt.calibration.moments import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
-from rdopt.rate import l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.rate import Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class Settings:
 
     arch: Architecture
     rate: str
-    density: str
+    density: Density
     distortion: str
     feedback: bool
     damping: float
@@ -172,7 +171,7 @@ def _block_terms(
 def _bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Settings) -> Float[Array, ""]:
     """Relaxed bits of one matrix by the chosen proxy, indices in steps."""
     if settings.rate == "analytic":
-        return analytic_bits(relaxed, settings.density)
+        return jnp.sum(relaxed.rate)
     codes = relaxed.codes
     if settings.rate == "l1":
         scale = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(codes**2, axis=0)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import Factor
-from rdopt.rate import unit_distortion, unit_rate
+from rdopt.rate import Density, unit_curves, unit_distortion
 
 _TINY = 1e-8
 
@@ -22,13 +22,18 @@ class Relaxed(NamedTuple):
 
     Attributes:
         codes: W / a, the real coordinates in steps.
-        variance: t_ij, the modelled variance of the indices.
-        error: variance of the quantization error in squared steps.
+        rate: r, expected bits per entry.
+        error: expected squared error per entry, in squared steps.
     """
 
     codes: Float[Array, "out in"]
-    variance: Float[Array, "out in"]
+    rate: Float[Array, "out in"]
     error: Float[Array, "out in"]
+
+
+def column_weights(L: Float[Array, "in in"], feedback: bool) -> Float[Array, " in"]:
+    """The encoder's column weights: L_jj with feedback, the root of the moment's diagonal without."""
+    return jnp.diagonal(L) if feedback else jnp.sqrt(jnp.sum(jnp.square(L), axis=1))
 
 
 def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
@@ -40,12 +45,20 @@ def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
     return rho2[:, None] * kappa2
 
 
-def feedback_noise(L: Float[Array, "in in"], error: Float[Array, " in"]) -> Float[Array, " in"]:
+def feedback_noise(
+    L: Float[Array, "in in"], power: Float[Array, " in"], density: Density
+) -> Float[Array, " in"]:
     """Variance, in squared steps, that feedback adds to each column: sum_{i>j} error_i (L_ij / L_ii)^2.
 
     Column j receives e_i L_ij / L_jj from every later column i; with steps c / L_jj that is
     (L_ij / L_ii) times the error of column i in its own steps.
+
+    Args:
+        L: lower Cholesky factor of the damped input moment.
+        power: mean of the squared coordinates of each column, in steps.
+        density: marginal density, for the error of a column.
     """
+    error = power * unit_distortion(-0.5 * jnp.log2(power), density)
     ratio = jnp.tril(L, -1) / jnp.diagonal(L)[:, None]
     return error @ jnp.square(ratio)
 
@@ -56,7 +69,7 @@ def relax(
     g: Float[Array, " out"],
     c: Float[Array, ""],
     feedback: bool,
-    density: str,
+    density: Density,
 ) -> Relaxed:
     """Models the encoder on one matrix.
 
@@ -68,23 +81,12 @@ def relax(
         feedback: whether errors are fed back (the encoder's "feedback" grid).
         density: marginal density of the indices.
     """
-    codes = W * jnp.sqrt(g)[:, None] * jnp.diagonal(L) / c
+    codes = W * jnp.sqrt(g)[:, None] * column_weights(L, feedback) / c
     variance = spread_power(codes)
-    error = variance * unit_distortion(_log2_step(variance), density)
     if feedback:
-        variance = variance + feedback_noise(L, jnp.mean(error, axis=0))
-        error = variance * unit_distortion(_log2_step(variance), density)
-    return Relaxed(codes, variance, error)
-
-
-def _log2_step(variance: Array) -> Array:
-    """log2 of the step relative to the spread."""
-    return -0.5 * jnp.log2(variance)
-
-
-def analytic_bits(relaxed: Relaxed, density: str) -> Float[Array, ""]:
-    """Expected bits of the matrix: sum_ij r(a_ij / s_ij)."""
-    return jnp.sum(unit_rate(_log2_step(relaxed.variance), density))
+        variance = variance + feedback_noise(L, jnp.mean(variance, axis=0), density)
+    curves = unit_curves(-0.5 * jnp.log2(variance), density)
+    return Relaxed(codes, curves.rate, variance * curves.distortion)
 
 
 def analytic_distortion(relaxed: Relaxed, c: Float[Array, ""]) -> Float[Array, ""]:
@@ -110,5 +112,5 @@ def weight_error(
     """The weight error that noise in steps makes: E L = c noise / sqrt(g) with feedback, E = a noise without."""
     rows = c * noise / jnp.sqrt(g)[:, None]
     if not feedback:
-        return rows / jnp.diagonal(factor.L)
+        return rows / column_weights(factor.L, feedback)
     return jnp.matmul(rows, factor.inverse, precision=jax.lax.Precision.HIGHEST)

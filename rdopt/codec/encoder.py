@@ -91,7 +91,7 @@ def make_source(
     config: Mapping[str, Any],
     files: Mapping[str, bytes],
     moments: Moments,
-    damping: float,
+    encode: EncodeConfig,
     parameters: int,
 ) -> Source:
     """Prepares a model for encoding at any slope.
@@ -105,7 +105,7 @@ def make_source(
         weights += W.size
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    grid = make_grid(moments, arch.num_layers, damping)
+    grid = make_grid(moments, arch.num_layers, encode.damping, encode.grid)
     return Source(params, arch, config, files, grid, weights, parameters)
 
 

@@ -42,12 +42,17 @@ def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
             yield layer, name
 
 
-def make_grid(moments: Moments, layers: int, damping: float) -> Grid:
+def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
+    """What a squared error in a column costs, as a square root: L_jj with feedback, sqrt(S_jj) without."""
+    return np.diagonal(L) if grid == "feedback" else np.sqrt(np.sum(L**2, axis=1))
+
+
+def make_grid(moments: Moments, layers: int, damping: float, grid: str) -> Grid:
     """The grids of every coded matrix before the base step; float64."""
     factors = {
         (i, group): damped_cholesky(moments.sigma[group][i], damping) for i in range(layers) for group in GROUPS
     }
-    cols = {key: log_steps(1.0 / np.diagonal(L)) for key, L in factors.items()}
+    cols = {key: log_steps(1.0 / column_weights(L, grid)) for key, L in factors.items()}
     rows = {
         key: log_steps(1.0 / np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), damping)))
         for key in coded_matrices(layers)

@@ -1,0 +1,124 @@
+"""What every command works on: a model, and its text cut into token sequences that it may and may not look at."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors.numpy import load_file, save_file
+
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.text import read_documents, split_documents
+from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
+from rdopt.checkpoint import Architecture, Checkpoint, new_file, open_checkpoint
+from rdopt.config import Config, TextConfig
+from rdopt.operator import Params, load_params, params_to_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Token ids of the three parts of a text.
+
+    Attributes:
+        calibration: sequences that moments and transforms are made from, (n, seq_len).
+        selection: stream for tuning.
+        test: stream for reported figures only.
+        description: sources and token counts in one line.
+        fingerprint: hash of the calibration sequences.
+    """
+
+    calibration: Int[np.ndarray, "n seq_len"]
+    selection: Int[np.ndarray, " tokens"]
+    test: Int[np.ndarray, " tokens"]
+    description: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model in memory: its checkpoint, float32 weights and their hash."""
+
+    checkpoint: Checkpoint
+    params: Params
+    fingerprint: str
+
+    @property
+    def arch(self) -> Architecture:
+        """Its architecture."""
+        return self.checkpoint.arch
+
+
+def load_subject(model: str | Path) -> Subject:
+    """Reads a model.
+
+    Raises:
+        UserError: it does not exist, is not supported, or is damaged.
+    """
+    checkpoint = open_checkpoint(model)
+    params = load_params(checkpoint)
+    return Subject(checkpoint=checkpoint, params=params, fingerprint=params_fingerprint(params, checkpoint.arch))
+
+
+def params_fingerprint(params: Params, arch: Architecture) -> str:
+    """Hash of all weights of a model."""
+    parts = "".join(name + fingerprint(value) for name, value in params_to_tensors(params, arch))
+    return fingerprint(np.frombuffer(parts.encode(), np.uint8))
+
+
+def load_corpus(text: TextConfig, folder: Path, vocab_size: int) -> Corpus:
+    """Reads, splits and tokenizes a text.
+
+    Args:
+        text: sources, document boundary, sequence length and number, seed.
+        folder: the Hugging Face folder with the tokenizer.
+        vocab_size: of the model.
+
+    Raises:
+        UserError: unreadable or too short a text, or a tokenizer that does not fit the model.
+    """
+    split = split_documents(read_documents(text.sources, text.split_on))
+    streams = {
+        part: tokenize(folder, getattr(split, part), vocab_size) for part in ("calibration", "selection", "test")
+    }
+    batch = token_batch(streams["calibration"], text.seq_len, text.calibration_sequences, text.seed)
+    names = ", ".join(Path(s).name for s in text.sources)
+    counts = ", ".join(f"{part} {len(stream)}" for part, stream in streams.items())
+    return Corpus(
+        calibration=batch,
+        selection=streams["selection"],
+        test=streams["test"],
+        description=f"{names} split on {text.split_on}; tokens: {counts}",
+        fingerprint=fingerprint(batch),
+    )
+
+
+def open_subject(config: Config) -> tuple[Subject, Corpus]:
+    """The model and the text of a configuration."""
+    subject = load_subject(config.model)
+    return subject, load_corpus(config.text, subject.checkpoint.folder, subject.arch.vocab_size)
+
+
+def save_moments(path: Path, moments: Moments, key: str) -> None:
+    """Writes moments in float64 with the fingerprint of what they were measured on."""
+    arrays = {f"sigma.{k}": v for k, v in moments.sigma.items()} | {f"G.{k}": v for k, v in moments.G.items()}
+    meta = {"key": key, "tokens": str(moments.tokens)}
+    with new_file(path) as part:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(part), metadata=meta)
+
+
+def load_moments(path: Path, key: str) -> Moments | None:
+    """The saved moments, or None when there are none or they were measured on something else."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        meta = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    if meta.get("key") != key:
+        return None
+    arrays: dict[str, Float[np.ndarray, "..."]] = load_file(str(path))
+    parts: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}}
+    for name, value in arrays.items():
+        kind, which = name.split(".")
+        parts[kind][which] = value
+    return Moments(parts["sigma"], parts["G"], int(meta["tokens"]))
