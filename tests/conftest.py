@@ -15,7 +15,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in these rooms' signatures are checked at every call while tests run.
-install_import_hook(["rdopt.checkpoint", "rdopt.operator", "rdopt.evaluate"], "beartype.beartype")
+CHECKED_ROOMS = (
+    *("checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "align", "codec"),
+)
+install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
 from rdopt.checkpoint import (  # noqa: E402 - after the hook
     architecture_from_config,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import Rotations
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
-from rdopt.transforms import CayleyRotation, Gauges, TransformRecord, rebuild, record_of
+from rdopt.transforms import CayleyRotation, Gauges, TransformRecord, record_of
 
 # Rates that sample indices need a learned spread per column; the others derive it from the weights.
 SAMPLED_RATES = ("noise", "ste")
@@ -94,11 +94,6 @@ def trained_records(
         else:
             records[site] = record_of(modules[site], trained, site=site, base=base)
     return records
-
-
-def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
-    """The float64 gauges that the records rebuild."""
-    return Gauges(**{site: rebuild(record) for site, record in records.items()})
 
 
 def orthogonality(x: Float[Array, "*batch n n"]) -> float:

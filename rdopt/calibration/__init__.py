@@ -1,10 +1,26 @@
 """Room 5, calibration: text to token batches; the parts of the text that may and may not be looked at."""
 
 from rdopt.calibration.moments import INPUT_OF, Moments, second_moments
+from rdopt.calibration.subject import (
+    Corpus,
+    Subject,
+    load_corpus,
+    load_moments,
+    load_subject,
+    open_subject,
+    save_moments,
+)
 from rdopt.calibration.text import Split, builtin_documents, read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, load_tokenizer, token_batch, tokenize
 
 __all__ = [
+    "Corpus",
+    "Subject",
+    "load_corpus",
+    "load_moments",
+    "load_subject",
+    "open_subject",
+    "save_moments",
     "INPUT_OF",
     "Moments",
     "second_moments",

@@ -11,6 +11,15 @@ from rdopt.transforms.cayley import (
     skew_size,
 )
 from rdopt.transforms.compose import compose, identity, orthogonality_error
+from rdopt.transforms.files import (
+    AlignmentFiles,
+    alignment_of,
+    architecture_of_original,
+    fixed_records,
+    gauges_of,
+    load_alignment,
+    save_alignment,
+)
 from rdopt.transforms.gauges import Gauges, fold, fold_moments, unfold
 from rdopt.transforms.givens import (
     Pairs,
@@ -35,6 +44,13 @@ from rdopt.transforms.random import random_orthogonal
 
 __all__ = [
     "BASES",
+    "AlignmentFiles",
+    "alignment_of",
+    "architecture_of_original",
+    "fixed_records",
+    "gauges_of",
+    "load_alignment",
+    "save_alignment",
     "Gauges",
     "fold",
     "fold_moments",

@@ -1,0 +1,177 @@
+"""`rdopt train`: a model and a text to learned transforms in a run folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rdopt.align import run_folder
+from rdopt.align.alignment import starting_rotations
+from rdopt.align.checkpoints import StateStore
+from rdopt.align.learn import Learned, Progress, learn
+from rdopt.align.objective import Problem, Settings, rate_and_distortion
+from rdopt.calibration import (
+    Corpus,
+    Moments,
+    Subject,
+    fingerprint,
+    load_moments,
+    open_subject,
+    save_moments,
+    second_moments,
+)
+from rdopt.checkpoint import MATRICES
+from rdopt.config import Config, config_yaml
+from rdopt.transforms import (
+    Gauges,
+    alignment_of,
+    fold,
+    fold_moments,
+    gauges_of,
+    save_alignment,
+    starting_gauges,
+)
+
+MOMENTS = "moments.safetensors"
+
+
+class Trained(NamedTuple):
+    """What a training run found.
+
+    Attributes:
+        bpw_relaxed: R of the last steps, bits/weight.
+        distortion: D on selection text, nats/token.
+        kl: KL(original || relaxed model) on the same text, nats/token.
+        start_J: J in the starting coordinates.
+        J: J at the end.
+    """
+
+    bpw_relaxed: float
+    distortion: float
+    kl: float
+    start_J: float
+    J: float
+
+
+def coded_weights(subject: Subject) -> int:
+    """N, the number of weights in the coded matrices."""
+    return sum(int(np.prod(np.shape(subject.params["blocks"][k]))) for k in MATRICES)
+
+
+def moments_of(
+    folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Callable[[int, int], None] | None = None
+) -> Moments:
+    """The moments of a model on its calibration text, measured once and kept in the folder."""
+    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed}"
+    path = folder / MOMENTS
+    found = load_moments(path, key)
+    if found is None:
+        path.unlink(missing_ok=True)
+        found = second_moments(
+            subject.params, subject.arch, corpus.calibration, seed=config.text.seed, progress=progress
+        )
+        save_moments(path, found, key)
+    return found
+
+
+def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
+    """The gain-folded model with its moments in float32, and the static choices of training."""
+    plain = Gauges(residual=np.eye(subject.arch.hidden_size))
+    params, arch = fold(subject.params, subject.arch, plain)
+    folded = fold_moments(moments, subject.params, subject.arch, plain)
+    train = config.train
+    settings = Settings(
+        arch=arch,
+        rate=train.rate,
+        density=train.density,
+        distortion=train.distortion,
+        feedback=config.encode.grid == "feedback",
+        damping=train.damping,
+        weights=coded_weights(subject),
+    )
+    problem = Problem(params, folded.sigma, folded.G)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), problem), settings
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trained:
+    """Learns the transforms of a model at one lambda.
+
+    Args:
+        config: model, text and training.
+        out: the run folder; an unfinished one of the same configuration is continued.
+        devices: all local ones by default.
+        report: called after every step.
+        progress: called with (sequences, of how many) while moments are measured.
+
+    Raises:
+        UserError: bad input, another configuration in the folder, or a loss that is not finite.
+        KeyboardInterrupt: after the state was saved.
+    """
+    pool = tuple(devices or jax.local_devices())
+    subject, corpus = open_subject(config)
+    run_folder.open_run(out, config, "train", pool)
+    metrics = run_folder.Metrics(out)
+    moments = moments_of(out, subject, corpus, config, progress)
+    problem, settings = make_problem(subject, moments, config)
+    start = starting_gauges(config.train.init, subject.params, subject.arch, moments, config.train.seed)
+
+    def step(p: Progress) -> None:
+        metrics.write(p._asdict())
+        if report is not None:
+            report(p)
+
+    store = StateStore(out / "state", fingerprints(subject, corpus, config))
+    learned = learn(
+        problem, settings, corpus.calibration, start, config.train, devices=pool, store=store, report=step
+    )
+    store.close()
+    alignment = alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
+    save_alignment(out, alignment)
+    trained = measure(problem, settings, corpus, start, learned, config)
+    metrics.write({"step": config.train.steps + 1, **trained._asdict()})
+    run_folder.finish_run(out)
+    return trained
+
+
+def fingerprints(subject: Subject, corpus: Corpus, config: Config) -> dict[str, str]:
+    """Hashes of everything that a training result depends on."""
+    text = config_yaml(replace(config, model=""))
+    return {
+        "weights": subject.fingerprint,
+        "text": corpus.fingerprint,
+        "configuration": fingerprint(np.frombuffer(text.encode(), np.uint8)),
+    }
+
+
+def measure(
+    problem: Problem, settings: Settings, corpus: Corpus, start: Gauges, learned: Learned, config: Config
+) -> Trained:
+    """J before and after, and D beside the KL of the model with all its weights relaxed, on selection text."""
+    length = config.text.seq_len
+    count = min(config.train.batch_sequences, len(corpus.selection) // length)
+    tokens = jnp.asarray(corpus.selection[: count * length].reshape(count, length))
+    lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
+
+    def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
+        R, V = starting_rotations(gauges, settings.arch)
+        static = replace(settings, distortion=distortion, rate="analytic")
+        run = jax.jit(rate_and_distortion, static_argnames="settings")
+        found = run({"R": R, "V": V, "log_scale": {}}, problem, tokens, lam, key, settings=static)
+        return float(found.rate), float(found.distortion)
+
+    final = gauges_of(learned.records)
+    before, after = terms(start, "block"), terms(final, "block")
+    _, kl = terms(final, "model")
+    J = [rate + config.train.lam * D for rate, D in (before, after)]
+    return Trained(learned.rate, after[1], kl, J[0], J[1])

@@ -1,0 +1,110 @@
+"""transforms.json and transforms.safetensors: the transforms of an aligned model, beside its weights.
+
+The JSON file holds one record per site, the tensor names of the folded norm gains and facts about the
+original; the safetensors file holds the arrays that both refer to.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+
+from rdopt.checkpoint import Architecture, Checkpoint
+from rdopt.config.errors import UserError
+from rdopt.operator import Params
+from rdopt.transforms.gauges import Gauges
+from rdopt.transforms.metadata import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
+
+JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
+GAINS = ("attn_norm", "mlp_norm", "final_norm")
+
+
+class AlignmentFiles(NamedTuple):
+    """What the two files hold.
+
+    Attributes:
+        records: site ("residual", "value") -> its transform.
+        gains: the original's norm gains by name; empty when none were folded.
+        original: facts about the original: fingerprint, parameters, tied.
+    """
+
+    records: dict[str, TransformRecord]
+    gains: dict[str, Float[np.ndarray, "..."]]
+    original: dict[str, Any]
+
+
+def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
+    """The float64 gauges that the records rebuild."""
+    return Gauges(**{site: rebuild(record) for site, record in records.items()})
+
+
+def fixed_records(gauges: Gauges) -> dict[str, TransformRecord]:
+    """A fixed basis as records of dense matrices."""
+    return {
+        site: TransformRecord(kind="matrix", site=site, shape=Q.shape, parameters={"matrix": Q})
+        for site, Q in gauges._asdict().items()
+        if Q is not None
+    }
+
+
+def alignment_of(
+    records: Mapping[str, TransformRecord], params: Params, checkpoint: Checkpoint, fingerprint: str
+) -> AlignmentFiles:
+    """The files' contents for transforms of this original model; gains are kept when they are folded."""
+    gains = {}
+    if "residual" in records:
+        gains = {k: np.asarray(params["blocks"][k]) for k in GAINS[:2]} | {"final_norm": params["final_norm"]}
+    original = {
+        "fingerprint": fingerprint,
+        "parameters": checkpoint.num_parameters,
+        "tied": checkpoint.arch.tied,
+    }
+    return AlignmentFiles(dict(records), gains, original)
+
+
+def save_alignment(folder: Path, alignment: AlignmentFiles) -> None:
+    """Writes both files into an existing folder."""
+    sites, tensors = {}, {}
+    for site, record in alignment.records.items():
+        sites[site], arrays = record_to_dict(record, site)
+        tensors |= arrays
+    tensors |= {f"gain.{k}": np.asarray(v, np.float32) for k, v in alignment.gains.items()}
+    plain = {
+        "version": VERSION,
+        "sites": sites,
+        "gains": sorted(alignment.gains),
+        "original": alignment.original,
+    }
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(folder / TENSOR_NAME))
+    (folder / JSON_NAME).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def load_alignment(folder: Path) -> AlignmentFiles:
+    """Reads what `save_alignment` wrote.
+
+    Raises:
+        UserError: the files are missing, damaged, or of another version.
+    """
+    path = folder / JSON_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} has no {JSON_NAME}; name a folder written by rdopt train or rdopt export.")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / TENSOR_NAME))
+    except Exception as error:
+        raise UserError(f"the transforms in {folder} cannot be read ({error}); export the model again.") from error
+    if plain.get("version") != VERSION:
+        raise UserError(f"{path} has version {plain.get('version')!r}; this rdopt reads {VERSION}.")
+    records = {site: record_from_dict(entry, tensors) for site, entry in plain["sites"].items()}
+    gains = {name: tensors[f"gain.{name}"] for name in plain["gains"]}
+    return AlignmentFiles(records, gains, plain["original"])
+
+
+def architecture_of_original(arch: Architecture, original: Mapping[str, Any]) -> Architecture:
+    """The original's architecture from the aligned one: a head that was untied is tied again."""
+    return replace(arch, tied=bool(original["tied"]))
