@@ -2,10 +2,23 @@
 
 from rdopt.codec.container import read_container, write_container
 from rdopt.codec.decoder import Decoded, decode_model
+from rdopt.codec.encode import Prepared, decode, decode_file, encode, encode_source, prepare
 from rdopt.codec.encoder import Encoded, Source, encode_at_step, encode_model, make_source
+from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.steps import base_step, lam_of_base_step
+from rdopt.codec.stored import blockwise_pca
+from rdopt.codec.target import search_step
 
 __all__ = [
+    "blockwise_pca",
+    "Prepared",
+    "decode",
+    "decode_file",
+    "encode",
+    "encode_source",
+    "estimated_distortion",
+    "prepare",
+    "search_step",
     "Decoded",
     "Encoded",
     "Source",

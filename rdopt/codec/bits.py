@@ -1,6 +1,7 @@
 """Bit strings of small integers: Elias gamma codes (Elias 1975), most significant bit first."""
 
 from collections.abc import Iterable
+from typing import SupportsInt
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class BitWriter:
         digits = format(value + 1, "b")
         self._text.append("0" * (len(digits) - 1) + digits)
 
-    def gammas(self, values: Iterable[int]) -> None:
+    def gammas(self, values: Iterable[SupportsInt]) -> None:
         """Appends several values."""
         for value in values:
             self.gamma(int(value))

@@ -22,6 +22,7 @@ from rdopt.codec.container import unpack
 from rdopt.codec.encoder import bits_of
 from rdopt.codec.entropy import decode_indices, unpack_lists
 from rdopt.codec.quantize import GROUPS, coded_matrices, dequantize
+from rdopt.codec.stored import unpack_stored
 from rdopt.config.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Decoded(NamedTuple):
         files: the carried files by name.
         bits: where the file's bits went.
         c: base step.
-        indices: (layer, matrix) -> the integer indices.
+        indices: (layer, matrix) -> the integer indices, in the coordinates of the stored transforms if any.
     """
 
     tensors: dict[str, Float[np.ndarray, "..."]]
@@ -64,23 +65,26 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
         config = json.loads(files.pop("config.json"))
         arch = architecture_from_config(config)
         keys = list(coded_matrices(arch.num_layers))
-        c, precision, width, lengths = _read_index(index, len(keys))
+        c, _, width, lengths = _read_index(index, len(keys))
         rows, cols, spreads = _read_scales(streams["scales"], arch)
         tables = read_tables(streams["tables"])
+        stored = unpack_stored(streams["transforms"], arch)
         ends = np.cumsum(lengths)
 
         def one(i: int) -> Int[np.ndarray, "out in"]:
             classes = table_classes(spreads[i], width)
             return decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
 
+        def weight(key: tuple[int, str]) -> Float[np.ndarray, "out in"]:
+            W = dequantize(indices[key], rows[key], cols[key[0], INPUT_OF[key[1]]], c)
+            return W if stored is None else stored.undo(*key, W)
+
         with ThreadPoolExecutor(threads or None) as pool:
             indices = dict(zip(keys, pool.map(one, range(len(keys))), strict=True))
+            weights = {hf_name(*key): W for key, W in zip(keys, pool.map(weight, keys), strict=True)}
         uncoded = dict(_unpack_uncoded(streams["uncoded"], arch))
     except (ValueError, KeyError, struct.error, lzma.LZMAError, tarfile.TarError) as error:
         raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
-    weights = {
-        hf_name(*key): dequantize(z, rows[key], cols[key[0], INPUT_OF[key[1]]], c) for key, z in indices.items()
-    }
     tensors = {k: weights[k] if k in weights else uncoded[k] for k in expected_tensors(arch)}
     return Decoded(tensors, arch, config, files, bits_of(data, streams), c, indices)
 

@@ -1,7 +1,8 @@
 """A model and a slope to the bytes of a file: quantize, choose the tables, code, pack.
 
-Every coded matrix rebuilds from five streams: codes (rANS), tables, scales (steps and spreads as small integers),
-transforms (stored ones; gauges cost nothing) and the index. Tensors that are not coded are kept in 16 bit.
+Every coded matrix rebuilds from five streams: codes (rANS), tables, scales (steps and spreads as small
+integers), transforms (stored ones; gauges cost nothing) and the index. Tensors that are not coded are kept in
+16 bit.
 """
 
 import io
@@ -25,6 +26,7 @@ from rdopt.codec.container import pack
 from rdopt.codec.entropy import encode_indices, pack_lists
 from rdopt.codec.quantize import Grid, coded_matrices, make_grid, quantize_model
 from rdopt.codec.steps import base_step
+from rdopt.codec.stored import Stored, pack_stored
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import Params, params_to_tensors
@@ -41,6 +43,7 @@ class Source(NamedTuple):
         grid: steps of the coded matrices before the base step.
         weights: number of coded weights.
         parameters: number of parameters of the original model (the denominator of bpw_all).
+        stored: the transforms that the decoder has to undo, if any.
     """
 
     params: Params
@@ -50,6 +53,7 @@ class Source(NamedTuple):
     grid: Grid
     weights: int
     parameters: int
+    stored: Stored | None = None
 
 
 class Encoded(NamedTuple):
@@ -93,8 +97,11 @@ def make_source(
     moments: Moments,
     encode: EncodeConfig,
     parameters: int,
+    stored: Stored | None = None,
 ) -> Source:
     """Prepares a model for encoding at any slope.
+
+    With `stored`, params and moments are in its coordinates (see `stored.blockwise_pca`).
 
     Raises:
         UserError: weights or moments are not finite.
@@ -106,7 +113,7 @@ def make_source(
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
     grid = make_grid(moments, arch.num_layers, encode.damping, encode.grid)
-    return Source(params, arch, config, files, grid, weights, parameters)
+    return Source(params, arch, config, files, grid, weights, parameters, stored)
 
 
 def encode_model(
@@ -146,7 +153,7 @@ def encode_at_step(
         "scales": pack_lists([source.grid.rows[k] for k in keys])
         + pack_lists(list(source.grid.cols.values()))
         + pack_spreads(plan.spreads),
-        "transforms": b"",
+        "transforms": pack_stored(source.stored),
         "uncoded": pack_uncoded(source.params, source.arch),
         "files": pack_files(source.config, source.files),
     }
@@ -167,7 +174,7 @@ def _estimate(data: bytes, streams: Mapping[str, bytes], plan: Plan) -> float:
 
 
 def write_index(c: float, plan: Plan, codes: list[bytes]) -> bytes:
-    """Base step (float32), then spread precision, class width and the words of every code stream in gamma codes."""
+    """Base step (float32), then precision, class width and the words of every code stream as gamma codes."""
     out = BitWriter()
     out.gammas((plan.precision, plan.width, *(len(x) // 4 for x in codes)))
     return struct.pack("<f", c) + out.bytes()
@@ -190,7 +197,8 @@ def _sixteen_bit(x: Float[np.ndarray, "..."]) -> bytes:
     brain = x.astype(ml_dtypes.bfloat16)
     if np.abs(x).max(initial=0) < 6e4:
         half = x.astype(np.float16)
-        if np.sum((half - x) ** 2, dtype=np.float64) <= np.sum((brain.astype(np.float32) - x) ** 2, dtype=np.float64):
+        errors = [np.sum((y.astype(np.float32) - x) ** 2, dtype=np.float64) for y in (half, brain)]
+        if errors[0] <= errors[1]:
             return b"\x01" + half.astype("<f2").tobytes()
     return b"\x00" + brain.view(np.uint16).astype("<u2").tobytes()
 

@@ -108,3 +108,22 @@ def dequantize(
     """z_ij (row_i (col_j c)) in float32, products in this order, so that every machine gets the same bits."""
     steps = exp_steps(row)[:, None] * (exp_steps(col) * np.float32(c))[None, :]
     return z.astype(np.float32) * steps
+
+
+def estimated_distortion(params: Params, decoded: Params, moments: Moments) -> float:
+    """D = 1/2 sum_k tr(G_k E_k sigma_k E_k^T) of the real quantization errors, in nats/token.
+
+    Args:
+        params: the weights before quantization.
+        decoded: the weights of the file, in the same coordinates.
+        moments: in these coordinates; off-diagonal entries of G count where they are held.
+
+    Returns:
+        D, computed in float64.
+    """
+    total = 0.0
+    for layer, name in coded_matrices(len(params["blocks"]["q"])):
+        E = np.asarray(params["blocks"][name][layer], np.float64) - decoded["blocks"][name][layer]
+        G, weighted = moments.G[name][layer], E @ moments.sigma[INPUT_OF[name]][layer]
+        total += float(np.sum((G @ E if G.ndim == 2 else G[:, None] * E) * weighted))
+    return total / 2

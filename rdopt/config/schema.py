@@ -20,7 +20,9 @@ Rate = Literal["analytic", "noise", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
 Grid = Literal["feedback", "round"]
-Arm = Literal["identity", "hadamard", "random", "pca", "pca-act", "learned"]
+Arm = Literal[
+    "identity", "hadamard", "random", "pca", "pca-act", "learned", "hadamard+learned", "blockwise-pca"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

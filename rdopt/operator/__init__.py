@@ -11,7 +11,7 @@ from rdopt.operator.llama import (
     rope_tables,
     run_blocks,
 )
-from rdopt.operator.params import Params, load_params, params_to_tensors
+from rdopt.operator.params import Params, load_params, params_from_tensors, params_to_tensors
 
 __all__ = [
     "Linear",
@@ -22,6 +22,7 @@ __all__ = [
     "linear",
     "load_params",
     "logits",
+    "params_from_tensors",
     "params_to_tensors",
     "rms_norm",
     "rope_tables",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,17 @@ def load_params(checkpoint: Checkpoint) -> Params:
             "set tie_word_embeddings to false in config.json or remove the tensor."
         )
     return params
+
+
+def params_from_tensors(tensors: Mapping[str, Float[np.ndarray, " ..."]], arch: Architecture) -> Params:
+    """The pytree of tensors held by their checkpoint names (inverse of `params_to_tensors`)."""
+    layers = range(arch.num_layers)
+    params: Params = {
+        "embed": tensors[EMBED],
+        "blocks": {short: np.stack([tensors[hf_name(i, short)] for i in layers]) for short in block_shapes(arch)},
+        "final_norm": tensors[FINAL_NORM],
+    }
+    return params if arch.tied else params | {"head": tensors[HEAD]}
 
 
 def params_to_tensors(params: Params, arch: Architecture) -> Iterator[tuple[str, Float[np.ndarray, " ..."]]]:

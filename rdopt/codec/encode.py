@@ -1,0 +1,147 @@
+"""`rdopt encode` and `rdopt decode`: runs and folders to files, files to plain folders."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rdopt.align import moments_of
+from rdopt.calibration import Moments, load_corpus, load_subject, second_moments
+from rdopt.checkpoint import carried_files, write_checkpoint
+from rdopt.codec.container import write_container
+from rdopt.codec.decoder import Decoded, decode_model
+from rdopt.codec.encoder import Encoded, Source, encode_at_step, encode_model, make_source
+from rdopt.codec.steps import base_step
+from rdopt.codec.target import search_step
+from rdopt.config import Config, EncodeConfig, UserError
+from rdopt.export import aligned_config, open_trained
+from rdopt.transforms import fold, fold_moments, gauges_of, load_alignment
+
+Ticker = Callable[[int, int], None] | None
+
+
+class Prepared(NamedTuple):
+    """A model ready to be encoded at any slope, its moments there, and the configuration that applies."""
+
+    source: Source
+    moments: Moments
+    config: Config
+
+
+def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
+    """Reads a run folder or a model folder.
+
+    Args:
+        path: a finished run of rdopt train, or a Hugging Face folder (exported or not).
+        config: its text measures the moments of a folder; a run brings its own text.
+        progress: called with (sequences, of how many) while moments are measured.
+
+    Raises:
+        UserError: neither, or unfinished.
+    """
+    if (path / "run.json").is_file():
+        return _prepare_run(path, config.encode, progress)
+    subject = load_subject(path)
+    checkpoint = subject.checkpoint
+    corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
+    moments = second_moments(
+        subject.params, subject.arch, corpus.calibration, seed=config.text.seed, progress=progress
+    )
+    aligned = (checkpoint.folder / "transforms.json").is_file()
+    parameters = (
+        int(load_alignment(checkpoint.folder).original["parameters"]) if aligned else checkpoint.num_parameters
+    )
+    source = make_source(
+        subject.params,
+        subject.arch,
+        checkpoint.config,
+        carried_files(checkpoint.folder),
+        moments,
+        config.encode,
+        parameters,
+    )
+    return Prepared(source, moments, config)
+
+
+def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared:
+    config, subject, corpus, alignment = open_trained(path)
+    if encode.lam is None and encode.target_bpw is None:
+        encode = replace(encode, lam=config.train.lam)
+    gauges = gauges_of(alignment.records)
+    params, arch = fold(subject.params, subject.arch, gauges)
+    moments = moments_of(path, subject, corpus, config, progress)
+    moments = fold_moments(moments, subject.params, subject.arch, gauges)
+    checkpoint = subject.checkpoint
+    source = make_source(
+        params,
+        arch,
+        aligned_config(checkpoint.config, arch),
+        carried_files(checkpoint.folder),
+        moments,
+        encode,
+        checkpoint.num_parameters,
+    )
+    return Prepared(source, moments, replace(config, encode=encode))
+
+
+def encode_source(source: Source, encode: EncodeConfig, lam: float, progress: Ticker = None) -> Encoded:
+    """The file at a slope, or at `encode.target_bpw` when that is set (`lam` is then the first guess)."""
+    if encode.target_bpw is None:
+        return encode_model(source, lam, encode, progress)
+    return search_step(
+        lambda c: encode_at_step(source, c, encode, progress),
+        lambda encoded: encoded.bpw(source),
+        encode.target_bpw,
+        base_step(lam, source.weights),
+    )
+
+
+def encode(
+    path: Path, out: Path, config: Config, progress: Ticker = None
+) -> tuple[Prepared, Encoded]:
+    """Encodes a run or a folder into a file.
+
+    Args:
+        path: a run of rdopt train or a model folder.
+        out: the file to be, never overwritten.
+        config: encode.lam or encode.target_bpw, grid, text.
+        progress: called with (done, of how many) while moments and matrices are worked on.
+
+    Returns:
+        what was encoded, and the file's bytes and parts.
+
+    Raises:
+        UserError: bad input, a target out of reach, or an existing output.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists and is never overwritten; remove it or choose another name.")
+    prepared = prepare(path, config, progress)
+    settings = prepared.config.encode
+    encoded = encode_source(prepared.source, settings, settings.lam or prepared.config.train.lam, progress)
+    write_container(out, encoded.data)
+    return prepared, encoded
+
+
+def decode_file(path: Path, threads: int = 0) -> Decoded:
+    """Decodes a file into memory."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name one written by rdopt encode.")
+    return decode_model(path.read_bytes(), str(path), threads)
+
+
+def decode(path: Path, out: Path, *, dtype: str = "float32", threads: int = 0) -> Decoded:
+    """Decodes a file into a plain Hugging Face folder.
+
+    Args:
+        path: the file.
+        out: a new folder.
+        dtype: of the written weights; float32 keeps them exactly.
+        threads: 0 for all cores; the bytes do not depend on it.
+
+    Raises:
+        UserError: a damaged file or an existing output.
+    """
+    decoded = decode_file(path, threads)
+    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=decoded.files)
+    return decoded
+

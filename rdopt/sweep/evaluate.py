@@ -1,0 +1,42 @@
+"""`rdopt eval`: perplexity and KL of a folder or a file against a reference model on the test text."""
+
+from pathlib import Path
+from typing import Any
+
+from rdopt.calibration import load_subject, open_subject
+from rdopt.checkpoint import Architecture
+from rdopt.codec import decode_file
+from rdopt.config import Config
+from rdopt.evaluate import Comparison, Reference, as_eval_json, compare, noise_floor_bf16
+from rdopt.export import reference_of
+from rdopt.operator import Params, params_from_tensors
+
+
+def load_candidate(path: str) -> tuple[Params, Architecture]:
+    """A decoded file, or a model folder or hub name, in memory."""
+    if Path(path).is_file():
+        decoded = decode_file(Path(path))
+        return params_from_tensors(decoded.tensors, decoded.arch), decoded.arch
+    subject = load_subject(path)
+    return subject.params, subject.arch
+
+
+def evaluate(path: str, config: Config) -> tuple[dict[str, Any], Comparison, Reference]:
+    """Compares a candidate with the reference model `config.model`.
+
+    Args:
+        path: a file of rdopt encode, a Hugging Face folder, or a hub name.
+        config: reference model, text (its test part is used), windows.
+
+    Returns:
+        (the eval JSON, the comparison, the reference).
+
+    Raises:
+        UserError: bad input, or vocabularies that differ.
+    """
+    params, arch = load_candidate(path)
+    subject, corpus = open_subject(config)
+    reference = reference_of(subject, corpus, config)
+    found = compare(reference, params, arch)
+    floor = noise_floor_bf16(reference)
+    return as_eval_json(found, floor, config.evaluate.context, config.evaluate.stride), found, reference

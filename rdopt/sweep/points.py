@@ -1,0 +1,176 @@
+"""One point of a curve: encode a model at a slope or a size, write, read back, decode, evaluate."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.calibration import Corpus, Moments, Subject
+from rdopt.checkpoint import Architecture, carried_files, new_file
+from rdopt.codec import (
+    Source,
+    decode_file,
+    encode_source,
+    estimated_distortion,
+    lam_of_base_step,
+    make_source,
+    write_container,
+)
+from rdopt.config import Config, EncodeConfig
+from rdopt.evaluate import Reference, compare
+from rdopt.export import aligned_config
+from rdopt.operator import Params, params_from_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all points of one comparison share: model, text, moments, reference, configuration, folder."""
+
+    config: Config
+    subject: Subject
+    corpus: Corpus
+    moments: Moments
+    reference: Reference
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measured file.
+
+    Attributes:
+        arm: its coordinates.
+        lam: slope that its steps follow from.
+        bpw: bits/weight of what rebuilds the coded matrices, file bytes.
+        bpw_estimated: the same with the ideal code length.
+        bpw_relaxed: R at the end of training; nan where nothing was trained.
+        bpw_all: file bits per parameter of the original.
+        distortion: D of the real quantization errors, nats/token.
+        kl: measured KL, nats/token.
+        ppl: perplexity.
+        bytes: file size.
+        seconds: training, encoding, decoding and evaluating.
+        train_seconds, encode_seconds, decode_seconds: parts of it.
+        kl_sums: KL of every test sequence, nats.
+        counts: its scored tokens.
+    """
+
+    arm: str
+    lam: float
+    bpw: float
+    bpw_estimated: float
+    bpw_relaxed: float
+    bpw_all: float
+    distortion: float
+    kl: float
+    ppl: float
+    bytes: int
+    seconds: float
+    train_seconds: float
+    encode_seconds: float
+    decode_seconds: float
+    kl_sums: Float[np.ndarray, " sequences"]
+    counts: Int[np.ndarray, " sequences"]
+
+
+def aligned_source(
+    bench: Bench, params: Params, arch: Architecture, moments: Moments, encode: EncodeConfig, **stored: Any
+) -> Source:
+    """The encoder's input for the bench's model in other coordinates."""
+    checkpoint = bench.subject.checkpoint
+    return make_source(
+        params,
+        arch,
+        aligned_config(checkpoint.config, arch),
+        carried_files(checkpoint.folder),
+        moments,
+        encode,
+        checkpoint.num_parameters,
+        **stored,
+    )
+
+
+def measure_point(
+    bench: Bench,
+    arm: str,
+    source: Source,
+    truth: tuple[Params, Moments],
+    encode: EncodeConfig,
+    lam: float,
+    *,
+    trained: tuple[float, float] = (float("nan"), 0.0),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Point:
+    """Encodes, writes, reads back, decodes and evaluates one file.
+
+    Args:
+        bench: the comparison.
+        arm: name of the coordinates.
+        source: the model in them.
+        truth: weights and moments that the decoded weights are compared with, in the decoded coordinates.
+        encode: grid, target.
+        lam: slope, or the first guess for a target.
+        trained: (R at the end of training, seconds it took).
+        clock: seconds.
+    """
+    start = clock()
+    encoded = encode_source(source, encode, lam)
+    path = bench.out / "files" / f"{point_name(arm, encode, lam)}.rdopt.safetensors"
+    path.unlink(missing_ok=True)
+    write_container(path, encoded.data)
+    written = clock()
+    decoded = decode_file(path)
+    read = clock()
+    params = params_from_tensors(decoded.tensors, decoded.arch)
+    found = compare(bench.reference, params, decoded.arch)
+    return Point(
+        arm=arm,
+        lam=lam_of_base_step(encoded.c, source.weights),
+        bpw=encoded.bpw(source),
+        bpw_estimated=encoded.bpw_estimated(source),
+        bpw_relaxed=trained[0],
+        bpw_all=encoded.bpw_all(source),
+        distortion=estimated_distortion(truth[0], params, truth[1]),
+        kl=found.kl_mean,
+        ppl=found.perplexity.value,
+        bytes=len(encoded.data),
+        seconds=trained[1] + clock() - start,
+        train_seconds=trained[1],
+        encode_seconds=written - start,
+        decode_seconds=read - written,
+        kl_sums=found.kl_sums,
+        counts=found.counts,
+    )
+
+
+def point_name(arm: str, encode: EncodeConfig, lam: float) -> str:
+    """File name of a point: its arm and its slope or target."""
+    return f"{arm}-lam{lam:g}" if encode.target_bpw is None else f"{arm}-bpw{encode.target_bpw:g}"
+
+
+def save_point(folder: Path, name: str, point: Point) -> None:
+    """Writes a point as JSON, complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(point).items()}
+    with new_file(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(plain), encoding="utf-8")
+
+
+def load_point(folder: Path, name: str) -> Point | None:
+    """A finished point, or None."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return None
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    arrays = {"kl_sums": np.array(plain["kl_sums"]), "counts": np.array(plain["counts"])}
+    return Point(**{**plain, **arrays})
+
+
+def with_target(config: Config, target: float | None) -> EncodeConfig:
+    """The encoder's configuration for one point."""
+    return replace(config.encode, lam=None, target_bpw=target)

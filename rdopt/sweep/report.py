@@ -1,0 +1,115 @@
+"""What a sweep leaves: curve.json (one shape everywhere), curve.csv, and the table of gains."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from rdopt.config import Config
+from rdopt.sweep.arms import ARMS
+from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits_with_error
+from rdopt.sweep.points import Point
+
+RESULTS = ("lam", "bpw", "bpw_estimated", "bpw_all", "kl", "ppl", "bytes", "seconds")
+RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+
+
+def by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each arm, sorted by bits/weight."""
+    names = dict.fromkeys(p.arm for p in points)
+    return {name: sorted((p for p in points if p.arm == name), key=lambda p: p.bpw) for name in names}
+
+
+def curve_of(points: Sequence[Point]) -> Curve:
+    """The curve of one arm's sorted points."""
+    return Curve(np.array([p.bpw for p in points]), np.stack([p.kl_sums for p in points]), points[0].counts)
+
+
+def curve_json(points: Sequence[Point], config: Config, text: str) -> dict[str, Any]:
+    """The content of curve.json: parallel lists per arm, sorted by bits/weight."""
+    arms = [
+        {
+            "name": name,
+            "description": ARMS[name].description,
+            "results": {key: [getattr(p, key) for p in group] for key in RESULTS},
+        }
+        for name, group in by_arm(points).items()
+    ]
+    evaluate = config.evaluate
+    protocol = (
+        f"KL(original || decoded) in nats/token and perplexity on the test part of the text, context "
+        f"{evaluate.context}, stride {evaluate.stride}, {int(points[0].counts.sum())} scored tokens; "
+        "bpw: file bits that rebuild the coded matrices per coded weight; bpw_all: file bits per parameter"
+    )
+    return {"model": config.model, "text": text, "protocol": protocol, "arms": arms}
+
+
+def curve_csv(points: Sequence[Point]) -> str:
+    """Every point's scalars as CSV with a header."""
+    out = StringIO()
+    fields = [k for k in vars(points[0]) if k not in ("kl_sums", "counts")]
+    writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for group in by_arm(points).values():
+        for p in group:
+            writer.writerow(vars(p))
+    return out.getvalue()
+
+
+def gains(points: Sequence[Point], noise_floor: float) -> list[dict[str, Any]]:
+    """Each arm against each baseline (identity, hadamard): BD-rate in percent and bits saved at equal KL.
+
+    "saved" maps bits/weight of the baseline to [bits saved, standard error].
+    """
+    groups = {name: curve_of(group) for name, group in by_arm(points).items()}
+    rows = []
+    for baseline in ("identity", "hadamard"):
+        for name, curve in groups.items():
+            if baseline not in groups or name in (baseline, "identity"):
+                continue
+            saved = {rate: saved_bits_with_error(groups[baseline], curve, rate) for rate in RATES}
+            rows.append(
+                {
+                    "arm": name,
+                    "against": baseline,
+                    "bd_rate": bd_rate(groups[baseline], curve, noise_floor),
+                    "saved": {rate: list(pair) for rate, pair in saved.items() if not math.isnan(pair[0])},
+                }
+            )
+    return rows
+
+
+def point_table(points: Sequence[Point]) -> str:
+    """The points as text: * marks the Pareto front over all arms."""
+    front = pareto(np.array([p.bpw for p in points]), np.array([p.kl for p in points]))
+    on_front = {id(p) for p, keep in zip(points, front, strict=True) if keep}
+    head = f"{'arm':17s} {'lambda':>8s} {'bpw':>8s} {'ideal':>8s} {'relaxed':>8s} {'bpw_all':>8s}"
+    lines = [head + f" {'KL':>9s} {'D':>9s} {'ppl':>8s} {'bytes':>9s} {'s':>5s}"]
+    for group in by_arm(points).values():
+        for p in group:
+            relaxed = "" if math.isnan(p.bpw_relaxed) else f"{p.bpw_relaxed:.4f}"
+            lines.append(
+                f"{p.arm:17s} {p.lam:8.4g} {p.bpw:8.4f} {p.bpw_estimated:8.4f} {relaxed:>8s} {p.bpw_all:8.4f}"
+                f" {p.kl:9.5f} {p.distortion:9.5f} {p.ppl:8.3f} {p.bytes:9d} {p.seconds:5.0f}"
+                + (" *" if id(p) in on_front else "")
+            )
+    return "\n".join(lines)
+
+
+def gain_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The gains as text, "n/a" where the protocol does not allow a figure."""
+    lines = [f"{'arm':17s} {'against':10s} {'BD-rate':>9s}  bits/weight saved at equal KL (+- standard error)"]
+    for row in rows:
+        rate = "n/a" if math.isnan(row["bd_rate"]) else f"{row['bd_rate']:+.1f} %"
+        saved = "  ".join(f"at {r:g}: {g:+.3f} +- {e:.3f}" for r, (g, e) in row["saved"].items())
+        lines.append(f"{row['arm']:17s} {row['against']:10s} {rate:>9s}  {saved or 'n/a'}")
+    return "\n".join(lines)
+
+
+def dumps(value: Any) -> str:
+    """JSON text with a final newline."""
+    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,251 @@
+"""`rdopt sweep`: every arm at every slope or size, resumable, into curve.json, curve.csv and curve.png."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from rdopt import align
+from rdopt.calibration import Moments, open_subject
+from rdopt.checkpoint import new_folder
+from rdopt.codec import Source, blockwise_pca, encode_source, lam_of_base_step
+from rdopt.config import Config, EncodeConfig, Grid
+from rdopt.evaluate import noise_floor_bf16
+from rdopt.export import check_alignment, reference_of
+from rdopt.sweep.arms import ARMS
+from rdopt.sweep.points import (
+    Bench,
+    Point,
+    aligned_source,
+    load_point,
+    measure_point,
+    point_name,
+    save_point,
+    with_target,
+)
+from rdopt.sweep.plot import plot_curves
+from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
+from rdopt.transforms import (
+    Gauges,
+    alignment_of,
+    fold,
+    fold_moments,
+    gauges_of,
+    load_alignment,
+    save_alignment,
+    starting_gauges,
+)
+
+Say = Callable[[str], None]
+
+
+def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[jax.Device] | None = None) -> list[Point]:
+    """Measures all points of a comparison; finished ones of an earlier try are kept.
+
+    Args:
+        config: model, text, arms, slopes or targets.
+        out: the sweep's folder.
+        say: called with progress lines.
+        devices: for training; all local ones by default.
+
+    Returns:
+        the points, arm by arm.
+
+    Raises:
+        UserError: bad input, or another comparison in the folder.
+        KeyboardInterrupt: after the training state was saved.
+    """
+    pool = tuple(devices or jax.local_devices())
+    align.open_run(out, config, "sweep", pool)
+    subject, corpus = open_subject(config)
+    say(f"model {config.model}: {align.coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
+    moments = align.moments_of(out, subject, corpus, config, _ticker(say, "second moments: sequence"))
+    say("reference: the original model on the test text")
+    reference = reference_of(subject, corpus, config)
+    bench = Bench(
+        config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out
+    )
+    metrics = align.Metrics(out)
+    points: list[Point] = []
+    for name in config.sweep.arms:
+        run = _LearnedArm(bench, name, pool, say) if ARMS[name].learned else _FixedArm(bench, name)
+        for encode, lam in _requests(config):
+            label = point_name(name, encode, lam)
+            point = load_point(out / "points", label)
+            if point is not None:
+                run.skip(label)
+            else:
+                point = run.point(encode, lam)
+                save_point(out / "points", label, point)
+            points.append(point)
+            metrics.write({"step": len(points), **_scalars(point)})
+            say(_line(point))
+    _write_results(bench, points, say)
+    align.finish_run(out)
+    return points
+
+
+def _write_results(bench: Bench, points: list[Point], say: Say) -> None:
+    """curve.json, curve.csv, curve.png and gains.json, replacing those of an unfinished try."""
+    out, config = bench.out, bench.config
+    floor = noise_floor_bf16(bench.reference)
+    rows = gains(points, floor)
+    (out / "curve.json").write_text(dumps(curve_json(points, config, bench.corpus.description)), encoding="utf-8")
+    (out / "curve.csv").write_text(curve_csv(points), encoding="utf-8")
+    (out / "gains.json").write_text(dumps({"noise_floor_bf16": floor, "gains": rows}), encoding="utf-8")
+    sources = ", ".join(Path(s).name for s in config.text.sources)
+    plot_curves(points, out / "curve.png", f"{Path(config.model).name} on {sources}", floor)
+    original = bench.reference.perplexity
+    say("")
+    say(point_table(points))
+    say(
+        f"original: perplexity {original.value:.3f} +- {original.stderr:.3f} on {original.tokens} tokens; KL of its "
+        f"bfloat16 pass {floor:.1e}; * Pareto front; bpw from file bytes, ideal: code length + side bytes,"
+    )
+    say("relaxed: R of training; D: estimate of the KL from the errors and the moments")
+    if rows:
+        say("")
+        say(gain_table(rows))
+
+
+def _requests(config: Config) -> list[tuple[EncodeConfig, float]]:
+    """(encoder configuration, slope) of every point; learned arms warm-start from one to the next."""
+    if config.sweep.target_bpw is None:
+        return [(with_target(config, None), lam) for lam in sorted(config.sweep.lams, reverse=True)]
+    return [(with_target(config, bpw), config.train.lam) for bpw in sorted(config.sweep.target_bpw, reverse=True)]
+
+
+class _FixedArm:
+    """Coordinates that do not depend on the slope: folded once."""
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self._bench, self._name = bench, name
+        subject, moments, config = bench.subject, bench.moments, bench.config
+        self._grid: Grid = "round" if ARMS[name].blockwise else config.encode.grid
+        encode = replace(config.encode, grid=self._grid)
+        if ARMS[name].blockwise:
+            self._truth = (subject.params, moments)
+            params, turned, stored = blockwise_pca(subject.params, subject.arch, moments)
+            self._source = aligned_source(bench, params, subject.arch, turned, encode, stored=stored)
+            return
+        gauges = starting_gauges(
+            ARMS[name].basis, subject.params, subject.arch, moments, config.train.seed
+        )
+        params, arch = fold(subject.params, subject.arch, gauges)
+        check_alignment(bench.reference, params, arch)
+        self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
+        self._source = aligned_source(bench, params, arch, self._truth[1], encode)
+
+    def skip(self, label: str) -> None:
+        """Nothing carries over from a finished point."""
+
+    def point(self, encode: EncodeConfig, lam: float) -> Point:
+        """Encodes and evaluates at one slope or target."""
+        encode = replace(encode, grid=self._grid)
+        return measure_point(self._bench, self._name, self._source, self._truth, encode, lam)
+
+
+class _LearnedArm:
+    """Transforms trained once per point, each from the point's before it."""
+
+    def __init__(self, bench: Bench, name: str, devices: tuple[jax.Device, ...], say: Say) -> None:
+        self._bench, self._name, self._devices, self._say = bench, name, devices, say
+        subject, config = bench.subject, bench.config
+        self._problem, self._settings = align.make_problem(subject, bench.moments, config)
+        self._start = starting_gauges(
+            ARMS[name].basis, subject.params, subject.arch, bench.moments, config.train.seed
+        )
+
+    def skip(self, label: str) -> None:
+        """Takes over the transforms of a finished point."""
+        self._start = gauges_of(load_alignment(self._bench.out / "transforms" / label).records)
+
+    def point(self, encode: EncodeConfig, lam: float) -> Point:
+        """Trains, folds, encodes and evaluates at one slope or target."""
+        bench, subject, clock = self._bench, self._bench.subject, time.perf_counter
+        begun = clock()
+        if encode.target_bpw is not None:
+            # The slope to train at is the one that makes a file of this size before training.
+            source = self._source(self._start, encode)[0]
+            lam = lam_of_base_step(encode_source(source, encode, lam).c, source.weights)
+        learned = self._learn(point_name(self._name, encode, lam), lam)
+        self._start = gauges_of(learned.records)
+        seconds = clock() - begun
+        source, moments = self._source(self._start, encode)
+        check_alignment(bench.reference, source.params, source.arch)
+        folder = bench.out / "transforms" / point_name(self._name, encode, lam)
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder) as part:
+            save_alignment(
+                part, alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
+            )
+        truth = (source.params, moments)
+        return measure_point(bench, self._name, source, truth, encode, lam, trained=(learned.rate, seconds))
+
+    def _source(self, gauges: Gauges, encode: EncodeConfig) -> tuple[Source, Moments]:
+        subject = self._bench.subject
+        params, arch = fold(subject.params, subject.arch, gauges)
+        moments = fold_moments(self._bench.moments, subject.params, subject.arch, gauges)
+        return aligned_source(self._bench, params, arch, moments, encode), moments
+
+    def _learn(self, label: str, lam: float) -> align.Learned:
+        bench = self._bench
+        train = replace(bench.config.train, lam=lam)
+        marks = align.fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train))
+        state = bench.out / "state" / label
+        store = align.StateStore(state, marks)
+        learned = align.learn(
+            self._problem,
+            self._settings,
+            bench.corpus.calibration,
+            self._start,
+            train,
+            devices=self._devices,
+            store=store,
+            report=_steps(self._say, label),
+        )
+        store.close()
+        shutil.rmtree(state, ignore_errors=True)
+        return learned
+
+
+def _steps(say: Say, label: str) -> Callable[[align.Progress], None]:
+    """Says every tenth of a training's steps, with the time left."""
+    begun: list[tuple[int, float]] = []
+
+    def report(p: align.Progress) -> None:
+        begun.append((p.step, time.perf_counter()))
+        if p.step % max(1, p.steps // 5) and p.step != p.steps:
+            return
+        done = begun[-1][0] - begun[0][0]
+        left = (begun[-1][1] - begun[0][1]) / done * (p.steps - p.step) if done else float("nan")
+        say(
+            f"  {label}: step {p.step}/{p.steps}  J {p.J:.4f}  R {p.rate:.4f} bits/weight  "
+            f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
+        )
+
+    return report
+
+
+def _ticker(say: Say, what: str) -> Callable[[int, int], None]:
+    def tick(done: int, total: int) -> None:
+        if done * 4 // total != max(done - 8, 0) * 4 // total:
+            say(f"{what} {done} of {total}")
+
+    return tick
+
+
+def _scalars(point: Point) -> dict[str, object]:
+    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts")}
+
+
+def _line(p: Point) -> str:
+    relaxed = "" if math.isnan(p.bpw_relaxed) else f" (relaxed {p.bpw_relaxed:.3f})"
+    return (
+        f"{p.arm:17s} lam {p.lam:<7.4g} {p.bpw:.4f} bits/weight{relaxed}  KL {p.kl:.5f} (estimated "
+        f"{p.distortion:.5f})  perplexity {p.ppl:.3f}  {p.bytes} bytes  {p.seconds:.0f} s"
+    )

@@ -1,0 +1,325 @@
+"""Claims about stored transforms: angles, integer undoing, and their way through a file."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from rdopt.calibration import INPUT_OF, Moments
+from rdopt.checkpoint import MATRICES, hf_name, open_checkpoint
+from rdopt.codec import decode_model, encode_at_step, make_source
+from rdopt.codec.container import pack, unpack
+from rdopt.codec.quantize import dequantize
+from rdopt.codec.rotations import (
+    SINE_BITS,
+    angle_codes,
+    angle_count,
+    angle_pairs,
+    rebuild,
+    rebuild_fixed_point,
+    sine_tables,
+    split_blocks,
+    undo_fixed_point,
+)
+from rdopt.codec.stored import (
+    BITS,
+    Stored,
+    _octaves,
+    blockwise_pca,
+    group_widths,
+    pack_stored,
+    rotation,
+    turn,
+    unpack_stored,
+)
+from rdopt.config import EncodeConfig, UserError
+from rdopt.operator import load_params
+from rdopt.transforms import orthogonality_error, random_orthogonal
+
+ENCODE = EncodeConfig(threads=1)
+
+
+def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
+    """Angles of a random block-diagonal rotation."""
+    quarter = 2 ** (bits - 2)
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, angle_count(n, block))
+    return codes.astype(np.int32)
+
+
+def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
+    """V as an n x n float64 matrix."""
+    return turn(np.eye(n), rotation(Stored(block, bits, {(0, "o"): codes}), (0, "o"), n))
+
+
+@given(st.integers(1, 33), st.integers(2, 10), st.integers(0, 99))
+def test_rebuilt_angles_are_orthogonal(b: int, bits: int, seed: int) -> None:
+    codes, signs = angle_codes(random_orthogonal(seed, b, (2,)), bits)
+    assert orthogonality_error(rebuild(codes, bits, signs)) < 1e-12
+
+
+@given(st.integers(1, 33), st.integers(6, 16), st.integers(0, 99))
+def test_rebuilt_angles_are_within_the_angle_step_of_the_matrix(b: int, bits: int, seed: int) -> None:
+    Q = random_orthogonal(seed, b, (2,))
+    codes, signs = angle_codes(Q, bits)
+    assert np.abs(codes).max(initial=0) <= 2 ** (bits - 2)
+    step, error = 2 * np.pi / 2**bits, rebuild(codes, bits, signs) - Q
+    # b (b - 1) / 2 errors of at most half a step in planes, over b^2 entries.
+    assert np.sqrt(np.mean(error**2)) <= step / 2 + 1e-12
+    assert np.abs(error).max() <= 2 * step + 1e-12
+
+
+def test_one_angle_is_the_plane_rotation() -> None:
+    a = 2 * np.pi * 3 / 64
+    found = rebuild(np.array([[3]]), 6)[0]
+    np.testing.assert_allclose(found, [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]], atol=1e-15)
+
+
+def test_rounding_inside_the_elimination_beats_rounding_at_the_end() -> None:
+    Q, bits = random_orthogonal(1, 32, (8,)), 6
+    fine, signs = angle_codes(Q, 16)
+    late = rebuild(np.rint(fine / 2**10).astype(np.int32), bits, signs)
+    codes, signs = angle_codes(Q, bits)
+    assert np.mean((rebuild(codes, bits, signs) - Q) ** 2) < 0.8 * np.mean((late - Q) ** 2)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 13])
+def test_integer_sines_are_rounded_sines(bits: int) -> None:
+    angle = 2 * np.pi * np.arange(2**bits) / 2**bits
+    for table, exact in zip(sine_tables(bits), (np.cos(angle), np.sin(angle)), strict=True):
+        scaled = exact * 2**SINE_BITS
+        clear = np.abs(scaled - np.floor(scaled) - 0.5) > 1e-4  # float64 is certain about the rounding
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(table[clear], np.rint(scaled[clear]).astype(np.int64))
+
+
+@given(st.integers(1, 32), st.integers(2, 10), st.integers(0, 99))
+def test_the_integer_rotation_is_the_float64_one(b: int, bits: int, seed: int) -> None:
+    codes = random_codes(3 * b, b, bits, seed).reshape(3, -1)
+    fixed = rebuild_fixed_point(codes, bits)
+    assert fixed.dtype == np.int64
+    np.testing.assert_allclose(fixed / 2**SINE_BITS, rebuild(codes, bits), atol=2e-8)
+
+
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(2, 10), st.integers(-30, 30))
+def test_undoing_is_the_float64_product(n: int, out: int, block: int, bits: int, octave: int) -> None:
+    W = np.ldexp(np.random.default_rng(n).standard_normal((out, n), dtype=np.float32), octave)
+    codes = random_codes(n, block, bits, out)
+    found = undo_fixed_point(W, codes, block, bits)
+    exact = W.astype(np.float64) @ dense(codes, n, block, bits).T
+    assert found.dtype == np.float32
+    # float32 rounding of the result, and 2^-27 of the row's maximum from sines and weights.
+    assert np.all(np.abs(found - exact) < 1e-7 * np.abs(exact) + 5e-8 * np.abs(W).max(axis=1, keepdims=True))
+
+
+@given(st.integers(0, 20), st.integers(0, 99))
+def test_undoing_is_bit_equal_for_any_split_and_order_of_the_rows(cut: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(20)
+    W = (rng.standard_normal((20, 45)) * np.exp(3 * rng.standard_normal((20, 1)))).astype(np.float32)
+    codes = random_codes(45, 16, 6)
+    whole = undo_fixed_point(W, codes, 16, 6)
+    parts = [undo_fixed_point(part, codes, 16, 6) for part in (W[:cut], W[cut:])]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    assert undo_fixed_point(np.asfortranarray(W[order]), codes, 16, 6).tobytes() == whole[order].tobytes()
+
+
+def test_undoing_keeps_its_bytes() -> None:
+    # Python integers, one multiplication at a time, in another order than numpy's.
+    W = np.random.default_rng(2).standard_normal((3, 7)).astype(np.float32)
+    codes = random_codes(7, 4, 6)
+    found = undo_fixed_point(W, codes, 4, 6)
+    for columns, part in split_blocks(codes, 7, 4):
+        V = rebuild_fixed_point(part, 6)[0].tolist()
+        for row, w in enumerate(W.tolist()):
+            exponent = int(np.frexp(np.abs(W[row]).max())[1]) - 28
+            x = [round(v * 2.0**-exponent) for v in w[columns]]
+            sums = [sum(a * b for a, b in zip(reversed(x), reversed(v), strict=True)) for v in V]
+            expected = [((s + 2**29) >> 30) * 2.0**exponent for s in sums]
+            np.testing.assert_array_equal(found[row, columns], np.array(expected, np.float32))
+
+
+def test_zeros_and_outliers_come_back() -> None:
+    W = np.zeros((3, 40), np.float32)
+    W[1, 3], W[2, 5] = 3e38, 1e-38
+    codes = random_codes(40, 32, 7)
+    back = undo_fixed_point((W @ dense(codes, 40, 32, 7)).astype(np.float32), codes, 32, 7)
+    np.testing.assert_allclose(back / [[1], [3e38], [1e-38]], W / [[1], [3e38], [1e-38]], atol=2e-7)
+
+
+@pytest.mark.parametrize(("angles", "block", "bits"), [(5, 4, 6), (6, 0, 6), (6, 4, 1), (6, 4, 17)])
+def test_undoing_refuses_what_does_not_fit(angles: int, block: int, bits: int) -> None:
+    with pytest.raises(ValueError, match=r"angles|bits"):
+        undo_fixed_point(np.ones((2, 4), np.float32), np.zeros(angles, np.int32), block, bits)
+
+
+# through a file
+
+
+@pytest.fixture
+def tiny(tiny_llama):
+    """A tiny random model (widths 24, 32, 40) with correlated channels, and moments of that kind."""
+    checkpoint = open_checkpoint(tiny_llama())
+    params, rng = load_params(checkpoint), np.random.default_rng(0)
+    mix = {n: random_orthogonal(n, n) * np.exp(rng.standard_normal(n)) for n in (24, 32, 40)}
+    for name in MATRICES:
+        W = params["blocks"][name]
+        params["blocks"][name] = (W @ mix[W.shape[2]].T).astype(np.float32)
+    sigma, G = {}, {}
+    for name in MATRICES:
+        layers, out, n = params["blocks"][name].shape
+        x = rng.standard_normal((layers, 2 * n, n)) * np.exp(rng.standard_normal(n))
+        sigma[INPUT_OF[name]] = x.swapaxes(1, 2) @ x / (2 * n)
+        G[name] = 1 + rng.random((layers, out))
+    return checkpoint, params, Moments(sigma, G, 100)
+
+
+def encoded(tiny, block=16, bits=None, c=0.05):
+    """(source, file, stored) of the blockwise arm."""
+    checkpoint, params, moments = tiny
+    turned, moments, stored = blockwise_pca(params, checkpoint.arch, moments, block, bits)
+    arch, config, size = checkpoint.arch, checkpoint.config, checkpoint.num_parameters
+    source = make_source(turned, arch, config, {}, moments, ENCODE, size, stored=stored)
+    return source, encode_at_step(source, c, ENCODE), stored
+
+
+@pytest.mark.parametrize("block", [5, 16, 32])
+def test_blockwise_axes_keep_the_layer_outputs_and_concentrate_the_columns(tiny, block):
+    checkpoint, params, moments = tiny
+    turned, turned_moments, stored = blockwise_pca(params, checkpoint.arch, moments, block, 8)
+    for (layer, group), n in group_widths(checkpoint.arch).items():
+        V = dense(stored.codes[layer, group], n, block, 8)
+        sigma = V.T @ moments.sigma[group][layer] @ V
+        np.testing.assert_allclose(turned_moments.sigma[group][layer], sigma, atol=1e-10)
+        for name in (k for k in MATRICES if INPUT_OF[k] == group):
+            W, found = params["blocks"][name][layer], turned["blocks"][name][layer]
+            np.testing.assert_allclose(found @ V.T, W, atol=1e-6 * np.abs(W).max())
+            before, after = (np.log2(np.mean(x.astype(np.float64) ** 2, axis=0)).sum() for x in (W, found))
+            assert after < before
+    assert turned_moments.G is moments.G
+
+
+def test_principal_axes_leave_no_covariance_in_a_block(tiny):
+    checkpoint, params, moments = tiny
+    turned, _, _ = blockwise_pca(params, checkpoint.arch, moments, 8, 16)
+    for layer in range(checkpoint.arch.num_layers):
+        for of, diagonal in ((params, False), (turned, True)):
+            # A rotation keeps the mean square that each matrix is normalised by.
+            x = np.concatenate([of["blocks"][k][layer] / rms(of["blocks"][k][layer]) for k in ("gate", "up")])
+            C = x[:, :8].T.astype(np.float64) @ x[:, :8]
+            off = np.abs(C - np.diag(np.diag(C))).max() / np.diag(C).max()
+            assert (off < 1e-3) == diagonal
+
+
+def rms(x):
+    return np.sqrt(np.mean(x.astype(np.float64) ** 2))
+
+
+def test_the_number_of_angle_bits_is_the_one_with_the_smallest_total(tiny):
+    checkpoint, params, moments = tiny
+    chosen = blockwise_pca(params, checkpoint.arch, moments, 16)[2]
+    totals = {}
+    for bits in BITS:
+        turned, _, stored = blockwise_pca(params, checkpoint.arch, moments, 16, bits)
+        weights = [turned["blocks"][k].astype(np.float64) for k in MATRICES]
+        rate = sum(W.shape[1] * np.log2(np.mean(W**2, axis=1)).sum() / 2 for W in weights)
+        totals[bits] = rate + 8 * len(pack_stored(stored))
+    assert chosen.bits == min(totals, key=lambda bits: totals[bits])
+
+
+@pytest.mark.parametrize(("block", "bits"), [(16, 6), (32, 5), (7, 8)])
+def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, bits):
+    params = tiny[1]
+    source, file, stored = encoded(tiny, block, bits)
+    decoded = decode_model(file.data, threads=2)
+    for (layer, name), z in decoded.indices.items():
+        group = (layer, INPUT_OF[name])
+        quantized = dequantize(z, source.grid.rows[layer, name], source.grid.cols[group], file.c)
+        V = dense(stored.codes[group], z.shape[1], block, bits)
+        found = decoded.tensors[hf_name(layer, name)]
+        np.testing.assert_allclose(found, quantized @ V.T, rtol=0, atol=3e-7 * np.abs(quantized).max())
+    # And a fine step gives the model itself.
+    fine = decode_model(encoded(tiny, block, bits, c=1e-3)[1].data)
+    for layer, name in fine.indices:
+        W = params["blocks"][name][layer]
+        assert rms(fine.tensors[hf_name(layer, name)] - W) < 2e-2 * rms(W)
+
+
+def test_the_bytes_of_the_transforms_are_counted(tiny):
+    source, file, stored = encoded(tiny)
+    assert file.bits["transforms"] == 8 * len(pack_stored(stored)) > 0
+    assert sum(file.bits.values()) == 8 * len(file.data)
+    assert decode_model(file.data).bits == file.bits
+    without = encode_at_step(source._replace(stored=None), file.c, ENCODE)
+    extra = file.bpw(source) - without.bpw(source)
+    assert extra * source.weights >= file.bits["transforms"]
+
+
+def test_files_without_stored_transforms_hold_no_transforms_stream(tiny):
+    checkpoint, params, moments = tiny
+    source = make_source(
+        params, checkpoint.arch, checkpoint.config, {}, moments, ENCODE, checkpoint.num_parameters
+    )
+    file = encode_at_step(source, 0.05, ENCODE)
+    assert file.bits["transforms"] == 0
+    assert b"transforms" not in file.data[:1000]
+    for (layer, name), z in decode_model(file.data).indices.items():
+        W = decode_model(file.data).tensors[hf_name(layer, name)]
+        rows, cols = source.grid.rows[layer, name], source.grid.cols[layer, INPUT_OF[name]]
+        assert W.tobytes() == dequantize(z, rows, cols, file.c).tobytes()
+
+
+def test_decoding_does_not_depend_on_threads(tiny):
+    data = encoded(tiny)[1].data
+    one, many = (decode_model(data, threads=threads).tensors for threads in (1, 4))
+    assert all(one[k].tobytes() == many[k].tobytes() for k in one)
+
+
+# the stream
+
+
+@pytest.mark.parametrize("kind", ["uniform", "narrow", "octaves"])
+@pytest.mark.parametrize(("block", "bits"), [(1, 2), (7, 6), (16, 9), (40, 5)])
+def test_the_stream_reads_back_in_every_coding(tiny, kind, block, bits):
+    arch, rng = tiny[0].arch, np.random.default_rng(bits)
+    codes = {}
+    for key, n in group_widths(arch).items():
+        codes[key] = random_codes(n, block, bits, int(rng.integers(99)))
+        if kind == "narrow":
+            codes[key] = np.minimum(np.abs(codes[key]), 1) * (rng.random(codes[key].size) < 0.1)
+        if kind == "octaves":
+            codes[key] = codes[key] >> _octaves(codes[key].size, block)
+        codes[key] = codes[key].astype(np.int32)
+    stored = Stored(block, bits, codes)
+    data = pack_stored(stored)
+    back = unpack_stored(data, arch)
+    assert back is not None
+    assert (back.block, back.bits) == (block, bits)
+    assert all(np.array_equal(back.codes[key], codes[key]) for key in codes)
+    assert len(data) <= 5 + sum(x.size for x in codes.values()) * (bits - 1) / 8
+
+
+def test_no_transforms_are_no_bytes(tiny):
+    assert pack_stored(None) == b""
+    assert unpack_stored(b"", tiny[0].arch) is None
+
+
+def test_octaves_follow_the_pairs():
+    for n, block in ((40, 16), (5, 8), (8, 8), (3, 1), (33, 32)):
+        widths = [block] * (n // block) + [n % block]
+        expected = [int(np.log2(i - j)) for b in widths for j, i in angle_pairs(b)]
+        assert _octaves(angle_count(n, block), block).tolist() == expected
+
+
+def test_a_damaged_stream_is_a_value_error(tiny):
+    arch = tiny[0].arch
+    data = pack_stored(encoded(tiny)[2])
+    for bad in (data[:1], data[:-3], data + b"\0", b"\xff" + data[1:], b"\0\0"):
+        with pytest.raises(ValueError):
+            unpack_stored(bad, arch)
+
+
+def test_damage_behind_a_correct_hash_is_a_user_error(tiny):
+    file = encoded(tiny)[1]
+    streams, index = unpack(file.data)
+    with pytest.raises(UserError, match="does not decode"):
+        decode_model(pack({**streams, "transforms": streams["transforms"][:-4]}, index))
