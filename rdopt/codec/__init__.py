@@ -3,7 +3,7 @@
 from rdopt.codec.container import read_container, write_container
 from rdopt.codec.decoder import Decoded, decode_model
 from rdopt.codec.encode import Prepared, decode, decode_file, encode, encode_source, prepare
-from rdopt.codec.encoder import Encoded, Source, encode_at_step, encode_model, make_source
+from rdopt.codec.encoder import Encoded, Source, coded_bits, encode_at_step, encode_model, make_source
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.steps import base_step, lam_of_base_step
 from rdopt.codec.stored import blockwise_pca
@@ -23,6 +23,7 @@ __all__ = [
     "Encoded",
     "Source",
     "base_step",
+    "coded_bits",
     "decode_model",
     "encode_at_step",
     "encode_model",

@@ -73,7 +73,7 @@ def read_tables(data: bytes) -> Tables:
     return tables
 
 
-def choose_plan(matrices: Sequence[Int[np.ndarray, "out in"]]) -> Plan:
+def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
     """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes)."""
     fits = [rank1_spreads(z) for z in matrices]
     size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)

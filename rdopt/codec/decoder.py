@@ -36,6 +36,8 @@ class Decoded(NamedTuple):
         files: the carried files by name.
         bits: where the file's bits went.
         c: base step.
+        parameters: of the original model.
+        code_bits: (layer, matrix) -> bits of its code stream.
         indices: (layer, matrix) -> the integer indices, in the coordinates of the stored transforms if any.
     """
 
@@ -45,6 +47,8 @@ class Decoded(NamedTuple):
     files: dict[str, bytes]
     bits: dict[str, int]
     c: float
+    parameters: int
+    code_bits: dict[tuple[int, str], int]
     indices: dict[tuple[int, str], Int[np.ndarray, "out in"]]
 
 
@@ -65,7 +69,7 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
         config = json.loads(files.pop("config.json"))
         arch = architecture_from_config(config)
         keys = list(coded_matrices(arch.num_layers))
-        c, _, width, lengths = _read_index(index, len(keys))
+        c, width, parameters, lengths = _read_index(index, len(keys))
         rows, cols, spreads = _read_scales(streams["scales"], arch)
         tables = read_tables(streams["tables"])
         stored = unpack_stored(streams["transforms"], arch)
@@ -86,15 +90,17 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
     except (ValueError, KeyError, struct.error, lzma.LZMAError, tarfile.TarError) as error:
         raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
     tensors = {k: weights[k] if k in weights else uncoded[k] for k in expected_tensors(arch)}
-    return Decoded(tensors, arch, config, files, bits_of(data, streams), c, indices)
+    code_bits = {key: 8 * length for key, length in zip(keys, lengths, strict=True)}
+    bits = bits_of(data, streams)
+    return Decoded(tensors, arch, config, files, bits, c, parameters, code_bits, indices)
 
 
 def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, list[int]]:
-    """(base step, spread precision, class width, bytes of every code stream)."""
+    """(base step, class width, parameters of the original, bytes of every code stream)."""
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
-    precision, width = source.gammas(2)
-    return c, precision, width, [4 * n for n in source.gammas(matrices)]
+    _precision, width, parameters = source.gammas(3)
+    return c, width, parameters, [4 * n for n in source.gammas(matrices)]
 
 
 def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spreads]]:

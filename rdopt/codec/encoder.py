@@ -157,7 +157,7 @@ def encode_at_step(
         "uncoded": pack_uncoded(source.params, source.arch),
         "files": pack_files(source.config, source.files),
     }
-    data = pack(streams, write_index(c, plan, codes))
+    data = pack(streams, write_index(c, source.parameters, plan, codes))
     return Encoded(data, bits_of(data, streams), _estimate(data, streams, plan), c)
 
 
@@ -173,10 +173,10 @@ def _estimate(data: bytes, streams: Mapping[str, bytes], plan: Plan) -> float:
     return coded_bits(bits) - bits["codes"] + plan.bits
 
 
-def write_index(c: float, plan: Plan, codes: list[bytes]) -> bytes:
-    """Base step (float32), then precision, class width and the words of every code stream as gamma codes."""
+def write_index(c: float, parameters: int, plan: Plan, codes: list[bytes]) -> bytes:
+    """Base step (float32); as gamma codes: precision, class width, parameters, words of every code stream."""
     out = BitWriter()
-    out.gammas((plan.precision, plan.width, *(len(x) // 4 for x in codes)))
+    out.gammas((plan.precision, plan.width, parameters, *(len(x) // 4 for x in codes)))
     return struct.pack("<f", c) + out.bytes()
 
 

@@ -105,14 +105,14 @@ def unpack_integers(data: bytes, count: int) -> tuple[Int[np.ndarray, " n"], byt
     return coder.decode(_model(freq), count).astype(np.int32) + low, data[end:]
 
 
-def pack_lists(lists: Sequence[Int[np.ndarray, " n"]]) -> bytes:
+def pack_lists(lists: Sequence[Int[np.ndarray, " _"]]) -> bytes:
     """Several lists of small integers: their medians, then the differences to them, each with one table."""
     bases = [int(np.median(x)) for x in lists]
     rest = [x - base for x, base in zip(lists, bases, strict=True)]
     return pack_integers(np.array(bases, np.int32)) + pack_integers(np.concatenate(rest))
 
 
-def unpack_lists(data: bytes, lengths: Sequence[int]) -> tuple[list[Int[np.ndarray, " n"]], bytes]:
+def unpack_lists(data: bytes, lengths: Sequence[int]) -> tuple[list[Int[np.ndarray, " _"]], bytes]:
     """Inverse of `pack_lists`: (the lists, the bytes behind them)."""
     bases, data = unpack_integers(data, len(lengths))
     values, data = unpack_integers(data, sum(lengths))

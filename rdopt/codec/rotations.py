@@ -128,7 +128,7 @@ def undo_fixed_point(
         V = rebuild_fixed_point(part, bits)
         x = fixed[:, columns].reshape(out, *V.shape[:2]).swapaxes(0, 1)
         y = _shift(x @ V.swapaxes(1, 2), SINE_BITS)
-        done[:, columns] = y.swapaxes(0, 1).reshape(out, -1)
+        done[:, columns] = y.swapaxes(0, 1).reshape(out, columns.stop - columns.start)
     return np.ldexp(done.astype(np.float64), exponent).astype(np.float32)
 
 

@@ -110,7 +110,7 @@ def turn(x: Float[np.ndarray, "m n"], V: Blocks) -> Float[np.ndarray, "m n"]:
     out = np.empty(x.shape)
     for columns, blocks in V:
         split = np.asarray(x[:, columns], np.float64).reshape(len(x), *blocks.shape[:2]).swapaxes(0, 1)
-        out[:, columns] = (split @ blocks).swapaxes(0, 1).reshape(len(x), -1)
+        out[:, columns] = (split @ blocks).swapaxes(0, 1).reshape(len(x), columns.stop - columns.start)
     return out
 
 

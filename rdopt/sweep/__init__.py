@@ -2,7 +2,7 @@
 
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits, saved_bits_with_error
-from rdopt.sweep.evaluate import evaluate, load_candidate
+from rdopt.sweep.evaluate import evaluate, load_candidate, measure_file
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, save_point
 from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
 from rdopt.sweep.sweep import sweep
@@ -20,6 +20,7 @@ __all__ = [
     "gains",
     "load_candidate",
     "load_point",
+    "measure_file",
     "measure_point",
     "pareto",
     "point_table",

@@ -1,5 +1,6 @@
 """`rdopt eval`: perplexity and KL of a folder or a file against a reference model on the test text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,16 @@ def evaluate(path: str, config: Config) -> tuple[dict[str, Any], Comparison, Ref
     found = compare(reference, params, arch)
     floor = noise_floor_bf16(reference)
     return as_eval_json(found, floor, config.evaluate.context, config.evaluate.stride), found, reference
+
+
+def measure_file(path: Path, source: Path, config: Config) -> tuple[Comparison, Params, float]:
+    """A file against what it was encoded from: a run's original model, or the folder itself.
+
+    Returns:
+        (comparison, decoded weights, bf16 noise floor).
+    """
+    params, arch = load_candidate(str(path))
+    model = config.model if (source / "run.json").is_file() else str(source)
+    subject, corpus = open_subject(replace(config, model=model))
+    reference = reference_of(subject, corpus, config)
+    return compare(reference, params, arch), params, noise_floor_bf16(reference)

@@ -1,0 +1,157 @@
+"""The commands: each calls one function of the same name and prints what it found."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rdopt.align import Progress, train
+from rdopt.cli.plan import dry_run
+from rdopt.codec import coded_bits, decode, encode, estimated_distortion
+from rdopt.config import Config, UserError
+from rdopt.export import KL_LIMIT, export
+from rdopt.study import describe, inspect
+from rdopt.sweep import evaluate, measure_file, sweep
+
+Say = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
+def run_train(args: argparse.Namespace, config: Config) -> None:
+    """rdopt train."""
+    say(dry_run(config, "train"))
+    begun: list[tuple[int, float]] = []
+
+    def report(p: Progress) -> None:
+        begun.append((p.step, time.perf_counter()))
+        if p.step % max(1, p.steps // 20) and p.step != p.steps:
+            return
+        (first, start), (last, now) = begun[0], begun[-1]
+        left = (now - start) / max(1, last - first) * (p.steps - p.step)
+        say(
+            f"step {p.step} of {p.steps}  J {p.J:.4f}  R {p.rate:.4f} bits/weight  "
+            f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
+        )
+
+    found = train(config, args.out, report=report, progress=ticker("second moments: sequence"))
+    say(
+        f"J {found.start_J:.4f} -> {found.J:.4f}  bpw_relaxed {found.bpw_relaxed:.4f}  on selection text: "
+        f"D estimated {found.distortion:.5f}, KL of the relaxed model {found.kl:.5f} nats/token"
+    )
+    say(f"wrote {args.out}; next: rdopt encode {args.out} --out FILE")
+
+
+def run_export(args: argparse.Namespace, config: Config) -> None:
+    """rdopt export."""
+    found = export(args.run, args.out)
+    say(
+        f"KL(original || aligned) {found.kl:.2e} nats/token in float32 (limit {KL_LIMIT:g}); "
+        f"rounded to bfloat16 {found.kl_bf16:.2e}"
+    )
+    say(f"wrote {args.out}: a plain checkpoint, transforms.json and transforms.safetensors")
+
+
+def run_encode(args: argparse.Namespace, config: Config) -> None:
+    """rdopt encode."""
+    report = args.out.with_suffix(".json")
+    if report.exists():
+        raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
+    begun = time.perf_counter()
+    prepared, encoded = encode(args.source, args.out, config, ticker("encode:"))
+    seconds = time.perf_counter() - begun
+    source = prepared.source
+    found, decoded, floor = measure_file(args.out, args.source, prepared.config)
+    figures: dict[str, Any] = {
+        "bpw": encoded.bpw(source),
+        "bpw_estimated": encoded.bpw_estimated(source),
+        "bpw_all": encoded.bpw_all(source),
+        "bytes": len(encoded.data),
+        "parts": {k: v / source.weights for k, v in encoded.bits.items()},
+        "distortion_estimated": estimated_distortion(source.params, decoded, prepared.moments),
+        "kl": found.kl_mean,
+        "perplexity_before": found.reference_perplexity.value,
+        "perplexity_after": found.perplexity.value,
+        "noise_floor_bf16": floor,
+        "seconds": seconds,
+    }
+    report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    parts = "  ".join(f"{k} {v:.4f}" for k, v in figures["parts"].items())
+    say(f"{len(encoded.data)} bytes in {seconds:.1f} s; bits per coded weight: {parts}")
+    say(
+        f"bits/weight {figures['bpw']:.4f} (ideal {figures['bpw_estimated']:.4f}), "
+        f"whole file {figures['bpw_all']:.4f} per parameter; coded {coded_bits(encoded.bits) // 8} bytes"
+    )
+    say(
+        f"KL {found.kl_mean:.5f} nats/token (estimated {figures['distortion_estimated']:.5f}), perplexity "
+        f"{figures['perplexity_before']:.3f} -> {figures['perplexity_after']:.3f}"
+    )
+    say(f"wrote {args.out} and {report}")
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    """rdopt decode."""
+    begun = time.perf_counter()
+    found = decode(args.file, args.out, dtype=args.dtype, threads=args.threads)
+    weights = sum(z.size for z in found.indices.values())
+    seconds = time.perf_counter() - begun
+    say(f"decoded {weights} weights in {seconds:.2f} s; wrote {args.out}")
+
+
+def run_eval(args: argparse.Namespace, config: Config) -> None:
+    """rdopt eval."""
+    figures, found, _ = evaluate(args.candidate, config)
+    loss, kl = figures["perplexity"], figures["kl"]
+    say(f"text: {', '.join(config.text.sources)}, test part, context {loss['context']}, stride {loss['stride']}")
+    say(
+        f"perplexity {loss['value']:.4f} +- {loss['stderr']:.4f} on {loss['tokens']} tokens "
+        f"(reference {found.reference_perplexity.value:.4f})"
+    )
+    say(
+        f"KL(reference || candidate) mean {kl['mean']:.6f}, median {kl['median']:.6f}, p90 {kl['p90']:.6f} "
+        f"nats/token; bf16 noise floor {kl['noise_floor_bf16']:.1e}"
+    )
+    write_json(args.json, figures)
+
+
+def run_sweep(args: argparse.Namespace, config: Config) -> None:
+    """rdopt sweep."""
+    begun = time.perf_counter()
+    sweep(config, args.out, say)
+    say(f"wrote {args.out}/curve.json, curve.csv, curve.png in {time.perf_counter() - begun:.0f} s")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """rdopt inspect."""
+    found = inspect(args.path)
+    say(describe(found))
+    write_json(args.json, found)
+
+
+def write_json(path: Path | None, figures: Any) -> None:
+    """Writes figures beside what was printed; an existing file is refused."""
+    if path is None:
+        return
+    if path.exists():
+        raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def ticker(what: str) -> Callable[[int, int], None]:
+    """Prints a count about ten times, with the time left."""
+    begun = time.perf_counter()
+    last = [-1]
+
+    def tick(done: int, total: int) -> None:
+        tenth = done * 10 // total
+        if tenth != last[0]:
+            last[0] = tenth
+            left = (time.perf_counter() - begun) / max(done, 1) * (total - done)
+            say(f"{what} {done} of {total}  {left:.0f} s left")
+
+    return tick

@@ -1,0 +1,82 @@
+"""Entry point: one clear sentence for every user error, and the exit code."""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from rdopt.cli import commands
+from rdopt.cli.parser import build_parser, resolve
+from rdopt.cli.plan import dry_run
+from rdopt.config import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+PLAIN = {"decode": commands.run_decode, "inspect": commands.run_inspect}
+CONFIGURED = {
+    "train": commands.run_train,
+    "export": commands.run_export,
+    "encode": commands.run_encode,
+    "eval": commands.run_eval,
+    "sweep": commands.run_sweep,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the words behind `rdopt`; those of the process by default.
+
+    Returns:
+        the exit code: 0, 2 for an error of the user's, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        args, rest = build_parser().parse_known_args(words)
+        _dispatch(args, rest)
+        return 0
+    except UserError as error:
+        return _refuse(str(error), debug)
+    except KeyboardInterrupt:
+        print("rdopt: stopped; what was trained is saved. Run the same command again to continue.", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _refuse(f"the disk is full ({error.filename}); free some space and run it again.", debug)
+        if error.filename is not None:
+            return _refuse(f"{error.filename}: {os.strerror(error.errno or 0)}; name another path.", debug)
+        raise
+
+
+def _dispatch(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    if args.command in PLAIN:
+        if rest:
+            raise UserError(f"the argument {rest[0]!r} has no place; see rdopt {args.command} --help.")
+        PLAIN[args.command](args)
+        return
+    config = resolve(args, rest)
+    if args.dry_run:
+        model = None
+        if args.command == "encode" and not (args.source / "run.json").is_file():
+            model = str(args.source)
+        commands.say(dry_run(config, args.command, model))
+        return
+    CONFIGURED[args.command](args, config)
+
+
+def _refuse(sentence: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"rdopt: error: {sentence}", file=sys.stderr)
+    return USER_ERROR
+
+
+def run() -> None:
+    """The console script."""
+    # Quiet: jax looks for accelerators that a CPU machine does not have.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main())
+

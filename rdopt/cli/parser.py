@@ -1,0 +1,150 @@
+"""The command line: seven commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rdopt.config import Config, UserError, load_config, options
+
+# Short flag -> configuration key, shared by the commands that name them.
+SHORT = {
+    "text": "text.sources",
+    "split-on": "text.split_on",
+    "seq-len": "text.seq_len",
+    "sequences": "text.calibration_sequences",
+    "steps": "train.steps",
+    "init": "train.init",
+    "seed": "train.seed",
+    "lams": "sweep.lams",
+    "arms": "sweep.arms",
+    "grid": "encode.grid",
+    "threads": "encode.threads",
+    "context": "evaluate.context",
+    "stride": "evaluate.stride",
+    "max-tokens": "evaluate.max_tokens",
+}
+TEXT = ("text", "split-on", "seq-len", "sequences", "seed")
+WINDOWS = ("context", "stride", "max-tokens")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors of usage as one sentence, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage."""
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    top = Parser(
+        prog="rdopt",
+        description="Compress a language model by choosing its coordinates.",
+        epilog="Every key of the configuration is also a flag: --train.learning_rate 0.003. "
+        "Example: rdopt sweep demo --out runs/demo",
+    )
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    train = _command(commands, "train", "learn transforms", "rdopt train demo --out runs/a --lam 50")
+    train.add_argument("model", help="demo, a Hugging Face folder, or a hub name")
+    train.add_argument("--out", required=True, type=Path, help="run folder; an unfinished one is continued")
+    train.add_argument("--lam", help="bits/weight that one nat/token of distortion is worth")
+    _keys(train, (*TEXT, "steps", "init"))
+    export = _command(commands, "export", "write the aligned model", "rdopt export runs/a --out aligned")
+    export.add_argument("run", type=Path, help="finished run of rdopt train")
+    export.add_argument("--out", required=True, type=Path, help="folder to make")
+    encode = _command(
+        commands, "encode", "quantize and entropy-code", "rdopt encode runs/a --out a.rdopt.safetensors --lam 50"
+    )
+    encode.add_argument("source", type=Path, help="run of rdopt train, or a model folder")
+    encode.add_argument("--out", required=True, type=Path, help="file to make")
+    size = encode.add_mutually_exclusive_group()
+    size.add_argument("--lam", help="slope; the run's own by default")
+    size.add_argument("--target-bpw", help="bits/weight of the file instead")
+    _keys(encode, (*TEXT, "grid", "threads", *WINDOWS))
+    decode = _command(commands, "decode", "file to plain folder", "rdopt decode a.rdopt.safetensors --out decoded")
+    decode.add_argument("file", type=Path)
+    decode.add_argument("--out", required=True, type=Path, help="folder to make")
+    decode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    decode.add_argument("--threads", type=int, default=0, help="0: all cores")
+    evaluate = _command(
+        commands, "eval", "perplexity and KL", "rdopt eval a.rdopt.safetensors --reference demo --json eval.json"
+    )
+    evaluate.add_argument("candidate", help="file of rdopt encode, or a model folder")
+    evaluate.add_argument("--reference", required=True, help="demo, a Hugging Face folder, or a hub name")
+    evaluate.add_argument("--json", type=Path, help="file to write the figures to")
+    _keys(evaluate, (*TEXT, *WINDOWS))
+    sweep = _command(
+        commands, "sweep", "a rate-distortion curve", "rdopt sweep demo --out runs/demo --lams 10,30,100,300,1000"
+    )
+    sweep.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
+    sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
+    sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
+    _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS))
+    look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
+    look.add_argument("path")
+    look.add_argument("--json", type=Path, help="file to write the figures to")
+    return top
+
+
+def _command(commands: argparse._SubParsersAction, name: str, what: str, example: str) -> Parser:
+    parser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    if name not in ("decode", "inspect"):
+        parser.add_argument("--config", type=Path, help="YAML file of settings (configs/ ships some)")
+        parser.add_argument("--dry-run", action="store_true", help="print sizes and do nothing")
+    return parser
+
+
+def _keys(parser: Parser, flags: Sequence[str]) -> None:
+    helps = {option.name: option.text for option in options()}
+    for flag in flags:
+        many = "+" if flag == "text" else None
+        parser.add_argument(f"--{flag}", nargs=many, help=helps[SHORT[flag]], metavar=flag.upper())
+
+
+def overrides_of(args: argparse.Namespace, rest: Sequence[str]) -> list[tuple[str, str]]:
+    """Configuration overrides from the short flags and the --SECTION.KEY VALUE words, in this order."""
+    pairs = []
+    for flag, key in SHORT.items():
+        value = getattr(args, flag.replace("-", "_"), None)
+        if value is not None:
+            pairs.append((key, _list(value) if isinstance(value, list) else value))
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise UserError(f"the argument {word!r} has no place; see rdopt {args.command} --help.")
+        key, sign, value = word[2:].partition("=")
+        if not sign:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"the flag --{key} has no value; write --{key} VALUE.")
+        pairs.append((key.replace("-", "_") if "." in key else key, value))
+    return pairs
+
+
+def _list(values: Sequence[str]) -> str:
+    """File names as a YAML list in absolute form, so that a run folder can be used from anywhere."""
+    return "[" + ", ".join(f"'{absolute(v)}'".replace("\\", "/") for v in values) + "]"
+
+
+def absolute(name: str) -> str:
+    """An existing path as an absolute one; other names (demo, builtin, hub names) as they are."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
+    """The configuration of a command: file, then flags."""
+    pairs = overrides_of(args, rest)
+    model = getattr(args, "model", None) or getattr(args, "reference", None)
+    if model is not None:
+        pairs.append(("model", absolute(model)))
+    if args.command == "train" and args.lam is not None:
+        pairs.append(("train.lam", args.lam))
+    if args.command == "encode":
+        pairs += [("encode.lam", args.lam)] if args.lam is not None else []
+        pairs += [("encode.target_bpw", args.target_bpw)] if args.target_bpw is not None else []
+    if args.command == "sweep" and args.target_bpw is not None:
+        pairs.append(("sweep.target_bpw", args.target_bpw))
+    return load_config(args.config, pairs)

@@ -1,0 +1,111 @@
+"""`rdopt inspect`: what a file, a run or a model folder holds, as one JSON shape."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdopt.checkpoint import MATRICES, Checkpoint, block_shapes, hf_name, open_checkpoint
+from rdopt.codec import Decoded, decode_file
+from rdopt.codec.container import VERSION
+from rdopt.config import UserError, load_config
+from rdopt.study.statistics import weight_statistics
+from rdopt.transforms import load_alignment
+
+PARTS = ("codes", "tables", "scales", "transforms", "headers", "uncoded")
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """The figures of a file, a run folder or a model folder.
+
+    Returns:
+        {"version", "model_type", "weights_coded", "weights_all", "bytes", "bpw": {part: bits per coded weight},
+        "tensors": [...]}. A folder has no parts but "uncoded"; its tensors carry their statistics. A run adds
+        "run" with its transforms and last metrics.
+
+    Raises:
+        UserError: nothing of rdopt's there, or damaged.
+    """
+    here = Path(path)
+    if here.is_file():
+        return _of_file(here, decode_file(here))
+    if (here / "run.json").is_file():
+        return _of_run(here)
+    return _of_folder(open_checkpoint(path))
+
+
+def _of_file(path: Path, decoded: Decoded) -> dict[str, Any]:
+    weights = sum(z.size for z in decoded.indices.values())
+    tensors = [
+        {
+            "name": hf_name(*key),
+            "shape": list(z.shape),
+            "bpw_codes": decoded.code_bits[key] / z.size,
+            "zeros": float(np.mean(z == 0)),
+            "largest": int(np.abs(z).max(initial=0)),
+        }
+        for key, z in decoded.indices.items()
+    ]
+    return {
+        "version": VERSION,
+        "model_type": decoded.arch.model_type,
+        "weights_coded": weights,
+        "weights_all": decoded.parameters,
+        "bytes": path.stat().st_size,
+        "bpw": {part: decoded.bits[part] / weights for part in PARTS},
+        "tensors": tensors,
+    }
+
+
+def _of_folder(checkpoint: Checkpoint) -> dict[str, Any]:
+    arch = checkpoint.arch
+    shapes = block_shapes(arch)
+    weights = arch.num_layers * sum(shapes[k][0] * shapes[k][1] for k in MATRICES)
+    tensors = []
+    for layer in range(arch.num_layers):
+        for name in MATRICES:
+            W = checkpoint.tensor(hf_name(layer, name))
+            entry = {"name": hf_name(layer, name), "shape": list(W.shape), **weight_statistics(W)._asdict()}
+            tensors.append(entry)
+    size = sum(p.stat().st_size for p in checkpoint.folder.glob("*.safetensors") if "transforms" not in p.name)
+    return {
+        "version": VERSION,
+        "model_type": arch.model_type,
+        "weights_coded": weights,
+        "weights_all": checkpoint.num_parameters,
+        "bytes": size,
+        "bpw": {part: 0.0 for part in PARTS[:-1]} | {"uncoded": 8 * size / weights},
+        "tensors": tensors,
+    }
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    found = _of_folder(open_checkpoint(load_config(run / "config.yaml").model))
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    last = json.loads(lines[-1]) if lines else {}
+    sites = {}
+    if (run / "transforms.json").is_file():
+        records = load_alignment(run).records
+        sites = {site: {"kind": r.kind, "shape": list(r.shape)} for site, r in records.items()}
+    return {**found, "run": {"finished": (run / "done").is_file(), "transforms": sites, "last": last}}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The JSON of `inspect` as a short text."""
+    if not found["tensors"]:
+        raise UserError("there are no coded matrices; name a file, a run or a model folder.")
+    lines = [
+        f"{found['model_type']}, {found['weights_all']} parameters, {found['weights_coded']} in "
+        f"{len(found['tensors'])} coded matrices, {found['bytes']} bytes",
+        "bits per coded weight: " + "  ".join(f"{k} {v:.4f}" for k, v in found["bpw"].items()),
+    ]
+    if "run" in found:
+        lines.append(f"run: {json.dumps(found['run'])}")
+    keys = [k for k in found["tensors"][0] if k not in ("name", "shape")]
+    lines.append(f"{'tensor':46s} {'shape':>12s} " + " ".join(f"{k:>17s}" for k in keys))
+    for tensor in found["tensors"]:
+        shape = "x".join(map(str, tensor["shape"]))
+        lines.append(f"{tensor['name']:46s} {shape:>12s} " + " ".join(f"{tensor[k]:17.4g}" for k in keys))
+    return "\n".join(lines)
