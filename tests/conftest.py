@@ -20,8 +20,13 @@ CHECKED_ROOMS = (
 )
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
-from rdopt.checkpoint import (  # noqa: E402 - after the hook
+from rdopt.calibration import INPUT_OF, Moments  # noqa: E402 - after the hook
+from rdopt.calibration.moments import FULL_G  # noqa: E402
+from rdopt.checkpoint import (  # noqa: E402
+    MATRICES,
+    Architecture,
     architecture_from_config,
+    block_shapes,
     carried_files,
     expected_tensors,
     open_checkpoint,
@@ -58,6 +63,15 @@ def shared_text() -> Path:
 def demo_model() -> Path:
     """The folder of the model inside the package."""
     return open_checkpoint("demo").folder
+
+
+@pytest.fixture(scope="session")
+def demo_tokens(demo_model: Path) -> np.ndarray:
+    """(32, 128) tokens of Python's docstrings for the demo model."""
+    from rdopt.calibration import builtin_documents, token_batch, tokenize
+
+    stream = tokenize(demo_model, builtin_documents()[::20], 2048)
+    return token_batch(stream, 128, 32, 0)
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
@@ -99,6 +113,25 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         else:
             tensors[name] = values if "embed" in name else values / np.float32(np.sqrt(shape[1]))
     return tensors
+
+
+def synthetic_moments(arch: Architecture, seed: int = 0) -> Moments:
+    """Moments with spread diagonals and correlated inputs, of the shapes that calibration gives."""
+    rng = np.random.default_rng(seed)
+
+    def moment(n: int) -> np.ndarray:
+        x = rng.standard_normal((2 * n, n)) * np.exp(rng.standard_normal(n))
+        x += 0.5 * rng.standard_normal((2 * n, 1))
+        return x.T @ x / len(x)
+
+    shapes, layers = block_shapes(arch), range(arch.num_layers)
+    widths = {INPUT_OF[name]: shapes[name][1] for name in MATRICES}
+    sigma = {group: np.stack([moment(n) for _ in layers]) for group, n in widths.items()}
+    # lambda counts nats of the whole model: sensitivities that give a few bits a weight at lambda 10.
+    scale = 100 / sum(np.prod(shapes[name]) for name in MATRICES) / arch.num_layers
+    G = {name: scale * np.stack([moment(shapes[name][0]) for _ in layers]) for name in MATRICES}
+    G = {k: g if k in FULL_G else np.einsum("lii->li", g) for k, g in G.items()}
+    return Moments(sigma, G, 1)
 
 
 @pytest.fixture

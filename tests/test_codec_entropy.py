@@ -36,6 +36,7 @@ from rdopt.codec.tables import (
     symmetric,
     write_table,
 )
+from rdopt.config.errors import UserError
 
 
 def matrices(limit=300):
@@ -319,6 +320,13 @@ def test_classes_pay_where_spreads_differ_and_are_dropped_where_they_do_not():
     flat = np.rint(3 * np.random.default_rng(0).standard_normal((96, 80))).astype(np.int32)
     assert choose_plan([flat]).precision == 0
     assert choose_plan([spread_indices()]).precision > 0
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e8])
+def test_steps_too_fine_for_any_table_are_a_user_error(scale):
+    z = np.rint(scale * np.random.default_rng(0).standard_normal((300, 300))).astype(np.int32)
+    with pytest.raises(UserError, match=r"an index reaches \d+, .* lower encode\.lam"):
+        choose_plan([z])
 
 
 def test_packed_spreads_read_back():

@@ -138,7 +138,7 @@ def learn(
             shards, index = pool.split(batch, devices), pool.replicate(np.int32(number), devices)
             copies, out = step(copies, problem_copies, start_copies, shards, lam, index)
             history[number] = pool.first(out)
-            _require_finite(history[number, 0], number)
+            _require_finite(float(history[number, 0]), number)
             done = number + 1
             stop = interrupt.requested and done < train.steps
             if store is not None and (stop or done % train.checkpoint_every == 0 or done == train.steps):

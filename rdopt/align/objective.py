@@ -100,7 +100,6 @@ def rate_and_distortion(
     rope = rope_tables(arch, tokens.shape[1])
     x = embed_tokens(problem.params, tokens)
 
-    @jax.checkpoint
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
         p, sigma, G, V, log_scale, layer_key = layer
         bits, D, errors = _block_terms(p, sigma, G, Rotations(variables["R"], V), log_scale, c, layer_key, settings)

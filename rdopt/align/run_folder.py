@@ -13,6 +13,7 @@ from rdopt import __version__
 from rdopt.config import Config, UserError, config_yaml
 
 CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done"
+PARTIAL = "run.json.partial"
 
 
 def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]) -> bool:
@@ -30,9 +31,10 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]
     Raises:
         UserError: the folder is something else, is finished, or was started with another configuration.
     """
-    if out.exists() and not (out / FACTS).is_file():
+    resumed = (out / FACTS).is_file()
+    # A run killed while it was being opened has left nothing but its configuration.
+    if not resumed and out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {CONFIG, PARTIAL}):
         raise UserError(f"{out} already exists and is no run of rdopt; remove it or choose another name.")
-    resumed = out.exists()
     if resumed:
         facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
         if facts["kind"] != kind:
@@ -45,8 +47,11 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]
                 "start it the same way, or choose another folder."
             )
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG).write_text(config_yaml(config), encoding="utf-8")
-    (out / FACTS).write_text(json.dumps(_facts(config, kind, devices), indent=2) + "\n", encoding="utf-8")
+    if not resumed:
+        (out / CONFIG).write_text(config_yaml(config), encoding="utf-8")
+    part = out / PARTIAL
+    part.write_text(json.dumps(_facts(config, kind, devices), indent=2) + "\n", encoding="utf-8")
+    part.replace(out / FACTS)
     return resumed
 
 

@@ -23,6 +23,7 @@ from rdopt.calibration import (
     open_subject,
     save_moments,
     second_moments,
+    token_batch,
 )
 from rdopt.checkpoint import MATRICES
 from rdopt.config import Config, config_yaml
@@ -120,6 +121,8 @@ def train(
     """
     pool = tuple(devices or jax.local_devices())
     subject, corpus = open_subject(config)
+    # What `measure` needs at the end is refused now.
+    token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
     metrics = run_folder.Metrics(out)
     moments = moments_of(out, subject, corpus, config, progress)

@@ -30,8 +30,8 @@ class Corpus:
     """
 
     calibration: Int[np.ndarray, "n seq_len"]
-    selection: Int[np.ndarray, " tokens"]
-    test: Int[np.ndarray, " tokens"]
+    selection: Int[np.ndarray, " selection"]
+    test: Int[np.ndarray, " test"]
     description: str
     fingerprint: str
 

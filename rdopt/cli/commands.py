@@ -1,19 +1,18 @@
 """The commands: each calls one function of the same name and prints what it found."""
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rdopt.align import Progress, train
-from rdopt.cli.plan import dry_run
+from rdopt.cli.plan import plan
 from rdopt.codec import coded_bits, decode, encode, estimated_distortion
 from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
 from rdopt.study import describe, inspect
-from rdopt.sweep import evaluate, measure_file, sweep
+from rdopt.sweep import dumps, evaluate, measure_file, sweep
 
 Say = Callable[[str], None]
 
@@ -25,7 +24,7 @@ def say(line: str) -> None:
 
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
-    say(dry_run(config, "train"))
+    say(plan(args, config))
     begun: list[tuple[int, float]] = []
 
     def report(p: Progress) -> None:
@@ -60,6 +59,8 @@ def run_export(args: argparse.Namespace, config: Config) -> None:
 def run_encode(args: argparse.Namespace, config: Config) -> None:
     """rdopt encode."""
     report = args.out.with_suffix(".json")
+    if report == args.out:
+        raise UserError(f"{report} would hold both the model and its report; name the file *.rdopt.safetensors.")
     if report.exists():
         raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
     begun = time.perf_counter()
@@ -80,7 +81,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         "noise_floor_bf16": floor,
         "seconds": seconds,
     }
-    report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    report.write_text(dumps(figures), encoding="utf-8")
     parts = "  ".join(f"{k} {v:.4f}" for k, v in figures["parts"].items())
     say(f"{len(encoded.data)} bytes in {seconds:.1f} s; bits per coded weight: {parts}")
     say(
@@ -94,10 +95,10 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     say(f"wrote {args.out} and {report}")
 
 
-def run_decode(args: argparse.Namespace) -> None:
+def run_decode(args: argparse.Namespace, config: Config) -> None:
     """rdopt decode."""
     begun = time.perf_counter()
-    found = decode(args.file, args.out, dtype=args.dtype, threads=args.threads)
+    found = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads)
     weights = sum(z.size for z in found.indices.values())
     seconds = time.perf_counter() - begun
     say(f"decoded {weights} weights in {seconds:.2f} s; wrote {args.out}")
@@ -126,7 +127,7 @@ def run_sweep(args: argparse.Namespace, config: Config) -> None:
     say(f"wrote {args.out}/curve.json, curve.csv, curve.png in {time.perf_counter() - begun:.0f} s")
 
 
-def run_inspect(args: argparse.Namespace) -> None:
+def run_inspect(args: argparse.Namespace, config: Config) -> None:
     """rdopt inspect."""
     found = inspect(args.path)
     say(describe(found))
@@ -139,19 +140,20 @@ def write_json(path: Path | None, figures: Any) -> None:
         return
     if path.exists():
         raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    path.write_text(dumps(figures), encoding="utf-8")
 
 
 def ticker(what: str) -> Callable[[int, int], None]:
-    """Prints a count about ten times, with the time left."""
-    begun = time.perf_counter()
-    last = [-1]
+    """Prints a count in quarters, with the time left; starts anew when the count does."""
+    begun, last = time.perf_counter(), 0
 
     def tick(done: int, total: int) -> None:
-        tenth = done * 10 // total
-        if tenth != last[0]:
-            last[0] = tenth
-            left = (time.perf_counter() - begun) / max(done, 1) * (total - done)
+        nonlocal begun, last
+        if done <= last:
+            begun, last = time.perf_counter(), 0
+        if done * 4 // total != last * 4 // total:
+            left = (time.perf_counter() - begun) / done * (total - done)
             say(f"{what} {done} of {total}  {left:.0f} s left")
+        last = done
 
     return tick

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 
 from rdopt.cli import commands
 from rdopt.cli.parser import build_parser, resolve
-from rdopt.cli.plan import dry_run
+from rdopt.cli.plan import plan
 from rdopt.config import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
-PLAIN = {"decode": commands.run_decode, "inspect": commands.run_inspect}
-CONFIGURED = {
+COMMANDS = {
     "train": commands.run_train,
     "export": commands.run_export,
     "encode": commands.run_encode,
+    "decode": commands.run_decode,
     "eval": commands.run_eval,
+    "inspect": commands.run_inspect,
     "sweep": commands.run_sweep,
 }
 
@@ -45,26 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _refuse(f"the disk is full ({error.filename}); free some space and run it again.", debug)
+            where = f" ({error.filename})" if error.filename else ""
+            return _refuse(f"the disk is full{where}; free some space and run it again.", debug)
         if error.filename is not None:
             return _refuse(f"{error.filename}: {os.strerror(error.errno or 0)}; name another path.", debug)
         raise
 
 
 def _dispatch(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    if args.command in PLAIN:
-        if rest:
-            raise UserError(f"the argument {rest[0]!r} has no place; see rdopt {args.command} --help.")
-        PLAIN[args.command](args)
-        return
     config = resolve(args, rest)
     if args.dry_run:
-        model = None
-        if args.command == "encode" and not (args.source / "run.json").is_file():
-            model = str(args.source)
-        commands.say(dry_run(config, args.command, model))
-        return
-    CONFIGURED[args.command](args, config)
+        commands.say(plan(args, config))
+    else:
+        COMMANDS[args.command](args, config)
 
 
 def _refuse(sentence: str, debug: bool) -> int:

@@ -66,7 +66,7 @@ def build_parser() -> Parser:
     decode.add_argument("file", type=Path)
     decode.add_argument("--out", required=True, type=Path, help="folder to make")
     decode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    decode.add_argument("--threads", type=int, default=0, help="0: all cores")
+    _keys(decode, ("threads",))
     evaluate = _command(
         commands, "eval", "perplexity and KL", "rdopt eval a.rdopt.safetensors --reference demo --json eval.json"
     )
@@ -90,9 +90,8 @@ def build_parser() -> Parser:
 def _command(commands: argparse._SubParsersAction, name: str, what: str, example: str) -> Parser:
     parser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    if name not in ("decode", "inspect"):
-        parser.add_argument("--config", type=Path, help="YAML file of settings (configs/ ships some)")
-        parser.add_argument("--dry-run", action="store_true", help="print sizes and do nothing")
+    parser.add_argument("--config", type=Path, help="YAML file of settings (configs/ ships some)")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes and do nothing")
     return parser
 
 

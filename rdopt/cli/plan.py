@@ -1,45 +1,67 @@
 """`--dry-run`: matrices, parameters, expected memory and disk of a command, from the headers alone."""
 
+import argparse
 import math
+from pathlib import Path
 
-from rdopt.checkpoint import MATRICES, block_shapes, open_checkpoint
-from rdopt.config import Config
+from rdopt.calibration import INPUT_OF
+from rdopt.checkpoint import MATRICES, Architecture, block_shapes, open_checkpoint
+from rdopt.codec import read_container
+from rdopt.config import Config, load_config
 
 _FLOAT = 4
+# Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.
+_COPIES = {"train": 4, "sweep": 5, "encode": 4, "export": 3, "eval": 3, "decode": 2, "inspect": 1}
 
 
-def dry_run(config: Config, command: str, model: str | None = None) -> str:
+def plan(args: argparse.Namespace, config: Config) -> str:
     """What a command would work on, in a few lines; reads no weights.
 
     Args:
+        args: the parsed command line.
         config: the resolved configuration.
-        command: train, export, encode, eval or sweep.
-        model: another model than the configuration's.
     """
-    checkpoint = open_checkpoint(model or config.model)
+    source = Path(str(getattr(args, "source", None) or getattr(args, "run", None) or getattr(args, "path", "")))
+    coded = Path(str(getattr(args, "file", None) or source))
+    if coded.is_file():
+        streams, _ = read_container(coded)
+        parts = ", ".join(f"{kind} {len(data)}" for kind, data in streams.items())
+        return f"{coded}: bytes of {parts}; decoding takes about {10 * len(streams['codes']) / 2**20:.0f} MiB of memory"
+    if (source / "config.yaml").is_file():
+        config = load_config(source / "config.yaml")
+    elif args.command in ("encode", "inspect"):
+        return _sizes(str(source), config, args.command)
+    return _sizes(config.model, config, args.command)
+
+
+def _sizes(model: str, config: Config, command: str) -> str:
+    checkpoint = open_checkpoint(model)
     arch, shapes = checkpoint.arch, block_shapes(checkpoint.arch)
-    sizes = {name: shapes[name] for name in MATRICES}
-    weights = arch.num_layers * sum(math.prod(s) for s in sizes.values())
+    weights = arch.num_layers * sum(math.prod(shapes[k]) for k in MATRICES)
+    moments = 8 * arch.num_layers * _moment_entries(arch)
     trained = arch.hidden_size * (arch.hidden_size - 1) // 2
     trained += arch.num_layers * arch.num_kv_heads * arch.head_dim * (arch.head_dim - 1) // 2
-    inputs = [sizes[k][1] for k in ("q", "o", "gate", "down")]
-    outputs = [sizes[k][0] for k in ("v", "o", "down")]
-    moments = 8 * arch.num_layers * sum(n * n for n in (*inputs, *outputs))
-    cached = config.evaluate.max_tokens * arch.vocab_size * _FLOAT
-    copies = {"train": 4, "sweep": 5, "encode": 4, "export": 3, "eval": 2}[command]
-    memory = copies * _FLOAT * checkpoint.num_parameters + 2 * moments + min(cached, 2**30)
-    uncoded = 2 * (checkpoint.num_parameters - weights)
+    cached = min(config.evaluate.max_tokens * arch.vocab_size * _FLOAT, 2**30)
+    memory = _COPIES[command] * _FLOAT * checkpoint.num_parameters + 2 * moments + cached
+    # A coded weight takes at most about half a byte at the slopes people use; uncoded ones take two bytes.
+    file = 2 * (checkpoint.num_parameters - weights) + weights // 2
     points = len(config.sweep.target_bpw or config.sweep.lams) * len(config.sweep.arms)
     disk = {
-        "train": moments + 2 * 3 * _FLOAT * trained,
-        "sweep": moments + points * (uncoded + weights // 2),
-        "encode": uncoded + weights // 2,
+        "train": moments + 6 * _FLOAT * trained,
+        "sweep": moments + points * file,
+        "encode": file,
         "export": _FLOAT * checkpoint.num_parameters,
-        "eval": 0,
-    }[command]
-    matrices = ", ".join(f"{name} {out}x{width}" for name, (out, width) in sizes.items())
+    }.get(command, 0)
+    matrices = ", ".join(f"{k} {shapes[k][0]}x{shapes[k][1]}" for k in MATRICES)
     return (
-        f"{model or config.model}: {arch.model_type}, {checkpoint.num_parameters} parameters, {weights} to code in "
+        f"{model}: {arch.model_type}, {checkpoint.num_parameters} parameters, {weights} to code in "
         f"{arch.num_layers} x ({matrices})\n"
-        f"{trained} transform parameters; about {memory / 2**20:.0f} MiB of memory and {disk / 2**20:.1f} MiB of disk"
+        f"{trained} transform parameters; about {memory / 2**20:.0f} MiB of memory, {disk / 2**20:.1f} MiB of disk"
     )
+
+
+def _moment_entries(arch: Architecture) -> int:
+    """Numbers in the second moments of one block."""
+    shapes = block_shapes(arch)
+    widths = {INPUT_OF[k]: shapes[k][1] for k in MATRICES}
+    return sum(n * n for n in widths.values()) + sum(shapes[k][0] ** 2 for k in ("v", "o", "down"))

@@ -14,7 +14,9 @@ from rdopt.codec.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
 from rdopt.codec.entropy import Tables, pack_lists
 from rdopt.codec.tables import PRECISION, ideal_bits, normalize
+from rdopt.config.errors import UserError
 
+MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
 CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
 
 
@@ -74,16 +76,27 @@ def read_tables(data: bytes) -> Tables:
 
 
 def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
-    """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes)."""
+    """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes).
+
+    Raises:
+        UserError: the indices are too large for any table.
+    """
     fits = [rank1_spreads(z) for z in matrices]
     size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
     best, best_bits = None, np.inf
-    for precision, width in CHOICES:
-        plan = _plan(matrices, fits, size, precision, width)
+    for precision, width in CHOICES if size <= MAX_SIZE else ():
+        try:
+            plan = _plan(matrices, fits, size, precision, width)
+        except ValueError:  # more symbols than a table's total; classes of one spread may fit
+            continue
         side = len(write_tables(plan.tables)) + len(pack_spreads(plan.spreads))
         if plan.bits + 8 * side < best_bits:
             best, best_bits = plan, plan.bits + 8 * side
-    assert best is not None
+    if best is None:
+        raise UserError(
+            f"the steps are so fine that an index reaches {size - 1}, more than the tables hold; "
+            "lower encode.lam or encode.target_bpw (about 12 bits/weight is the most)."
+        )
     return best
 
 

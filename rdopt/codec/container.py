@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from operator import index as as_integer
 from pathlib import Path
 
 from rdopt.checkpoint.atomic import new_file
@@ -50,9 +51,9 @@ def unpack(data: bytes, name: str = "the file") -> tuple[dict[str, bytes], bytes
         (length,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + length])
         meta = header.pop("__metadata__")
-        spans = {k: tuple(v["data_offsets"]) for k, v in header.items()}
+        spans = {k: (as_integer(a), as_integer(b)) for k, v in header.items() for a, b in [v["data_offsets"]]}
         kind, version, digest = meta["format"], meta["version"], meta["sha256"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{name} is not an rdopt file or its header is damaged; encode it again.") from error
     if kind != "rdopt" or version != str(VERSION):
         raise UserError(f"{name} is of format {kind} version {version}; this rdopt reads rdopt version {VERSION}.")

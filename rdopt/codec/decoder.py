@@ -100,6 +100,8 @@ def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, list[int]
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
     _precision, width, parameters = source.gammas(3)
+    if width < 1:
+        raise ValueError("a class of no width")
     return c, width, parameters, [4 * n for n in source.gammas(matrices)]
 
 

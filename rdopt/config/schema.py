@@ -76,9 +76,9 @@ class TrainConfig(_Section):
     rate: Rate = _option("analytic", "the rate that is minimised: the operational curve or a relaxed proxy")
     density: Density = _option("gaussian", "the marginal density the rate assumes")
     distortion: Distortion = _option("block", "where the distortion is measured")
-    steps: int = _option(200, "optimizer steps", low=1)
-    batch_sequences: int = _option(8, "calibration sequences in a step", low=1)
-    learning_rate: float = _option(0.003, "Adam's step on the skew entries and angles (radians)", above=0)
+    steps: int = _option(150, "optimizer steps", low=1)
+    batch_sequences: int = _option(4, "calibration sequences in a step", low=1)
+    learning_rate: float = _option(0.006, "Adam's step on the skew entries and angles (radians)", above=0)
     seed: int = _option(0, "order of the sequences and noise of the proxies", low=0)
     checkpoint_every: int = _option(50, "steps between two checkpoints", low=1)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
@@ -127,7 +127,7 @@ class SweepConfig(_Section):
     """The points and arms of a rate-distortion curve."""
 
     section: ClassVar[str] = "sweep"
-    lams: tuple[float, ...] = _option((2.0, 7.0, 20.0, 70.0, 200.0, 700.0), "slopes, one point each", above=0)
+    lams: tuple[float, ...] = _option((7.0, 20.0, 60.0, 200.0, 600.0), "slopes, one point each", above=0)
     target_bpw: tuple[float, ...] | None = _option(
         None, "bits/weight, one point each, instead of slopes", above=0, high=16)
     arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "learned"), "the coordinates compared")

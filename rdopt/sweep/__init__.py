@@ -4,7 +4,7 @@ from rdopt.sweep.arms import ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits, saved_bits_with_error
 from rdopt.sweep.evaluate import evaluate, load_candidate, measure_file
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, save_point
-from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
+from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
 from rdopt.sweep.sweep import sweep
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "bd_rate",
     "curve_csv",
     "curve_json",
+    "dumps",
     "evaluate",
     "gain_table",
     "gains",

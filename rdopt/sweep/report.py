@@ -111,5 +111,13 @@ def gain_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def dumps(value: Any) -> str:
-    """JSON text with a final newline."""
-    return json.dumps(value, indent=2) + "\n"
+    """JSON text with a final newline; null stands for nan, which JSON does not know."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

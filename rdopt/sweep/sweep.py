@@ -60,8 +60,8 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[jax.Device] 
         KeyboardInterrupt: after the training state was saved.
     """
     pool = tuple(devices or jax.local_devices())
-    align.open_run(out, config, "sweep", pool)
     subject, corpus = open_subject(config)
+    align.open_run(out, config, "sweep", pool)
     say(f"model {config.model}: {align.coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
     moments = align.moments_of(out, subject, corpus, config, _ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
@@ -240,7 +240,7 @@ def _ticker(say: Say, what: str) -> Callable[[int, int], None]:
 
 
 def _scalars(point: Point) -> dict[str, object]:
-    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts")}
+    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts") and v == v}  # nan: nothing trained
 
 
 def _line(p: Point) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from rdopt.checkpoint import Architecture, Checkpoint
 from rdopt.config.errors import UserError
@@ -80,7 +80,7 @@ def save_alignment(folder: Path, alignment: AlignmentFiles) -> None:
         "gains": sorted(alignment.gains),
         "original": alignment.original,
     }
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(folder / TENSOR_NAME))
+    (folder / TENSOR_NAME).write_bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
     (folder / JSON_NAME).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from rdopt.calibration.moments import INPUT_OF, Moments
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params
 
-Matrix = Float[np.ndarray, "n n"]
+Left = Float[np.ndarray, "out out"]
+Right = Float[np.ndarray, "in in"]
 
 
 class Gauges(NamedTuple):
@@ -33,7 +34,7 @@ class Gauges(NamedTuple):
 
 def left_right(
     name: str, layer: int, params: Params, arch: Architecture, gauges: Gauges
-) -> tuple[Matrix | None, Matrix | None, Float[np.ndarray, " in"] | None]:
+) -> tuple[Left | None, Right | None, Float[np.ndarray, " in"] | None]:
     """How one matrix changes: W -> A (W diag(gain)) B.
 
     Returns:
@@ -54,7 +55,7 @@ def left_right(
     return A, B, gain
 
 
-def _block_diagonal(blocks: Float[np.ndarray, "k h h"]) -> Matrix:
+def _block_diagonal(blocks: Float[np.ndarray, "k h h"]) -> Float[np.ndarray, "n n"]:
     k, h, _ = blocks.shape
     out = np.zeros((k, h, k, h))
     out[np.arange(k), :, np.arange(k), :] = blocks
@@ -166,7 +167,7 @@ def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: G
     return Moments(sigma, G, moments.tokens)
 
 
-def _input_moment(sigma: Matrix, B: Matrix | None, gain: Float[np.ndarray, " in"] | None) -> Matrix:
+def _input_moment(sigma: Right, B: Right | None, gain: Float[np.ndarray, " in"] | None) -> Right:
     assert B is not None
     scaled = sigma if gain is None else sigma / np.outer(gain, gain)
     return B.T @ scaled @ B

@@ -1,0 +1,89 @@
+"""Claims about the house: which room imports which, what importing costs, and how long files and functions are."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rdopt
+
+ROOMS = (
+    *("config", "checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "align", "export"),
+    *("codec", "sweep", "study", "integrations", "cli"),
+)
+ROOT = Path(rdopt.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0]
+
+
+def imported_rooms(tree):
+    """Rooms named in any import statement, also inside functions."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module or ""]
+            if node.module == "rdopt":
+                names = [f"rdopt.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "rdopt" and len(parts) > 1 and parts[1] in ROOMS:
+                yield parts[1]
+
+
+@every_module
+def test_a_room_imports_only_what_stands_before_it(path):
+    if len(path.relative_to(ROOT).parts) == 1:
+        return  # the package itself belongs to no room
+    room = room_of(path)
+    assert room in (*ROOMS, "demo"), f"{room} is no room of the house"
+    later = {name for name in imported_rooms(ast.parse(path.read_text())) if ROOMS.index(name) > ROOMS.index(room)}
+    assert not later
+
+
+@every_module
+def test_a_module_says_what_it_is_and_stays_short(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 300
+
+
+@every_module
+def test_functions_stay_short(path):
+    long = {
+        node.name: length
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    }
+    assert not long
+
+
+@every_module
+def test_every_public_name_of_a_room_exists(path):
+    if path.name != "__init__.py" or path.parent == ROOT:
+        return
+    tree = ast.parse(path.read_text())
+    exports = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    if exports:
+        names = ast.literal_eval(exports[0].value)
+        assert len(names) == len(set(names))
+        bound = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+        bound |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        bound |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        assert set(names) <= bound
+
+
+@pytest.mark.parametrize("module", ["rdopt", "rdopt.cli", "rdopt.codec", "rdopt.align"])
+def test_importing_loads_neither_torch_nor_transformers(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]", done.stderr

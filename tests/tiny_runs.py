@@ -1,0 +1,104 @@
+"""A tiny model, a small text and the settings that all command tests share, so that they compile once."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import jax
+from conftest import random_tensors, tiny_config
+from jax.experimental.compilation_cache import compilation_cache
+
+from rdopt.calibration.text import _docstrings
+from rdopt.checkpoint import carried_files, open_checkpoint, write_checkpoint
+from rdopt.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 30
+WINDOWS = ("--context", "32", "--stride", "32", "--max-tokens", "2048")
+# rdopt train has no short flags for the windows that its later commands use.
+WINDOW_KEYS = (
+    *("--evaluate.context", "32", "--evaluate.stride", "32"),
+    *("--evaluate.max_tokens", "2048"),
+)
+TEXT = ("--seq-len", "32", "--sequences", "16")
+TRAINING = ("--steps", STEPS, "--train.checkpoint_every", "5", "--train.batch_sequences", "8")
+_LIBRARY = ("argparse", "statistics", "typing", "threading", "_pydecimal")
+
+# Runs a command that sends itself a signal when a printed line begins with a text.
+_SIGNALLED = """
+import os, signal, sys
+from rdopt.cli import commands, main
+line, number, *words = sys.argv[1:]
+plain = commands.say
+def say(text):
+    plain(text)
+    if text.startswith(line):
+        os.kill(os.getpid(), int(number))
+commands.say = say
+sys.exit(main(words))
+"""
+
+
+def make_model(folder: Path, seed: int = 0, **changes) -> Path:
+    """A model of ten thousand weights with the demo model's tokenizer."""
+    config = tiny_config(vocab_size=2048, **changes)
+    files = carried_files(open_checkpoint("demo").folder)
+    write_checkpoint(folder, config, random_tensors(config, seed).items(), dtype="float32", files=files)
+    return folder
+
+
+def make_text(path: Path) -> Path:
+    """Docstrings of a few modules of the standard library, one document each."""
+    library = Path(sysconfig.get_path("stdlib"))
+    documents = [d for name in _LIBRARY for d in _docstrings(library / f"{name}.py")]
+    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+    return path
+
+
+def rdopt(*words) -> int:
+    """One command, its exit code."""
+    return main([str(word) for word in words])
+
+
+def train_words(world: Path, out: Path) -> tuple:
+    """The training run that all tests share; `world` holds `model` and `text.jsonl`."""
+    text = ("--text", world / "text.jsonl", *TEXT, *WINDOW_KEYS)
+    return ("train", world / "model", "--out", out, *text, *TRAINING)
+
+
+def signalled(number: int, line: str, words: tuple, cache: Path) -> subprocess.CompletedProcess:
+    """A command in a process of its own that gets a signal behind a printed line."""
+    argv = [sys.executable, "-c", _SIGNALLED, line, str(int(number)), *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """What this process compiles from now on, its children need not compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # jax looks for the folder once
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def strict_json(path: Path):
+    """JSON without NaN or infinity, which other readers refuse."""
+
+    def refuse(name: str):
+        raise AssertionError(f"{path} holds {name}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def shape_of(value):
+    """The keys of nested dicts."""
+    return {k: shape_of(v) for k, v in value.items()} if isinstance(value, dict) else None
