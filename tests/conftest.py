@@ -20,7 +20,7 @@ CHECKED_ROOMS = (
 )
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
-from rdopt.calibration import INPUT_OF, Moments  # noqa: E402 - after the hook
+from rdopt.calibration import INPUT_OF, Moments, second_moments  # noqa: E402 - after the hook
 from rdopt.calibration.moments import FULL_G  # noqa: E402
 from rdopt.checkpoint import (  # noqa: E402
     MATRICES,
@@ -72,6 +72,15 @@ def demo_tokens(demo_model: Path) -> np.ndarray:
 
     stream = tokenize(demo_model, builtin_documents()[::20], 2048)
     return token_batch(stream, 128, 32, 0)
+
+
+@pytest.fixture(scope="session")
+def demo_moments(demo_model: Path, demo_tokens: np.ndarray) -> Moments:
+    """Second moments of the demo model on `demo_tokens`."""
+    from rdopt.operator import load_params
+
+    checkpoint = open_checkpoint(demo_model)
+    return second_moments(load_params(checkpoint), checkpoint.arch, demo_tokens)
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
@@ -144,8 +153,8 @@ def tiny_llama(tmp_path: Path, demo_model: Path) -> Callable[..., Path]:
     def make(family: str = "llama", *, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:
         config = tiny_config(family, **changes)
         out = tmp_path / f"tiny-{family}-{len(list(tmp_path.glob('tiny-*')))}"
-        carry = demo_model if config["vocab_size"] == 2048 else None
-        write_checkpoint(out, config, random_tensors(config, seed).items(), dtype=dtype, files=carried_files(carry) if carry else None)
+        files = carried_files(demo_model) if config["vocab_size"] == 2048 else None
+        write_checkpoint(out, config, random_tensors(config, seed).items(), dtype=dtype, files=files)
         return out
 
     return make

@@ -182,7 +182,7 @@ def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_source, la
     encoded = encode_model(demo_source, lam, EncodeConfig())
     assert encoded.bpw_estimated(demo_source) == pytest.approx(encoded.bpw(demo_source), rel=0.01)
     assert encoded.bits["headers"] / demo_source.weights < 0.01
-    assert demo_source.weights == sum(v.size for k, v in demo_source.params["blocks"].items() if k in MATRICES)
+    assert demo_source.weights == sum(demo_source.params["blocks"][k].size for k in MATRICES)
 
 
 def test_the_real_bits_are_near_the_entropy_of_the_indices_class_by_class(demo_source):
@@ -289,16 +289,15 @@ def test_arbitrary_bytes_are_no_file(data):
         decode_model(data)
 
 
+META = {"format": "rdopt", "version": "1", "sha256": ""}
+SPANS = ([0, 1.0], [0, 0.5, 1], ["0", "1"], [0.0, 0], [-5, 0], [0], 7, None, {})
 BAD_HEADERS = [
     [],
     "text",
     {},
     {"__metadata__": None},
-    {"__metadata__": {"format": "rdopt", "version": "1", "sha256": 0}, "codes": {"data_offsets": [0, 1.0]}},
-    {"__metadata__": {"format": "rdopt", "version": "1", "sha256": ""}, "codes": {"data_offsets": [0, 0.5, 1]}},
-    {"__metadata__": {"format": "rdopt", "version": "1", "sha256": ""}, "codes": {"data_offsets": ["0", "1"]}},
-    {"__metadata__": {"format": "rdopt", "version": "1", "sha256": ""}, "codes": {"data_offsets": [0.0, 0]}},
-    {"__metadata__": {"format": "rdopt", "version": "1", "sha256": ""}, "codes": {"data_offsets": [-5, 0]}},
+    {"__metadata__": META | {"sha256": 0}},
+    *({"__metadata__": META, "codes": {"data_offsets": span}} for span in SPANS),
 ]
 
 

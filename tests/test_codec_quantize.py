@@ -1,4 +1,4 @@
-"""Claims about grids, steps and feedback: textbook loops, closed forms and numeric minimisation as oracles."""
+"""Claims about grids, steps and feedback: textbook loops, closed forms and a minimiser as oracles."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from rdopt.codec.quantize import (
     quantize_model,
 )
 from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps
-from rdopt.config import EncodeConfig
+from rdopt.config import EncodeConfig, UserError
 
 WIDTHS = {"attn": 20, "o": 12, "mlp": 20, "down": 70}
 HEIGHTS = {"q": 12, "k": 6, "v": 6, "o": 20, "gate": 70, "up": 70, "down": 20}
@@ -43,7 +43,7 @@ def problem(rows, width, seed=0, c=0.3):
 
 
 def textbook(W, L, row, col):
-    """GPTQ in LDLQ form: column j is rounded after it took L_ij / L_jj of the error of every later column i."""
+    """GPTQ in LDLQ form: column j is rounded after it took L_ij / L_jj of every later error i."""
     W = np.asarray(W, np.float64)
     z, E = np.zeros(W.shape), np.zeros(W.shape)
     for j in reversed(range(W.shape[1])):
@@ -141,12 +141,22 @@ def test_the_damped_factor_squares_to_the_moment_plus_a_share_of_its_mean_diagon
     np.testing.assert_array_equal(L, np.tril(L))
 
 
+def test_empty_directions_without_damping_are_a_user_error():
+    with pytest.raises(UserError, match=r"encode\.damping is 0; raise it"):
+        damped_cholesky(np.diag([1.0, 0.0]), 0.0)
+    with pytest.raises(UserError, match=r"encode\.damping is 0; raise it"):
+        damped_weights(np.array([1.0, 0.0]), 0.0)
+
+
 def test_moments_that_vanish_give_unit_steps():
     np.testing.assert_array_equal(damped_cholesky(np.zeros((3, 3)), 0.02), np.eye(3))
     np.testing.assert_array_equal(damped_weights(np.zeros(3), 0.02), np.ones(3))
 
 
-@given(g=hnp.arrays(np.float64, 5, elements=st.just(0.0) | st.floats(1e-12, 1e6)).filter(np.any), damping=st.floats(1e-3, 1.0))
+sensitivities = hnp.arrays(np.float64, 5, elements=st.just(0.0) | st.floats(1e-12, 1e6)).filter(np.any)
+
+
+@given(g=sensitivities, damping=st.floats(1e-3, 1.0))
 def test_damped_sensitivities_keep_every_row_finite(g, damping):
     found = damped_weights(g, damping)
     np.testing.assert_allclose(found, g + damping * g.mean())
@@ -246,10 +256,11 @@ def test_the_estimated_distortion_is_half_the_trace_summed_over_matrices():
 
 
 def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weight():
-    """Entries of sqrt(G) E L are uniform with variance c^2 / 12, but for the rounding of steps to a quarter octave."""
+    """Entries of sqrt(G) E L are uniform with variance c^2 / 12, up to the quarter octaves of the steps."""
     params, moments = model_and_moments()
     c, damping = 0.02, 1e-9
-    diagonal = moments._replace(G={k: G if G.ndim == 2 else np.einsum("lii->li", G) for k, G in moments.G.items()})
+    G = {name: np.stack([moments.diag_G(name, i) for i in range(2)]) for name in MATRICES}
+    diagonal = moments._replace(G=G)
     grid = make_grid(diagonal, 2, damping, "feedback")
     decoded = decoded_weights(params, grid, quantize_model(params, grid, c, EncodeConfig()), c)
     weights = sum(W.size for W in params["blocks"].values())

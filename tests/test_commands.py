@@ -1,4 +1,4 @@
-"""Claims about the commands on one tiny model: train, export, encode, decode, eval, inspect, and what survives a kill."""
+"""Claims about the commands on one tiny model, from train to inspect, and about what survives a kill."""
 
 import importlib.util
 import json
@@ -31,7 +31,8 @@ from rdopt.export import restore
 from rdopt.integrations import decoded_card, load_compressed
 from rdopt.operator import load_params, logits, params_from_tensors
 
-NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="parity is measured against torch")
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+NEEDS_TORCH = pytest.mark.skipif(not HAS_TORCH, reason="parity is measured against torch")
 EVAL_SHAPE = {
     "perplexity": dict.fromkeys(("value", "stderr", "nll", "tokens", "context", "stride")),
     "kl": dict.fromkeys(("mean", "median", "p90", "noise_floor_bf16")),
@@ -98,8 +99,9 @@ def test_plain_transformers_computes_the_originals_logits_from_the_export(world)
     subprocess.run(words, check=True, capture_output=True, timeout=300)
     original, aligned = (np.load(f"{folder}/logits.npy") for folder in folders)
     assert np.abs(original - aligned).max() < 1e-4
-    assert np.abs(open_checkpoint(folders[1]).tensor("model.layers.0.self_attn.q_proj.weight")
-                  - open_checkpoint(folders[0]).tensor("model.layers.0.self_attn.q_proj.weight")).max() > 1e-2
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before, after = (open_checkpoint(folder).tensor(name) for folder in folders)
+    assert np.abs(before - after).max() > 0.01  # in other coordinates indeed
 
 
 def test_an_export_leads_back_to_the_original_weights(world):
@@ -108,7 +110,7 @@ def test_an_export_leads_back_to_the_original_weights(world):
     assert arch == original.arch
     for found, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(load_params(original)), strict=True):
         rms = np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))
-        assert np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64))) < 1e-6 * rms
+        assert np.abs(found - wanted).max() < 1e-6 * rms
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -33,6 +33,10 @@ from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
 from rdopt.rate import Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
 
 
+# Weights from which a block's forward pass is computed again for its gradient instead of being kept.
+REMATERIALIZE_ABOVE = 2**26
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is static in a compiled step.
@@ -121,7 +125,8 @@ def rate_and_distortion(
         jax.random.split(key, arch.num_layers),
     )
     start = (x, x) if settings.distortion == "model" else x
-    end, terms = jax.lax.scan(body, start, layers)
+    step = jax.checkpoint(body) if settings.weights > REMATERIALIZE_ABOVE else body
+    end, terms = jax.lax.scan(step, start, layers)
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
         D = model_divergence(problem.params, *end, arch)

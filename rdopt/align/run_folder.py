@@ -33,7 +33,8 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]
     """
     resumed = (out / FACTS).is_file()
     # A run killed while it was being opened has left nothing but its configuration.
-    if not resumed and out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {CONFIG, PARTIAL}):
+    strange = out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {CONFIG, PARTIAL})
+    if strange and not resumed:
         raise UserError(f"{out} already exists and is no run of rdopt; remove it or choose another name.")
     if resumed:
         facts = json.loads((out / FACTS).read_text(encoding="utf-8"))

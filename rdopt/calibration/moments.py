@@ -111,7 +111,8 @@ def second_moments(
         arch: its architecture.
         tokens: calibration sequences.
         seed: of the sampled labels.
-        batch: sequences per pass; results depend on it only through summation order.
+        batch: sequences per pass; sigma depends on it only through summation order, G also through
+            the labels, which are drawn pass by pass.
         progress: called with (sequences done, of how many).
 
     Returns:

@@ -60,7 +60,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     """rdopt encode."""
     report = args.out.with_suffix(".json")
     if report == args.out:
-        raise UserError(f"{report} would hold both the model and its report; name the file *.rdopt.safetensors.")
+        raise UserError(f"{report} would hold the model and its report; name the file *.rdopt.safetensors.")
     if report.exists():
         raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
     begun = time.perf_counter()

@@ -13,9 +13,20 @@ from jaxtyping import Int
 from rdopt.codec.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
 from rdopt.codec.entropy import Tables, pack_lists
+from rdopt.codec.families import (
+    BLENDS,
+    MAX_DERIVED,
+    SCALES,
+    Shape,
+    approximate_bits,
+    derived_table,
+    middle,
+    shapes,
+)
 from rdopt.codec.tables import PRECISION, ideal_bits, normalize
 from rdopt.config.errors import UserError
 
+MAX_CLASS = 1 << 10  # more octaves than float32 has
 MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
 CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
 
@@ -26,15 +37,19 @@ class Plan(NamedTuple):
     Attributes:
         precision: spreads are multiples of 1/precision octave (0: one class per matrix).
         width: that many neighbouring spread sums share a table.
+        shape: of the derived tables.
         spreads: per matrix.
         tables: class -> frequencies of |z|.
+        explicit: classes whose table is described in the file; the others derive theirs from the shape.
         bits: ideal code length of all indices.
     """
 
     precision: int
     width: int
+    shape: Shape
     spreads: list[Spreads]
     tables: Tables
+    explicit: frozenset[int]
     bits: float
 
 
@@ -43,35 +58,48 @@ def table_classes(spreads: Spreads, width: int) -> Int[np.ndarray, "out in"]:
     return np.floor_divide(classes_of(spreads), width)
 
 
-def write_tables(tables: Tables) -> bytes:
-    """All tables as one bit string: count, then class (delta), symbols, frequencies in Elias gamma codes."""
+def write_tables(plan: Plan) -> bytes:
+    """The tables as one bit string in Elias gamma codes.
+
+    Shape (blend, scale), number of classes; then per class its key (difference), its number of symbols,
+    whether it is explicit, and if so its frequencies but the last.
+    """
     out = BitWriter()
-    out.gamma(len(tables))
+    out.gammas((*plan.shape, len(plan.tables)))
     last = 0
-    for key in sorted(tables):
-        out.gamma(zigzag(key - last))
-        out.gamma(len(tables[key]))
-        # The last frequency follows from the total.
-        out.gammas(tables[key][:-1])
+    for key in sorted(plan.tables):
+        freq = plan.tables[key]
+        out.gammas((zigzag(key - last), len(freq), int(key in plan.explicit)))
+        if key in plan.explicit:
+            out.gammas(freq[:-1])
         last = key
     return out.bytes()
 
 
-def read_tables(data: bytes) -> Tables:
-    """Inverse of `write_tables`.
+def read_tables(data: bytes, precision: int, width: int) -> Tables:
+    """Inverse of `write_tables`: every class's frequencies.
 
     Raises:
         ValueError: damaged bytes.
     """
     source = BitReader(data)
+    shape = Shape(*source.gammas(2))
+    if shape.blend >= BLENDS or shape.scale >= SCALES:
+        raise ValueError(f"the shape of the tables is {tuple(shape)}")
     tables, key = {}, 0
     for _ in range(source.gamma()):
-        key += unzigzag(source.gamma())
-        freq = source.gammas(source.gamma() - 1)
-        rest = (1 << PRECISION) - sum(freq)
-        if rest <= 0:
-            raise ValueError(f"the table of class {key} exceeds its total")
-        tables[key] = np.array([*freq, rest], np.int64)
+        step, size, explicit = source.gammas(3)
+        key += unzigzag(step)
+        if abs(key) > MAX_CLASS:
+            raise ValueError(f"class {key} is out of range")
+        if explicit:
+            freq = source.gammas(size - 1)
+            rest = (1 << PRECISION) - sum(freq)
+            if rest <= 0:
+                raise ValueError(f"the table of class {key} exceeds its total")
+            tables[key] = np.array([*freq, rest], np.int64)
+        else:
+            tables[key] = derived_table(shape, middle(key, precision, width), size)
     return tables
 
 
@@ -89,7 +117,7 @@ def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
             plan = _plan(matrices, fits, size, precision, width)
         except ValueError:  # more symbols than a table's total; classes of one spread may fit
             continue
-        side = len(write_tables(plan.tables)) + len(pack_spreads(plan.spreads))
+        side = len(write_tables(plan)) + len(pack_spreads(plan.spreads))
         if plan.bits + 8 * side < best_bits:
             best, best_bits = plan, plan.bits + 8 * side
     if best is None:
@@ -102,6 +130,28 @@ def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
 
 def _plan(matrices, fits, size: int, precision: int, width: int) -> Plan:
     spreads = [quantize_spreads(rho, kappa, precision) for rho, kappa in fits]
+    counts = _class_counts(matrices, spreads, size, width)
+    shape = _best_shape(counts, precision, width)
+    tables, explicit, bits = {}, set(), 0.0
+    for key, row in counts.items():
+        derived = None
+        if len(row) <= MAX_DERIVED:
+            derived = derived_table(shape, middle(key, precision, width), len(row))
+        own = normalize(row)
+        own_bits = ideal_bits(row, own)
+        # Frequencies of an explicit table cost their gamma codes.
+        described = sum(2 * int(f + 1).bit_length() - 1 for f in own[:-1])
+        if derived is None or own_bits + described < ideal_bits(row, derived):
+            tables[key], bits = own, bits + own_bits
+            explicit.add(key)
+        else:
+            tables[key], bits = derived, bits + ideal_bits(row, derived)
+        bits += int(row[1:].sum())  # signs
+    return Plan(precision, width, shape, spreads, tables, frozenset(explicit), bits)
+
+
+def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -> dict[int, np.ndarray]:
+    """Class -> how often each |z| occurs, up to the largest one."""
     counts: dict[int, np.ndarray] = {}
     for z, s in zip(matrices, spreads, strict=True):
         classes = table_classes(s, width)
@@ -111,10 +161,19 @@ def _plan(matrices, fits, size: int, precision: int, width: int) -> Plan:
         for offset, row in enumerate(found.reshape(-1, size)):
             if row.any():
                 counts[low + offset] = counts.get(low + offset, 0) + row
-    tables = {key: normalize(np.trim_zeros(row, "b")) for key, row in counts.items()}
-    signs = sum(int(row[1:].sum()) for row in counts.values())
-    bits = sum(ideal_bits(np.trim_zeros(row, "b"), tables[key]) for key, row in counts.items())
-    return Plan(precision, width, spreads, tables, bits + signs)
+    return {key: np.trim_zeros(row, "b") for key, row in counts.items()}
+
+
+def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> Shape:
+    """The shape whose derived tables code all classes in the fewest bits."""
+    rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
+    if not rows:
+        return Shape(0, SCALES // 2)
+    dense = np.zeros((len(rows), max(map(len, rows.values()))))
+    for i, row in enumerate(rows.values()):
+        dense[i, : len(row)] = row
+    octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
+    return min(shapes(), key=lambda shape: float(approximate_bits(shape, 2.0**octaves, dense).sum()))
 
 
 def pack_spreads(spreads: Sequence[Spreads]) -> bytes:

@@ -69,9 +69,9 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
         config = json.loads(files.pop("config.json"))
         arch = architecture_from_config(config)
         keys = list(coded_matrices(arch.num_layers))
-        c, width, parameters, lengths = _read_index(index, len(keys))
+        c, precision, width, parameters, lengths = _read_index(index, len(keys))
         rows, cols, spreads = _read_scales(streams["scales"], arch)
-        tables = read_tables(streams["tables"])
+        tables = read_tables(streams["tables"], precision, width)
         stored = unpack_stored(streams["transforms"], arch)
         ends = np.cumsum(lengths)
 
@@ -95,14 +95,14 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
     return Decoded(tensors, arch, config, files, bits, c, parameters, code_bits, indices)
 
 
-def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, list[int]]:
-    """(base step, class width, parameters of the original, bytes of every code stream)."""
+def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, int, list[int]]:
+    """(base step, spread precision, class width, parameters of the original, bytes of every code stream)."""
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
-    _precision, width, parameters = source.gammas(3)
+    precision, width, parameters = source.gammas(3)
     if width < 1:
         raise ValueError("a class of no width")
-    return c, width, parameters, [4 * n for n in source.gammas(matrices)]
+    return c, precision, width, parameters, [4 * n for n in source.gammas(matrices)]
 
 
 def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spreads]]:

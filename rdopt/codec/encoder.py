@@ -149,7 +149,7 @@ def encode_at_step(
         codes = list(threads.map(code, range(len(keys))))
     streams = {
         "codes": b"".join(codes),
-        "tables": write_tables(plan.tables),
+        "tables": write_tables(plan),
         "scales": pack_lists([source.grid.rows[k] for k in keys])
         + pack_lists(list(source.grid.cols.values()))
         + pack_spreads(plan.spreads),

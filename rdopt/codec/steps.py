@@ -9,8 +9,14 @@ from math import isqrt
 import numpy as np
 from jaxtyping import Float, Int
 
+from rdopt.config.errors import UserError
+
 STEPS_PER_OCTAVE = 4
 _MANTISSA_BITS = 23
+_SINGULAR = (
+    "some directions of the second moments are empty and encode.damping is {:g}; "
+    "raise it (0.02 is usual) or calibrate on more text."
+)
 
 
 def base_step(lam: float, weights: int) -> float:
@@ -58,16 +64,29 @@ def damped_cholesky(sigma: Float[np.ndarray, "n n"], damping: float) -> Float[np
     """Lower Cholesky factor L of sigma + damping mean(diag sigma) I, float64.
 
     Damping keeps directions that the calibration text hardly visits from taking unbounded steps.
+
+    Raises:
+        UserError: the sum is singular.
     """
     sigma = np.asarray(sigma, np.float64)
     mean = np.trace(sigma) / sigma.shape[0]
     floor = damping * mean if mean > 0 else 1.0
-    return np.linalg.cholesky(sigma + floor * np.eye(sigma.shape[0]))
+    try:
+        return np.linalg.cholesky(sigma + floor * np.eye(sigma.shape[0]))
+    except np.linalg.LinAlgError as error:
+        raise UserError(_SINGULAR.format(damping)) from error
 
 
 def damped_weights(g: Float[np.ndarray, " m"], damping: float) -> Float[np.ndarray, " m"]:
-    """Row sensitivities diag G damped by a share of their mean; all ones when they vanish."""
+    """Row sensitivities diag G damped by a share of their mean; all ones when they vanish.
+
+    Raises:
+        UserError: a row has no weight and no damping.
+    """
     mean = float(np.mean(g))
     if mean <= 0:
         return np.ones_like(g, dtype=np.float64)
-    return np.asarray(g, np.float64) + damping * mean
+    damped = np.asarray(g, np.float64) + damping * mean
+    if damped.min() <= 0:
+        raise UserError(_SINGULAR.format(damping))
+    return damped

@@ -50,8 +50,8 @@ tags: [rdopt, compression, {model_type}]
 # {original or model_type}, decoded from a compressed file
 
 The weights of this folder were decoded by rdopt from an entropy-coded file. It is a plain checkpoint that
-transformers loads without rdopt. Where coordinates were aligned before coding, weights differ from the original's
-by more than rounding, and the network computes the same up to the KL below.
+transformers loads without rdopt. Where coordinates were aligned before coding, single weights differ from the
+original's by more than rounding; the network computes the same up to the KL below.
 
 | fact | value |
 |---|---|

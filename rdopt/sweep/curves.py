@@ -5,7 +5,7 @@ log KL, without extrapolation; its standard error comes from a paired bootstrap 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import bjontegaard
 import numpy as np
@@ -86,8 +86,8 @@ def saved_bits_with_error(
 def bd_rate(baseline: Curve, arm: Curve, noise_floor: float) -> float:
     """BD-rate in percent (negative: the arm needs fewer bits), by the bjontegaard package with pchip.
 
-    Quality is -10 log10 KL of Pareto points above the noise floor; nan with fewer than four of them or when the
-    curves overlap in less than three quarters of the narrower range.
+    Quality is -10 log10 KL of Pareto points above the noise floor; nan with fewer than four of them or when
+    the curves share less than three quarters of the range that they cover together (the package's measure).
     """
     sides = []
     for curve in (baseline, arm):
@@ -97,7 +97,8 @@ def bd_rate(baseline: Curve, arm: Curve, noise_floor: float) -> float:
             return math.nan
         sides.append((x, y))
     (x0, y0), (x1, y1) = sides
-    overlap = min(y0[-1], y1[-1]) - max(y0[0], y1[0])
-    if overlap < MIN_OVERLAP * min(np.ptp(y0), np.ptp(y1)):
+    shared = min(y0[-1], y1[-1]) - max(y0[0], y1[0])
+    if shared < MIN_OVERLAP * (max(y0[-1], y1[-1]) - min(y0[0], y1[0])):
         return math.nan
-    return float(bjontegaard.bd_rate(x0, y0, x1, y1, method="pchip", require_matching_points=False))
+    found: Any = bjontegaard.bd_rate(x0, y0, x1, y1, method="pchip", require_matching_points=False)
+    return float(found)

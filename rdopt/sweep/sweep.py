@@ -17,6 +17,7 @@ from rdopt.config import Config, EncodeConfig, Grid
 from rdopt.evaluate import noise_floor_bf16
 from rdopt.export import check_alignment, reference_of
 from rdopt.sweep.arms import ARMS
+from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import (
     Bench,
     Point,
@@ -27,7 +28,6 @@ from rdopt.sweep.points import (
     save_point,
     with_target,
 )
-from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
 from rdopt.transforms import (
     Gauges,
@@ -240,7 +240,8 @@ def _ticker(say: Say, what: str) -> Callable[[int, int], None]:
 
 
 def _scalars(point: Point) -> dict[str, object]:
-    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts") and v == v}  # nan: nothing trained
+    # nan, where nothing was trained, is no JSON.
+    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts") and v == v}
 
 
 def _line(p: Point) -> str:
