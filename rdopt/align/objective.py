@@ -32,7 +32,6 @@ from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
 from rdopt.rate import Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
 
-
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26
 

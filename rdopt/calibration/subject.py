@@ -116,7 +116,7 @@ def load_moments(path: Path, key: str) -> Moments | None:
         meta = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
     if meta.get("key") != key:
         return None
-    arrays: dict[str, Float[np.ndarray, "..."]] = load_file(str(path))
+    arrays: dict[str, Float[np.ndarray, ...]] = load_file(str(path))
     parts: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}}
     for name, value in arrays.items():
         kind, which = name.split(".")
