@@ -240,6 +240,13 @@ def run_of(model, out, text):
     return out
 
 
+def test_a_run_refuses_another_text_than_its_own(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    out = tmp_path / "a.rdopt.safetensors"
+    assert "--text does not apply" in refused("encode", tmp_path / "run", "--out", out, "--text", "builtin")
+
+
 def test_an_unfinished_run_is_neither_exported_nor_encoded(model, text, refused, tmp_path):
     run = run_of(model, tmp_path / "run", text)
     for command in ("export", "encode"):

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxlib.xla_client import Device
 
 from rdopt.config.errors import UserError
 
 AXIS = "devices"
 
 
-def pmapped(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+def pmapped(step: Callable[..., Any], devices: Sequence[Device]) -> Callable[..., Any]:
     """`step` compiled for every device; its arguments and results carry a leading device axis."""
     return jax.pmap(step, axis_name=AXIS, devices=list(devices))
 
@@ -22,7 +23,7 @@ def mean_over_devices(tree: Any) -> Any:
     return jax.lax.pmean(tree, AXIS)
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def replicate(tree: Any, devices: Sequence[Device]) -> Any:
     """One copy of every array on each device, along a new leading axis."""
     sharding = _sharding(devices)
 
@@ -33,7 +34,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.tree.map(copies, tree)
 
 
-def split(batch: np.ndarray, devices: Sequence[jax.Device]) -> jax.Array:
+def split(batch: np.ndarray, devices: Sequence[Device]) -> jax.Array:
     """The batch with its first axis cut into (device, share).
 
     Raises:
@@ -53,5 +54,5 @@ def first(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_get(x.addressable_shards[0].data)[0], tree)
 
 
-def _sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+def _sharding(devices: Sequence[Device]) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))

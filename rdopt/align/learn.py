@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jaxlib.xla_client import Device
 from jaxtyping import Int
 
 from rdopt.align import devices as pool
@@ -97,7 +98,7 @@ def learn(
     start: Gauges,
     train: TrainConfig,
     *,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     store: StateStore | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Learned:
@@ -124,13 +125,15 @@ def learn(
     module = Alignment(arch=arch, residual=train.residual, value_heads=train.value_heads, rate=train.rate)
     rotations = starting_rotations(start, arch)
     key = jax.random.key(train.seed)
-    params = module.init(key, rotations).get("params", {})
+    variables: Any = module.init(key, rotations)
+    params: Any = variables.get("params", {})
     state = State(params, optimizer(train).init(params), jax.random.key_data(key))
     history = np.full((train.steps, 3), np.nan, np.float32)
     begin = 0
     if store is not None and (found := store.restore({"state": state, "history": history})) is not None:
         begin, state, history = found[0], State(*found[1]["state"]), np.array(found[1]["history"])
-    step = _compiled(module, settings, _schedule_only(train), tuple(devices))
+    compiled: Any = _compiled
+    step = compiled(module, settings, _schedule_only(train), tuple(devices))
     problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
     copies = pool.replicate(state, devices)
     with Interrupt() as interrupt:

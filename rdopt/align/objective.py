@@ -125,17 +125,18 @@ def rate_and_distortion(
     )
     start = (x, x) if settings.distortion == "model" else x
     step = jax.checkpoint(body) if settings.weights > REMATERIALIZE_ABOVE else body
+    end: Any
     end, terms = jax.lax.scan(step, start, layers)
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
-        D = model_divergence(problem.params, *end, arch)
+        D = model_divergence(problem.params, end[0], end[1], arch)
     return Terms(jnp.sum(terms.rate) / settings.weights, D)
 
 
 def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d"]) -> Float[Array, ""]:
     """1/2 mean over tokens of delta^T G delta, G the gradient moment at the block's output; nats/token."""
     rows = delta.reshape(-1, delta.shape[-1])
-    return 0.5 * jnp.mean(jnp.sum((rows @ G) * rows, axis=-1))
+    return 0.5 * jnp.mean(jnp.sum(jnp.matmul(rows, G, precision=jax.lax.Precision.HIGHEST) * rows, axis=-1))
 
 
 def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture) -> Float[Array, ""]:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
+from jaxlib.xla_client import Device
 
 from rdopt import __version__
 from rdopt.config import Config, UserError, config_yaml
@@ -16,7 +16,7 @@ CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done
 PARTIAL = "run.json.partial"
 
 
-def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]) -> bool:
+def open_run(out: Path, config: Config, kind: str, devices: Sequence[Device]) -> bool:
     """Makes a run folder, or opens an unfinished one of the same kind and configuration.
 
     Args:
@@ -56,7 +56,7 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[jax.Device]
     return resumed
 
 
-def _facts(config: Config, kind: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _facts(config: Config, kind: str, devices: Sequence[Device]) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "constriction")
     return {
         "kind": kind,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxlib.xla_client import Device
 
 from rdopt.align import run_folder
 from rdopt.align.alignment import starting_rotations
@@ -94,15 +95,15 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         damping=train.damping,
         weights=coded_weights(subject),
     )
-    problem = Problem(params, folded.sigma, folded.G)
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), problem), settings
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, folded.G))
+    return Problem(*single), settings
 
 
 def train(
     config: Config,
     out: Path,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     report: Callable[[Progress], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:

@@ -5,7 +5,7 @@ of the sum of a sequence's log-likelihood under labels sampled from the model it
 information, Martens 1412.1193). D = 1/2 tr(G E sigma E^T) is then in nats/token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,14 +55,19 @@ def _probe_forward(
 
 def _probe_backward(wants_sigma: bool, full: bool, x: Array, g: Array) -> tuple[Any, ...]:
     rows, grads = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    sigma = rows.T @ rows if wants_sigma else None
-    return jnp.zeros_like(x), g, sigma, grads.T @ grads if full else jnp.sum(grads**2, axis=0)
+    sigma = _gram(rows) if wants_sigma else None
+    return jnp.zeros_like(x), g, sigma, _gram(grads) if full else jnp.sum(grads**2, axis=0)
+
+
+def _gram(rows: Array) -> Array:
+    """Sum over rows of row row^T in full float32, also where products default to a shorter type."""
+    return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def _probed_linear(name: str, p: dict[str, Any], x: Array) -> Array:
+def _probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
     probes, group = p["probes"], INPUT_OF[name]
     # Matrices that share an input share one sigma; the first of them reports it.
     wants_sigma = name == next(k for k in MATRICES if INPUT_OF[k] == group)

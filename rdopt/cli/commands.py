@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdopt.align import Progress, train
+from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan
 from rdopt.codec import coded_bits, decode, encode, estimated_distortion
 from rdopt.config import Config, UserError
@@ -63,6 +64,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         raise UserError(f"{report} would hold the model and its report; name the file *.rdopt.safetensors.")
     if report.exists():
         raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
+    refuse_text_of_run(args)
     begun = time.perf_counter()
     prepared, encoded = encode(args.source, args.out, config, ticker("encode:"))
     seconds = time.perf_counter() - begun
@@ -93,6 +95,16 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         f"{figures['perplexity_before']:.3f} -> {figures['perplexity_after']:.3f}"
     )
     say(f"wrote {args.out} and {report}")
+
+
+def refuse_text_of_run(args: argparse.Namespace) -> None:
+    """A run brings the text it was trained on: naming another would be silently ignored."""
+    named = [flag for flag in (*TEXT, *WINDOWS) if getattr(args, flag.replace("-", "_")) is not None]
+    if (args.source / "run.json").is_file() and named:
+        raise UserError(
+            f"--{named[0]} does not apply to a run, which brings its own text and windows; leave it out, or "
+            "export the run and encode the folder."
+        )
 
 
 def run_decode(args: argparse.Namespace, config: Config) -> None:

@@ -4,6 +4,7 @@ One stream per matrix holds its classes one after the other, so matrices decode 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -12,12 +13,16 @@ from jaxtyping import Int
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.tables import normalize, probabilities, read_table, symmetric, write_table
 
+# The package's stubs leave out its compiled submodules.
+Categorical: Any = constriction.stream.model.Categorical  # pyright: ignore[reportAttributeAccessIssue]
+AnsCoder: Any = constriction.stream.stack.AnsCoder  # pyright: ignore[reportAttributeAccessIssue]
+
 _INTEGER_PRECISION = 12
 Tables = Mapping[int, Int[np.ndarray, " k"]]
 
 
-def _model(freq: Int[np.ndarray, " k"]) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(probabilities(freq), perfect=False)
+def _model(freq: Int[np.ndarray, " k"]) -> Any:
+    return Categorical(probabilities(freq), perfect=False)
 
 
 def _segments(classes: Int[np.ndarray, " n"]) -> list[tuple[int, Int[np.ndarray, " k"]]]:
@@ -38,7 +43,7 @@ def encode_indices(z: Int[np.ndarray, "out in"], classes: Int[np.ndarray, "out i
     Returns:
         the stream, a multiple of 4 bytes, little-endian.
     """
-    coder = constriction.stream.stack.AnsCoder()
+    coder = AnsCoder()
     flat = z.ravel()
     for key, where in reversed(_segments(classes.ravel())):
         freq = tables[key]
@@ -56,7 +61,7 @@ def decode_indices(
     Raises:
         ValueError: a class has no table, or the stream does not end where the indices end.
     """
-    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
+    coder = AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
     flat = np.zeros(classes.size, np.int32)
     for key, where in _segments(classes.ravel()):
         if key not in tables:
@@ -75,7 +80,7 @@ def pack_integers(values: Int[np.ndarray, " n"]) -> bytes:
         return b""
     low = int(values.min())
     freq = normalize(np.bincount(values - low), _INTEGER_PRECISION)
-    coder = constriction.stream.stack.AnsCoder()
+    coder = AnsCoder()
     if len(freq) > 1:
         coder.encode_reverse((values - low).astype(np.int32), _model(freq))
     words = coder.get_compressed().astype("<u4")
@@ -101,7 +106,7 @@ def unpack_integers(data: bytes, count: int) -> tuple[Int[np.ndarray, " n"], byt
         raise ValueError("a list of integers ends before its last word")
     if len(freq) == 1:
         return np.full(count, low, np.int32), data[end:]
-    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data[start:end], "<u4").astype(np.uint32))
+    coder = AnsCoder(np.frombuffer(data[start:end], "<u4").astype(np.uint32))
     return coder.decode(_model(freq), count).astype(np.int32) + low, data[end:]
 
 

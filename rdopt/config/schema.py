@@ -91,7 +91,7 @@ class EncodeConfig(_Section):
     section: ClassVar[str] = "encode"
     lam: float | None = _option(None, "slope of the rate-distortion trade; null: train.lam", above=0)
     target_bpw: float | None = _option(
-        None, "bits/weight the file must hit, instead of a slope", above=0, high=16)
+        None, "bits/weight the file must hit, instead of a slope", above=0, high=12)
     grid: Grid = _option("feedback", "quantize with error feedback, or round each entry alone")
     dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
                                low=0, high=0.5)
@@ -129,7 +129,7 @@ class SweepConfig(_Section):
     section: ClassVar[str] = "sweep"
     lams: tuple[float, ...] = _option((7.0, 20.0, 60.0, 200.0, 600.0), "slopes, one point each", above=0)
     target_bpw: tuple[float, ...] | None = _option(
-        None, "bits/weight, one point each, instead of slopes", above=0, high=16)
+        None, "bits/weight, one point each, instead of slopes", above=0, high=12)
     arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "learned"), "the coordinates compared")
 
 

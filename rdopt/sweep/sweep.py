@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+from jaxlib.xla_client import Device
 
 from rdopt import align
 from rdopt.calibration import Moments, open_subject
@@ -43,7 +44,7 @@ from rdopt.transforms import (
 Say = Callable[[str], None]
 
 
-def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[jax.Device] | None = None) -> list[Point]:
+def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | None = None) -> list[Point]:
     """Measures all points of a comparison; finished ones of an earlier try are kept.
 
     Args:
@@ -152,7 +153,7 @@ class _FixedArm:
 class _LearnedArm:
     """Transforms trained once per point, each from the point's before it."""
 
-    def __init__(self, bench: Bench, name: str, devices: tuple[jax.Device, ...], say: Say) -> None:
+    def __init__(self, bench: Bench, name: str, devices: tuple[Device, ...], say: Say) -> None:
         self._bench, self._name, self._devices, self._say = bench, name, devices, say
         subject, config = bench.subject, bench.config
         self._problem, self._settings = align.make_problem(subject, bench.moments, config)
