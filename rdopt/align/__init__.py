@@ -1,12 +1,14 @@
 """Room `align`: learns the gauges of a model on J = R + lam D, with resume, on all local devices."""
 
 from rdopt.align.checkpoints import StateStore
+from rdopt.align.devices import Device
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, Terms, rate_and_distortion
 from rdopt.align.run_folder import Metrics, finish_run, open_run
 from rdopt.align.train import Trained, coded_weights, fingerprints, make_problem, moments_of, train
 
 __all__ = [
+    "Device",
     "Learned",
     "Metrics",
     "Problem",

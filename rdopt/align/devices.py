@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxlib.xla_client import Device
 
 from rdopt.config.errors import UserError
 
 AXIS = "devices"
+Device = Any  # jax.Device is a variable to type checkers, not a type
 
 
 def pmapped(step: Callable[..., Any], devices: Sequence[Device]) -> Callable[..., Any]:

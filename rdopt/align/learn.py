@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jaxlib.xla_client import Device
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, starting_rotations, trained_records
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import Rotations
+from rdopt.align.devices import Device
 from rdopt.align.interrupt import Interrupt
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.config import TrainConfig
@@ -128,10 +128,7 @@ def learn(
     variables: Any = module.init(key, rotations)
     params: Any = variables.get("params", {})
     state = State(params, optimizer(train).init(params), jax.random.key_data(key))
-    history = np.full((train.steps, 3), np.nan, np.float32)
-    begin = 0
-    if store is not None and (found := store.restore({"state": state, "history": history})) is not None:
-        begin, state, history = found[0], State(*found[1]["state"]), np.array(found[1]["history"])
+    begin, state, history = _restored(store, state, train.steps)
     compiled: Any = _compiled
     step = compiled(module, settings, _schedule_only(train), tuple(devices))
     problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
@@ -153,6 +150,15 @@ def learn(
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
     records = trained_records(pool.first(copies).params, start, arch)
     return Learned(records, float(rate), float(distortion))
+
+
+def _restored(store: StateStore | None, state: State, steps: int) -> tuple[int, State, Float[np.ndarray, "steps 3"]]:
+    """(steps done, state, J, R and D of every step) of the newest checkpoint, or of the start."""
+    history = np.full((steps, 3), np.nan, np.float32)
+    found = None if store is None else store.restore({"state": state, "history": history})
+    if found is None:
+        return 0, state, history
+    return found[0], State(*found[1]["state"]), np.array(found[1]["history"])
 
 
 def _batches(train: TrainConfig, begin: int, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

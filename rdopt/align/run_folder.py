@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxlib.xla_client import Device
-
 from rdopt import __version__
+from rdopt.align.devices import Device
 from rdopt.config import Config, UserError, config_yaml
 
 CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done"

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxlib.xla_client import Device
 
 from rdopt.align import run_folder
 from rdopt.align.alignment import starting_rotations
 from rdopt.align.checkpoints import StateStore
+from rdopt.align.devices import Device
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.calibration import (

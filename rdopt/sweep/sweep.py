@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from jaxlib.xla_client import Device
 
 from rdopt import align
+from rdopt.align import Device
 from rdopt.calibration import Moments, open_subject
 from rdopt.checkpoint import new_folder
 from rdopt.codec import Source, blockwise_pca, encode_source, lam_of_base_step
