@@ -33,7 +33,6 @@ from rdopt.codec.steps import STEPS_PER_OCTAVE, exp_steps, log_steps
 from rdopt.codec.tables import (
     PRECISION,
     ideal_bits,
-    magnitude_counts,
     normalize,
     probabilities,
     read_table,
@@ -194,12 +193,6 @@ def test_probabilities_are_symmetric_and_sum_to_one_exactly(freq):
     assert both.sum() == 1
     np.testing.assert_array_equal(both, both[::-1])
     assert both[len(freq) - 1] == freq[0] / freq.sum()
-
-
-@given(z=hnp.arrays(np.int32, st.integers(0, 50), elements=st.integers(-20, 20)))
-def test_magnitude_counts_are_a_histogram(z):
-    expected = [sum(abs(int(v)) == k for v in z) for k in range(21)]
-    np.testing.assert_array_equal(magnitude_counts(z, 21), expected)
 
 
 # entropy

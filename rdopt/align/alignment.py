@@ -33,11 +33,20 @@ class Alignment(nn.Module):
     rate: str
 
     def setup(self) -> None:
-        """Makes the rotations of the sites that are trained."""
+        """Makes the rotations of the sites that are trained, and the spreads of a sampled rate."""
         if self.residual:
             self.residual_rotation = residual_module(self.arch)
         if self.value_heads:
             self.value_rotation = value_module(self.arch)
+        if self.rate in SAMPLED_RATES:
+            shapes = block_shapes(self.arch)
+            # log2 relative to the column's root mean square.
+            self.log_scale = {
+                name: self.param(
+                    f"log_scale_{name}", nn.initializers.zeros_init(), (self.arch.num_layers, shapes[name][1])
+                )
+                for name in MATRICES
+            }
 
     def __call__(self, start: Rotations) -> dict[str, Any]:
         """The variables of the objective: R (d, d), V (layers, kv, h, h), log_scale per matrix.
@@ -47,13 +56,7 @@ class Alignment(nn.Module):
         """
         R = self.residual_rotation(start.R) if self.residual else start.R
         V = self.value_rotation(start.V) if self.value_heads else start.V
-        scales = {}
-        if self.rate in SAMPLED_RATES:
-            shapes = block_shapes(self.arch)
-            for name in MATRICES:
-                shape = (self.arch.num_layers, shapes[name][1])
-                # One step is the spread at about 2 bits; training moves it to where the columns are.
-                scales[name] = self.param(f"log_scale_{name}", nn.initializers.zeros_init(), shape)
+        scales = dict(self.log_scale) if self.rate in SAMPLED_RATES else {}
         return {"R": R, "V": V, "log_scale": scales}
 
 

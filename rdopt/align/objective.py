@@ -91,7 +91,7 @@ def rate_and_distortion(
 
     Args:
         variables: "R" (d, d), "V" (layers, kv_heads, h, h), and for the sampled rates "log_scale",
-            matrix -> (layers, in): learned log2 spread of each column in steps.
+            matrix -> (layers, in): learned log2 of each column's spread over its root mean square.
         problem: model and moments.
         tokens: calibration sequences (unused by the "matrix" distortion).
         lam: the slope; it fixes the steps.
@@ -165,14 +165,14 @@ def _block_terms(
         factor, g = factors[INPUT_OF[name]], turned_diag_G(G[name], A, settings.damping)
         relaxed = relax(turn_weight(p[name], A, B), factor.L, g, c, settings.feedback, settings.density)
         D = D + analytic_distortion(relaxed, c)
-        bits = bits + _bits(relaxed, log_scale.get(name), noise_key, settings)
+        bits = bits + rate_bits(relaxed, log_scale.get(name), noise_key, settings)
         if settings.distortion != "matrix":
             noise = unit_noise(noise_key, relaxed, settings.rate)
             errors[name] = turn_back(weight_error(noise, factor, g, c, settings.feedback), A, B)
     return bits, D, errors
 
 
-def _bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Settings) -> Float[Array, ""]:
+def rate_bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Settings) -> Float[Array, ""]:
     """Relaxed bits of one matrix by the chosen proxy, indices in steps."""
     if settings.rate == "analytic":
         return jnp.sum(relaxed.rate)
@@ -183,7 +183,8 @@ def _bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Setti
     if settings.rate == "log":
         return jnp.sum(log_proxy(codes, 1.0))
     assert log_scale is not None
-    scale = jnp.exp2(log_scale)
+    # Learned relative to the column's own spread, so that training starts where the columns are.
+    scale = jnp.exp2(log_scale) * jax.lax.stop_gradient(jnp.sqrt(jnp.mean(codes**2, axis=0) + 1e-8))
     if settings.rate == "noise":
         return jnp.sum(noise_rate(codes, 1.0, scale, key, settings.density))
     return jnp.sum(straight_through_rate(codes, 1.0, scale, settings.density))

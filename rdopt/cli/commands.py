@@ -12,6 +12,7 @@ from rdopt.cli.plan import plan
 from rdopt.codec import coded_bits, decode, encode, estimated_distortion
 from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
+from rdopt.integrations import decoded_card
 from rdopt.study import describe, inspect
 from rdopt.sweep import dumps, evaluate, measure_file, sweep
 
@@ -110,7 +111,7 @@ def refuse_text_of_run(args: argparse.Namespace) -> None:
 def run_decode(args: argparse.Namespace, config: Config) -> None:
     """rdopt decode."""
     begun = time.perf_counter()
-    found = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads)
+    found = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads, card=decoded_card)
     weights = sum(z.size for z in found.indices.values())
     seconds = time.perf_counter() - begun
     say(f"decoded {weights} weights in {seconds:.2f} s; wrote {args.out}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rdopt import __version__
 from rdopt.config import Config, UserError, load_config, options
 
 # Short flag -> configuration key, shared by the commands that name them.
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
         epilog="Every key of the configuration is also a flag: --train.learning_rate 0.003. "
         "Example: rdopt sweep demo --out runs/demo",
     )
+    top.add_argument("--version", action="version", version=f"rdopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     train = _command(commands, "train", "learn transforms", "rdopt train demo --out runs/a --lam 50")
     train.add_argument("model", help="demo, a Hugging Face folder, or a hub name")

@@ -48,7 +48,7 @@ def _sizes(model: str, config: Config, command: str) -> str:
     points = len(config.sweep.target_bpw or config.sweep.lams) * len(config.sweep.arms)
     disk = {
         "train": moments + 6 * _FLOAT * trained,
-        "sweep": moments + points * file,
+        "sweep": moments + points * (file + _FLOAT * checkpoint.num_parameters),
         "encode": file,
         "export": _FLOAT * checkpoint.num_parameters,
     }.get(command, 0)

@@ -129,7 +129,14 @@ def decode_file(path: Path, threads: int = 0) -> Decoded:
     return decode_model(path.read_bytes(), str(path), threads)
 
 
-def decode(path: Path, out: Path, *, dtype: str = "float32", threads: int = 0) -> Decoded:
+def decode(
+    path: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    threads: int = 0,
+    card: Callable[[Decoded], str] | None = None,
+) -> Decoded:
     """Decodes a file into a plain Hugging Face folder.
 
     Args:
@@ -137,11 +144,13 @@ def decode(path: Path, out: Path, *, dtype: str = "float32", threads: int = 0) -
         out: a new folder.
         dtype: of the written weights; float32 keeps them exactly.
         threads: 0 for all cores; the bytes do not depend on it.
+        card: makes the folder's README.md.
 
     Raises:
         UserError: a damaged file or an existing output.
     """
     decoded = decode_file(path, threads)
-    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=decoded.files)
+    files = decoded.files if card is None else {**decoded.files, "README.md": card(decoded).encode()}
+    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=files)
     return decoded
 

@@ -69,11 +69,6 @@ def probabilities(freq: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     return freq / float(1 << int(freq.sum()).bit_length() - 1)
 
 
-def magnitude_counts(z: Int[np.ndarray, " n"], size: int) -> Int[np.ndarray, " size"]:
-    """How often each |z| in 0..size-1 occurs."""
-    return np.bincount(np.abs(z), minlength=size)
-
-
 def symmetric(freq: Int[np.ndarray, " k"]) -> Int[np.ndarray, " m"]:
     """Frequencies over -(k-1)..k-1 from those of |z|: each sign gets the magnitude's, zero its own twice."""
     return np.concatenate([freq[:0:-1], [2 * freq[0]], freq[1:]])

@@ -12,11 +12,10 @@ import jax
 from rdopt import align
 from rdopt.align import Device
 from rdopt.calibration import Moments, open_subject
-from rdopt.checkpoint import new_folder
 from rdopt.codec import Source, blockwise_pca, encode_source, lam_of_base_step
 from rdopt.config import Config, EncodeConfig, Grid
 from rdopt.evaluate import noise_floor_bf16
-from rdopt.export import check_alignment, reference_of
+from rdopt.export import check_alignment, reference_of, write_aligned
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import (
@@ -37,7 +36,6 @@ from rdopt.transforms import (
     fold_moments,
     gauges_of,
     load_alignment,
-    save_alignment,
     starting_gauges,
 )
 
@@ -163,7 +161,7 @@ class _LearnedArm:
 
     def skip(self, label: str) -> None:
         """Takes over the transforms of a finished point."""
-        self._start = gauges_of(load_alignment(self._bench.out / "transforms" / label).records)
+        self._start = gauges_of(load_alignment(self._bench.out / "aligned" / label).records)
 
     def point(self, encode: EncodeConfig, lam: float) -> Point:
         """Trains, folds, encodes and evaluates at one slope or target."""
@@ -178,12 +176,10 @@ class _LearnedArm:
         seconds = clock() - begun
         source, moments = self._source(self._start, encode)
         check_alignment(bench.reference, source.params, source.arch)
-        folder = bench.out / "transforms" / point_name(self._name, encode, lam)
+        folder = bench.out / "aligned" / point_name(self._name, encode, lam)
         shutil.rmtree(folder, ignore_errors=True)
-        with new_folder(folder) as part:
-            save_alignment(
-                part, alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
-            )
+        alignment = alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
+        write_aligned(folder, subject, source.params, source.arch, alignment)
         truth = (source.params, moments)
         return measure_point(bench, self._name, source, truth, encode, lam, trained=(learned.rate, seconds))
 
