@@ -121,7 +121,10 @@ def run_eval(args: argparse.Namespace, config: Config) -> None:
     """rdopt eval."""
     figures, found, _ = evaluate(args.candidate, config)
     loss, kl = figures["perplexity"], figures["kl"]
-    say(f"text: {', '.join(config.text.sources)}, test part, context {loss['context']}, stride {loss['stride']}")
+    say(
+        f"text: {', '.join(config.text.sources)}, test part, context {loss['context']}, stride {loss['stride']}, "
+        f"tokenizer of {config.model}"
+    )
     say(
         f"perplexity {loss['value']:.4f} +- {loss['stderr']:.4f} on {loss['tokens']} tokens "
         f"(reference {found.reference_perplexity.value:.4f})"
