@@ -30,7 +30,7 @@ SETTINGS = Settings(
 def relaxed():
     rng = np.random.default_rng(0)
     W = (rng.standard_normal((200, 96)) * np.exp(rng.standard_normal(96))).astype(np.float32)
-    return relax(W, np.eye(96, dtype=np.float32), np.ones(200, np.float32), jnp.float32(0.2), False, "gaussian")
+    return relax(jnp.asarray(W), jnp.eye(96), jnp.ones(200), jnp.float32(0.2), False, "gaussian")
 
 
 @pytest.mark.parametrize("rate", ["noise", "ste"])
