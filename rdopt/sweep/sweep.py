@@ -75,9 +75,9 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
         for encode, lam in _requests(config):
             label = point_name(name, encode, lam)
             point = load_point(out / "points", label)
-            if point is not None:
-                run.skip(label)
-            else:
+            if point is not None and isinstance(run, _LearnedArm):
+                run.take_over(label)
+            if point is None:
                 point = run.point(encode, lam)
                 save_point(out / "points", label, point)
             points.append(point)
@@ -139,9 +139,6 @@ class _FixedArm:
         self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
         self._source = aligned_source(bench, params, arch, self._truth[1], encode)
 
-    def skip(self, label: str) -> None:
-        """Nothing carries over from a finished point."""
-
     def point(self, encode: EncodeConfig, lam: float) -> Point:
         """Encodes and evaluates at one slope or target."""
         encode = replace(encode, grid=self._grid)
@@ -159,7 +156,7 @@ class _LearnedArm:
             ARMS[name].basis, subject.params, subject.arch, bench.moments, config.train.seed
         )
 
-    def skip(self, label: str) -> None:
+    def take_over(self, label: str) -> None:
         """Takes over the transforms of a finished point."""
         self._start = gauges_of(load_alignment(self._bench.out / "aligned" / label).records)
 
