@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     top.add_argument("--version", action="version", version=f"rdopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     train = _command(commands, "train", "learn transforms", "rdopt train demo --out runs/a --lam 50")
-    train.add_argument("model", help="demo, a Hugging Face folder, or a hub name")
+    train.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
     train.add_argument("--out", required=True, type=Path, help="run folder; an unfinished one is continued")
     train.add_argument("--lam", help="bits/weight that one nat/token of distortion is worth")
     _keys(train, (*TEXT, "steps", "init"))
