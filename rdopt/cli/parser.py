@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     top.add_argument("--version", action="version", version=f"rdopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     train = _command(commands, "train", "learn transforms", "rdopt train demo --out runs/a --lam 50")
-    train.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
+    _model(train)
     train.add_argument("--out", required=True, type=Path, help="run folder; an unfinished one is continued")
     train.add_argument("--lam", help="bits/weight that one nat/token of distortion is worth")
     _keys(train, (*TEXT, "steps", "init"))
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
     sweep = _command(
         commands, "sweep", "a rate-distortion curve", "rdopt sweep demo --out runs/demo --lams 10,30,100,300,1000"
     )
-    sweep.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
+    _model(sweep)
     sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
     sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
     _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS))
@@ -95,6 +95,12 @@ def _command(commands: argparse._SubParsersAction, name: str, what: str, example
     parser.add_argument("--config", type=Path, help="YAML file of settings (configs/ ships some)")
     parser.add_argument("--dry-run", action="store_true", help="print sizes and do nothing")
     return parser
+
+
+def _model(parser: Parser) -> None:
+    """The model by position or by name; the configuration's when neither is given."""
+    parser.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
+    parser.add_argument("--model", dest="named_model", help=argparse.SUPPRESS)
 
 
 def _keys(parser: Parser, flags: Sequence[str]) -> None:
@@ -138,7 +144,7 @@ def absolute(name: str) -> str:
 def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
     """The configuration of a command: file, then flags."""
     pairs = overrides_of(args, rest)
-    model = getattr(args, "model", None) or getattr(args, "reference", None)
+    model = next((m for k in ("model", "named_model", "reference") if (m := getattr(args, k, None))), None)
     if model is not None:
         pairs.append(("model", absolute(model)))
     if args.command == "train" and args.lam is not None:
