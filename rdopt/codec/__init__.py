@@ -2,7 +2,7 @@
 
 from rdopt.codec.container import read_container, write_container
 from rdopt.codec.decoder import Decoded, decode_model
-from rdopt.codec.encode import Prepared, decode, decode_file, encode, encode_source, prepare
+from rdopt.codec.encode import Prepared, aligned_source, decode, decode_file, encode, encode_source, prepare
 from rdopt.codec.encoder import Encoded, Source, coded_bits, encode_at_step, encode_model, make_source
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.steps import base_step, lam_of_base_step
@@ -12,6 +12,7 @@ from rdopt.codec.target import search_step
 __all__ = [
     "blockwise_pca",
     "Prepared",
+    "aligned_source",
     "decode",
     "decode_file",
     "encode",

@@ -80,7 +80,10 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
             return decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
 
         def weight(key: tuple[int, str]) -> Float[np.ndarray, "out in"]:
-            W = dequantize(indices[key], rows[key], cols[key[0], INPUT_OF[key[1]]], c)
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
+                W = dequantize(indices[key], rows[key], cols[key[0], INPUT_OF[key[1]]], c)
+            if not np.isfinite(W).all():
+                raise ValueError(f"{hf_name(*key)} has weights that are not finite")
             return W if stored is None else stored.undo(*key, W)
 
         with ThreadPoolExecutor(threads or None) as pool:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdopt.align import moments_of
-from rdopt.calibration import Moments, load_corpus, load_subject, second_moments
-from rdopt.checkpoint import carried_files, write_checkpoint
+from rdopt.calibration import Moments, Subject, load_corpus, load_subject, second_moments
+from rdopt.checkpoint import Architecture, carried_files, write_checkpoint
 from rdopt.codec.container import write_container
 from rdopt.codec.decoder import Decoded, decode_model
 from rdopt.codec.encoder import Encoded, Source, encode_at_step, encode_model, make_source
 from rdopt.codec.steps import base_step
+from rdopt.codec.stored import Stored
 from rdopt.codec.target import search_step
 from rdopt.config import Config, EncodeConfig, UserError
 from rdopt.export import aligned_config, open_trained
+from rdopt.operator import Params
 from rdopt.transforms import fold, fold_moments, gauges_of, load_alignment
 
 Ticker = Callable[[int, int], None] | None
@@ -71,8 +73,21 @@ def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared
     params, arch = fold(subject.params, subject.arch, gauges)
     moments = moments_of(path, subject, corpus, config, progress)
     moments = fold_moments(moments, subject.params, subject.arch, gauges)
+    source = aligned_source(subject, params, arch, moments, encode)
+    return Prepared(source, moments, replace(config, encode=encode))
+
+
+def aligned_source(
+    subject: Subject,
+    params: Params,
+    arch: Architecture,
+    moments: Moments,
+    encode: EncodeConfig,
+    stored: Stored | None = None,
+) -> Source:
+    """The encoder's input for a model in other coordinates; its config and files come from the original."""
     checkpoint = subject.checkpoint
-    source = make_source(
+    return make_source(
         params,
         arch,
         aligned_config(checkpoint.config, arch),
@@ -80,8 +95,8 @@ def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared
         moments,
         encode,
         checkpoint.num_parameters,
+        stored,
     )
-    return Prepared(source, moments, replace(config, encode=encode))
 
 
 def encode_source(source: Source, encode: EncodeConfig, lam: float, progress: Ticker = None) -> Encoded:

@@ -5,25 +5,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration import Corpus, Moments, Subject
-from rdopt.checkpoint import Architecture, carried_files, new_file
+from rdopt.checkpoint import new_file
 from rdopt.codec import (
     Source,
     decode_file,
     encode_source,
     estimated_distortion,
     lam_of_base_step,
-    make_source,
     write_container,
 )
 from rdopt.config import Config, EncodeConfig
 from rdopt.evaluate import Reference, compare
-from rdopt.export import aligned_config
 from rdopt.operator import Params, params_from_tensors
 
 
@@ -76,23 +73,6 @@ class Point:
     decode_seconds: float
     kl_sums: Float[np.ndarray, " sequences"]
     counts: Int[np.ndarray, " sequences"]
-
-
-def aligned_source(
-    bench: Bench, params: Params, arch: Architecture, moments: Moments, encode: EncodeConfig, **stored: Any
-) -> Source:
-    """The encoder's input for the bench's model in other coordinates."""
-    checkpoint = bench.subject.checkpoint
-    return make_source(
-        params,
-        arch,
-        aligned_config(checkpoint.config, arch),
-        carried_files(checkpoint.folder),
-        moments,
-        encode,
-        checkpoint.num_parameters,
-        **stored,
-    )
 
 
 def measure_point(

@@ -12,7 +12,7 @@ import jax
 from rdopt import align
 from rdopt.align import Device
 from rdopt.calibration import Moments, open_subject
-from rdopt.codec import Source, blockwise_pca, encode_source, lam_of_base_step
+from rdopt.codec import Source, aligned_source, blockwise_pca, encode_source, lam_of_base_step
 from rdopt.config import Config, EncodeConfig, Grid
 from rdopt.evaluate import noise_floor_bf16
 from rdopt.export import check_alignment, reference_of, write_aligned
@@ -21,7 +21,6 @@ from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import (
     Bench,
     Point,
-    aligned_source,
     load_point,
     measure_point,
     point_name,
@@ -129,7 +128,7 @@ class _FixedArm:
         if ARMS[name].blockwise:
             self._truth = (subject.params, moments)
             params, turned, stored = blockwise_pca(subject.params, subject.arch, moments)
-            self._source = aligned_source(bench, params, subject.arch, turned, encode, stored=stored)
+            self._source = aligned_source(subject, params, subject.arch, turned, encode, stored=stored)
             return
         gauges = starting_gauges(
             ARMS[name].basis, subject.params, subject.arch, moments, config.train.seed
@@ -137,7 +136,7 @@ class _FixedArm:
         params, arch = fold(subject.params, subject.arch, gauges)
         check_alignment(bench.reference, params, arch)
         self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
-        self._source = aligned_source(bench, params, arch, self._truth[1], encode)
+        self._source = aligned_source(subject, params, arch, self._truth[1], encode)
 
     def point(self, encode: EncodeConfig, lam: float) -> Point:
         """Encodes and evaluates at one slope or target."""
@@ -184,7 +183,7 @@ class _LearnedArm:
         subject = self._bench.subject
         params, arch = fold(subject.params, subject.arch, gauges)
         moments = fold_moments(self._bench.moments, subject.params, subject.arch, gauges)
-        return aligned_source(self._bench, params, arch, moments, encode), moments
+        return aligned_source(subject, params, arch, moments, encode), moments
 
     def _learn(self, label: str, lam: float) -> align.Learned:
         bench = self._bench
