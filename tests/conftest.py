@@ -21,7 +21,6 @@ CHECKED_ROOMS = (
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
 from rdopt.calibration import INPUT_OF, Moments, second_moments  # noqa: E402 - after the hook
-from rdopt.calibration.moments import FULL_G  # noqa: E402
 from rdopt.checkpoint import (  # noqa: E402
     MATRICES,
     Architecture,
@@ -139,7 +138,6 @@ def synthetic_moments(arch: Architecture, seed: int = 0) -> Moments:
     # lambda counts nats of the whole model: sensitivities that give a few bits a weight at lambda 10.
     scale = 100 / sum(np.prod(shapes[name]) for name in MATRICES) / arch.num_layers
     G = {name: scale * np.stack([moment(shapes[name][0]) for _ in layers]) for name in MATRICES}
-    G = {k: g if k in FULL_G else np.einsum("lii->li", g) for k, g in G.items()}
     return Moments(sigma, G, 1)
 
 

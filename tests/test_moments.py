@@ -7,7 +7,6 @@ import pytest
 import scipy.special
 
 from rdopt.calibration import INPUT_OF, load_moments, save_moments, second_moments
-from rdopt.calibration.moments import FULL_G
 from rdopt.checkpoint import MATRICES, open_checkpoint
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.operator import block, embed_tokens, head_logits, linear, load_params, logits, rope_tables
@@ -60,8 +59,8 @@ def test_moments_are_means_of_outer_products_of_inputs_and_output_gradients(tiny
         sigma, G = x.T @ x / tokens.size, g.T @ g / tokens.size
         np.testing.assert_allclose(found.sigma[INPUT_OF[name]][layer], sigma, atol=1e-5 * np.trace(sigma))
         held = found.G[name][layer]
-        np.testing.assert_allclose(held, G if name in FULL_G else np.diagonal(G), atol=1e-5 * np.trace(G))
-        diagonal = held if held.ndim == 1 else np.diagonal(held)
+        np.testing.assert_allclose(held, G, atol=1e-5 * np.trace(G))
+        diagonal = np.diagonal(held)
         np.testing.assert_array_equal(found.diag_G(name, layer), diagonal)
 
 
@@ -71,7 +70,7 @@ def test_moments_have_the_shapes_of_the_matrices_and_are_float64(tiny_llama):
     for name in MATRICES:
         layers, out, width = params["blocks"][name].shape
         assert found.sigma[INPUT_OF[name]].shape == (layers, width, width)
-        assert found.G[name].shape == ((layers, out, out) if name in FULL_G else (layers, out))
+        assert found.G[name].shape == (layers, out, out)
     assert all(v.dtype == np.float64 for part in found[:2] for v in part.values())
     for sigma in found.sigma.values():
         assert np.linalg.eigvalsh(sigma).min() > -1e-6 * np.trace(sigma[0])

@@ -91,7 +91,7 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         rate=train.rate,
         density=train.density,
         distortion=train.distortion,
-        feedback=config.encode.grid == "feedback",
+        feedback=config.encode.grid != "round",
         damping=train.damping,
         weights=coded_weights(subject),
     )

@@ -18,8 +18,10 @@ from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, linear, logits
 
 INPUT_OF = {"q": "attn", "k": "attn", "v": "attn", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
-# Outputs that a gauge can rotate need the full G; for the others its diagonal is enough.
-FULL_G = ("v", "o", "down")
+# Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
+# over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
+ROTATED = ("v", "o", "down")
+FULL_WIDTH = 4096
 
 
 class Moments(NamedTuple):
@@ -27,7 +29,7 @@ class Moments(NamedTuple):
 
     Attributes:
         sigma: input group (attn, o, mlp, down) -> (layers, in, in).
-        G: matrix -> (layers, out, out) for v, o and down, (layers, out) diagonals for the others.
+        G: matrix -> (layers, out, out); (layers, out) diagonals for very wide q, k, gate and up.
         tokens: how many tokens they are the mean of.
     """
 
@@ -72,7 +74,13 @@ def _probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
     # Matrices that share an input share one sigma; the first of them reports it.
     wants_sigma = name == next(k for k in MATRICES if INPUT_OF[k] == group)
     sigma = probes["sigma"][group] if wants_sigma else None
-    return _probe(wants_sigma, name in FULL_G, x, linear(name, p, x), sigma, probes["G"][name])
+    y = linear(name, p, x)
+    return _probe(wants_sigma, full_G(name, y.shape[-1]), x, y, sigma, probes["G"][name])
+
+
+def full_G(name: str, width: int) -> bool:
+    """Whether the whole G of a matrix with `width` outputs is measured, or its diagonal."""
+    return name in ROTATED or width <= FULL_WIDTH
 
 
 @partial(jax.jit, static_argnames="arch")
@@ -96,7 +104,7 @@ def _zero_probes(blocks: dict[str, Any]) -> dict[str, Any]:
     shapes = {k: blocks[k].shape for k in MATRICES}
     layers = shapes["q"][0]
     sigma = {INPUT_OF[k]: (layers, s[2], s[2]) for k, s in shapes.items()}
-    G = {k: (layers, s[1], s[1]) if k in FULL_G else (layers, s[1]) for k, s in shapes.items()}
+    G = {k: (layers, s[1], s[1]) if full_G(k, s[1]) else (layers, s[1]) for k, s in shapes.items()}
     return {"sigma": {k: jnp.zeros(s) for k, s in sigma.items()}, "G": {k: jnp.zeros(s) for k, s in G.items()}}
 
 

@@ -5,7 +5,7 @@ import json
 import lzma
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,17 +14,22 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration import INPUT_OF
-from rdopt.checkpoint import Architecture, architecture_from_config, block_shapes, expected_tensors, hf_name
+from rdopt.checkpoint import Architecture, architecture_from_config, expected_tensors, hf_name
 from rdopt.codec.allocation import read_tables, table_classes
 from rdopt.codec.bits import BitReader
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import unpack
-from rdopt.codec.encoder import bits_of
+from rdopt.codec.encoder import SCALAR, TRELLIS, bits_of
 from rdopt.codec.entropy import decode_indices, unpack_lists
-from rdopt.codec.quantize import GROUPS, coded_matrices, dequantize
-from rdopt.codec.stored import unpack_stored
+from rdopt.codec.gains import Gains, unpack_gains
+from rdopt.codec.quantize import GROUPS, Key, coded_matrices, dequantize, matrix_shapes
+from rdopt.codec.stored import Stored, unpack_stored
+from rdopt.codec.trellis_file import Matrix, unpack_trellis
+from rdopt.codec.trellis_model import trellis_step
 from rdopt.config.errors import UserError
 
+_DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
+Shapes = dict[Key, tuple[int, int]]
 
 class Decoded(NamedTuple):
     """A decoded file.
@@ -37,8 +42,11 @@ class Decoded(NamedTuple):
         bits: where the file's bits went.
         c: base step.
         parameters: of the original model.
-        code_bits: (layer, matrix) -> bits of its code stream.
+        code_bits: (layer, matrix) -> bits of its codes (ideal ones, where matrices share a string of words).
         indices: (layer, matrix) -> the integer indices, in the coordinates of the stored transforms if any.
+        plain: (layer, matrix) -> float32 weights before gains and stored transforms.
+        gains: the gains of the file, if any.
+        stored: its stored transforms, if any.
     """
 
     tensors: dict[str, Float[np.ndarray, "..."]]
@@ -48,8 +56,11 @@ class Decoded(NamedTuple):
     bits: dict[str, int]
     c: float
     parameters: int
-    code_bits: dict[tuple[int, str], int]
-    indices: dict[tuple[int, str], Int[np.ndarray, "out in"]]
+    code_bits: dict[Key, float]
+    indices: dict[Key, Int[np.ndarray, "out in"]]
+    plain: dict[Key, Float[np.ndarray, "out in"]]
+    gains: Gains | None
+    stored: Stored | None
 
 
 def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decoded:
@@ -65,56 +76,90 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
     """
     streams, index = unpack(data, name)
     try:
-        files = _unpack_files(streams["files"])
-        config = json.loads(files.pop("config.json"))
-        arch = architecture_from_config(config)
-        keys = list(coded_matrices(arch.num_layers))
-        c, precision, width, parameters, lengths = _read_index(index, len(keys))
-        rows, cols, spreads = _read_scales(streams["scales"], arch)
-        tables = read_tables(streams["tables"], precision, width)
-        stored = unpack_stored(streams["transforms"], arch)
-        ends = np.cumsum(lengths)
-
-        def one(i: int) -> Int[np.ndarray, "out in"]:
-            classes = table_classes(spreads[i], width)
-            return decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
-
-        def weight(key: tuple[int, str]) -> Float[np.ndarray, "out in"]:
-            with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
-                W = dequantize(indices[key], rows[key], cols[key[0], INPUT_OF[key[1]]], c)
-            if not np.isfinite(W).all():
-                raise ValueError(f"{hf_name(*key)} has weights that are not finite")
-            return W if stored is None else stored.undo(*key, W)
-
-        with ThreadPoolExecutor(threads or None) as pool:
-            indices = dict(zip(keys, pool.map(one, range(len(keys))), strict=True))
-            weights = {hf_name(*key): W for key, W in zip(keys, pool.map(weight, keys), strict=True)}
-        uncoded = dict(_unpack_uncoded(streams["uncoded"], arch))
-    except (ValueError, KeyError, struct.error, lzma.LZMAError, tarfile.TarError) as error:
+        return _decode(data, streams, index, threads)
+    except _DAMAGE as error:
         raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
-    tensors = {k: weights[k] if k in weights else uncoded[k] for k in expected_tensors(arch)}
-    code_bits = {key: 8 * length for key, length in zip(keys, lengths, strict=True)}
-    bits = bits_of(data, streams)
-    return Decoded(tensors, arch, config, files, bits, c, parameters, code_bits, indices)
 
 
-def _read_index(index: bytes, matrices: int) -> tuple[float, int, int, int, list[int]]:
-    """(base step, spread precision, class width, parameters of the original, bytes of every code stream)."""
+def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
+    files = _unpack_files(streams["files"])
+    config = json.loads(files.pop("config.json"))
+    arch = architecture_from_config(config)
+    shapes = matrix_shapes(arch)
+    keys = list(shapes)
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
-    precision, width, parameters = source.gammas(3)
+    method, parameters = source.gammas(2)
+    if method not in (SCALAR, TRELLIS):
+        raise ValueError(f"coding method {method}")
+    rows, cols, spreads = _read_scales(streams["scales"], arch)
+    read = _read_trellis if method == TRELLIS else _read_scalar
+    matrices = read(streams, spreads, source, shapes, threads)
+    step = trellis_step(c) if method == TRELLIS else c
+    gains = unpack_gains(streams["gains"], shapes)
+    stored = unpack_stored(streams["transforms"], arch)
+
+    def weight(i: int) -> tuple[np.ndarray, np.ndarray]:
+        layer, name = key = keys[i]
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
+            plain = dequantize(matrices[i].values, rows[key], cols[layer, INPUT_OF[name]], step)
+            W = plain if gains is None else gains.apply(key, plain)
+        if not np.isfinite(W).all():
+            raise ValueError(f"{hf_name(*key)} has weights that are not finite")
+        return plain, W if stored is None else stored.undo(layer, name, W)
+
+    with ThreadPoolExecutor(threads or None) as pool:
+        pairs = list(pool.map(weight, range(len(keys))))
+    weights = {hf_name(*key): W for key, (_, W) in zip(keys, pairs, strict=True)}
+    weights |= dict(_unpack_uncoded(streams["uncoded"], arch))
+    return Decoded(
+        tensors={k: weights[k] for k in expected_tensors(arch)},
+        arch=arch,
+        config=config,
+        files=files,
+        bits=bits_of(data, streams),
+        c=c,
+        parameters=parameters,
+        code_bits={key: x.bits for key, x in zip(keys, matrices, strict=True)},
+        indices={key: x.indices for key, x in zip(keys, matrices, strict=True)},
+        plain={key: plain for key, (plain, _) in zip(keys, pairs, strict=True)},
+        gains=gains,
+        stored=stored,
+    )
+
+
+def _read_scalar(
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+) -> list[Matrix]:
+    """Matrices on a uniform grid: an index is its value."""
+    precision, width = index.gammas(2)
     if width < 1:
         raise ValueError("a class of no width")
-    return c, precision, width, parameters, [4 * n for n in source.gammas(matrices)]
+    lengths = [4 * n for n in index.gammas(len(shapes))]
+    tables = read_tables(streams["tables"], precision, width)
+    ends = np.cumsum(lengths)
+
+    def one(i: int) -> Matrix:
+        classes = table_classes(spreads[i], width)
+        z = decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
+        return Matrix(z, z, 8.0 * lengths[i])
+
+    with ThreadPoolExecutor(threads or None) as pool:
+        return list(pool.map(one, range(len(shapes))))
+
+
+def _read_trellis(
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+) -> list[Matrix]:
+    return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)
 
 
 def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spreads]]:
     """Row steps per matrix, column steps per input group, spreads per matrix in the order of the file."""
-    keys = list(coded_matrices(arch.num_layers))
-    shapes = block_shapes(arch)
-    width_of = {INPUT_OF[name]: shapes[name][1] for _, name in keys}
+    shapes = matrix_shapes(arch)
+    keys, width_of = list(shapes), {INPUT_OF[name]: shape[1] for (_, name), shape in shapes.items()}
     groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
-    heights, widths = [shapes[k][0] for _, k in keys], [shapes[k][1] for _, k in keys]
+    heights, widths = [m for m, _ in shapes.values()], [n for _, n in shapes.values()]
     rows, data = unpack_lists(data, heights)
     cols, data = unpack_lists(data, [width_of[group] for _, group in groups])
     row_spreads, data = unpack_lists(data, heights)

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from rdopt.align import moments_of
 from rdopt.calibration import Moments, Subject, load_corpus, load_subject, second_moments
 from rdopt.checkpoint import Architecture, carried_files, write_checkpoint
@@ -61,6 +64,7 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
         moments,
         config.encode,
         parameters,
+        tokens=corpus.calibration,
     )
     return Prepared(source, moments, config)
 
@@ -73,7 +77,7 @@ def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared
     params, arch = fold(subject.params, subject.arch, gauges)
     moments = moments_of(path, subject, corpus, config, progress)
     moments = fold_moments(moments, subject.params, subject.arch, gauges)
-    source = aligned_source(subject, params, arch, moments, encode)
+    source = aligned_source(subject, params, arch, moments, encode, tokens=corpus.calibration)
     return Prepared(source, moments, replace(config, encode=encode))
 
 
@@ -83,6 +87,8 @@ def aligned_source(
     arch: Architecture,
     moments: Moments,
     encode: EncodeConfig,
+    *,
+    tokens: Int[np.ndarray, "n length"] | None = None,
     stored: Stored | None = None,
 ) -> Source:
     """The encoder's input for a model in other coordinates; its config and files come from the original."""
@@ -95,7 +101,8 @@ def aligned_source(
         moments,
         encode,
         checkpoint.num_parameters,
-        stored,
+        tokens=tokens,
+        stored=stored,
     )
 
 

@@ -1,8 +1,8 @@
 """A model and a slope to the bytes of a file: quantize, choose the tables, code, pack.
 
-Every coded matrix rebuilds from five streams: codes (rANS), tables, scales (steps and spreads as small
-integers), transforms (stored ones; gauges cost nothing) and the index. Tensors that are not coded are kept in
-16 bit.
+Every coded matrix rebuilds from six streams: codes (rANS), tables, scales (steps and spreads as small
+integers), gains, transforms (stored ones; gauges cost nothing) and the index. Tensors that are not coded are kept
+in 16 bit.
 """
 
 import io
@@ -14,22 +14,37 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rdopt.calibration import Moments
 from rdopt.checkpoint import Architecture, hf_name
-from rdopt.codec.allocation import Plan, choose_plan, pack_spreads, table_classes, write_tables
+from rdopt.codec.allocation import choose_plan, pack_spreads, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
+from rdopt.codec.classes import Spreads
 from rdopt.codec.container import pack
 from rdopt.codec.entropy import encode_indices, pack_lists
-from rdopt.codec.quantize import Grid, coded_matrices, make_grid, quantize_model
+from rdopt.codec.gains import Gains, pack_gains
+from rdopt.codec.lanes import Order
+from rdopt.codec.quantize import (
+    Grid,
+    coded_matrices,
+    estimated_distortion,
+    make_grid,
+    matrix_shapes,
+    quantize_model,
+)
+from rdopt.codec.sixteen_bit import sixteen_bit_type
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import Stored, pack_stored
+from rdopt.codec.trellis_file import pack_trellis
+from rdopt.codec.trellis_model import Task, quantize_trellis
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import Params, params_to_tensors
+
+Ticker = Callable[[int, int], None] | None
+SCALAR, TRELLIS = 0, 1  # how the matrices of a file are coded
 
 
 class Source(NamedTuple):
@@ -43,6 +58,8 @@ class Source(NamedTuple):
         grid: steps of the coded matrices before the base step.
         weights: number of coded weights.
         parameters: number of parameters of the original model (the denominator of bpw_all).
+        moments: second moments in the same coordinates.
+        tokens: calibration sequences, where the drift of the activations can be corrected.
         stored: the transforms that the decoder has to undo, if any.
     """
 
@@ -53,7 +70,21 @@ class Source(NamedTuple):
     grid: Grid
     weights: int
     parameters: int
+    moments: Moments
+    tokens: Int[np.ndarray, "n length"] | None = None
     stored: Stored | None = None
+
+
+class Coded(NamedTuple):
+    """The coded matrices: streams, what the index says of them, and their ideal code length in bits."""
+
+    method: int
+    codes: bytes
+    tables: bytes
+    spreads: list[Spreads]
+    index: tuple[int, ...]
+    bits: float
+    gains: Gains | None = None
 
 
 class Encoded(NamedTuple):
@@ -61,15 +92,17 @@ class Encoded(NamedTuple):
 
     Attributes:
         data: the container.
-        bits: code length of each part in bits: codes, tables, scales, transforms, headers, uncoded.
+        bits: code length of each part in bits: codes, tables, scales, gains, transforms, headers, uncoded.
         bits_estimated: ideal code length plus all side bytes of the coded matrices.
         c: base step.
+        coded: what the file was packed from.
     """
 
     data: bytes
     bits: dict[str, int]
     bits_estimated: float
     c: float
+    coded: Coded
 
     def bpw(self, source: Source) -> float:
         """Bits/weight of what rebuilds the coded matrices."""
@@ -97,11 +130,14 @@ def make_source(
     moments: Moments,
     encode: EncodeConfig,
     parameters: int,
+    *,
+    tokens: Int[np.ndarray, "n length"] | None = None,
     stored: Stored | None = None,
 ) -> Source:
     """Prepares a model for encoding at any slope.
 
-    With `stored`, params and moments are in its coordinates (see `stored.blockwise_pca`).
+    With `stored`, params and moments are in its coordinates (see `stored.blockwise_pca`), in which the network
+    cannot run: the drift of the activations is then left alone.
 
     Raises:
         UserError: weights or moments are not finite.
@@ -112,12 +148,16 @@ def make_source(
         weights += W.size
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    grid = make_grid(moments, arch.num_layers, encode.damping, encode.grid)
-    return Source(params, arch, config, files, grid, weights, parameters, stored)
+    grid = make_grid(moments, arch.num_layers, encode)
+    if stored is not None or encode.drift == "none" or tokens is None:
+        tokens = None
+    else:
+        tokens = tokens[: encode.drift_sequences]
+    return Source(params, arch, config, files, grid, weights, parameters, moments, tokens, stored)
 
 
 def encode_model(
-    source: Source, lam: float, encode: EncodeConfig, progress: Callable[[int, int], None] | None = None
+    source: Source, lam: float, encode: EncodeConfig, progress: Ticker = None
 ) -> Encoded:
     """The file of a model at one slope.
 
@@ -135,9 +175,14 @@ def encode_model(
 
 
 def encode_at_step(
-    source: Source, c: float, encode: EncodeConfig, progress: Callable[[int, int], None] | None = None
+    source: Source, c: float, encode: EncodeConfig, progress: Ticker = None
 ) -> Encoded:
     """`encode_model` with the base step given instead of lambda."""
+    method = _code_trellis if encode.grid == "trellis" else _code_scalar
+    return assemble(source, c, method(source, c, encode, progress))
+
+
+def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
     indices = quantize_model(source.params, source.grid, c, encode, progress)
     keys = list(indices)
     plan = choose_plan([indices[k] for k in keys])
@@ -147,36 +192,50 @@ def encode_at_step(
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         codes = list(threads.map(code, range(len(keys))))
+    index = (plan.precision, plan.width, *(len(x) // 4 for x in codes))
+    return Coded(SCALAR, b"".join(codes), write_tables(plan), plan.spreads, index, plan.bits)
+
+
+def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
+    signal = estimated_distortion(source.params, None, source.moments)
+    task = Task(source.params, source.arch, source.grid, source.tokens, source.moments.sigma, signal)
+    model = quantize_trellis(task, c, encode, progress)
+    orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
+    packed = pack_trellis(list(model.paths.values()), orders, model.plan, encode.states, encode.threads)
+    return Coded(
+        TRELLIS, packed.codes, packed.tables, model.plan.spreads, packed.index, packed.bits, model.gains
+    )
+
+
+def assemble(source: Source, c: float, coded: Coded) -> Encoded:
+    """Packs coded matrices, steps, gains and everything uncoded into a file."""
     streams = {
-        "codes": b"".join(codes),
-        "tables": write_tables(plan),
-        "scales": pack_lists([source.grid.rows[k] for k in keys])
+        "codes": coded.codes,
+        "tables": coded.tables,
+        "scales": pack_lists(list(source.grid.rows.values()))
         + pack_lists(list(source.grid.cols.values()))
-        + pack_spreads(plan.spreads),
+        + pack_spreads(coded.spreads),
+        "gains": pack_gains(coded.gains, matrix_shapes(source.arch)),
         "transforms": pack_stored(source.stored),
         "uncoded": pack_uncoded(source.params, source.arch),
         "files": pack_files(source.config, source.files),
     }
-    data = pack(streams, write_index(c, source.parameters, plan, codes))
-    return Encoded(data, bits_of(data, streams), _estimate(data, streams, plan), c)
+    data = pack(streams, write_index(c, source.parameters, coded))
+    bits = bits_of(data, streams)
+    return Encoded(data, bits, coded_bits(bits) - bits["codes"] + coded.bits, c, coded)
 
 
 def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:
     """Where the file's bits went; headers are what is left after the streams."""
     size = {k: 8 * len(v) for k, v in streams.items()}
-    out = {k: size[k] for k in ("codes", "tables", "scales", "transforms")}
+    out = {k: size[k] for k in ("codes", "tables", "scales", "gains", "transforms")}
     return {**out, "headers": 8 * len(data) - sum(size.values()), "uncoded": size["uncoded"] + size["files"]}
 
 
-def _estimate(data: bytes, streams: Mapping[str, bytes], plan: Plan) -> float:
-    bits = bits_of(data, streams)
-    return coded_bits(bits) - bits["codes"] + plan.bits
-
-
-def write_index(c: float, parameters: int, plan: Plan, codes: list[bytes]) -> bytes:
-    """Base step (float32); as gamma codes: precision, class width, parameters, words of every code stream."""
+def write_index(c: float, parameters: int, coded: Coded) -> bytes:
+    """Base step (float32); as gamma codes: method, parameters, and what the method says of its streams."""
     out = BitWriter()
-    out.gammas((plan.precision, plan.width, parameters, *(len(x) // 4 for x in codes)))
+    out.gammas((coded.method, parameters, *coded.index))
     return struct.pack("<f", c) + out.bytes()
 
 
@@ -194,13 +253,8 @@ def pack_uncoded(params: Params, arch: Architecture) -> bytes:
 
 
 def _sixteen_bit(x: Float[np.ndarray, "..."]) -> bytes:
-    brain = x.astype(ml_dtypes.bfloat16)
-    if np.abs(x).max(initial=0) < 6e4:
-        half = x.astype(np.float16)
-        errors = [np.sum((y.astype(np.float32) - x) ** 2, dtype=np.float64) for y in (half, brain)]
-        if errors[0] <= errors[1]:
-            return b"\x01" + half.astype("<f2").tobytes()
-    return b"\x00" + brain.view(np.uint16).astype("<u2").tobytes()
+    kind = sixteen_bit_type(x)
+    return bytes([kind == np.float16]) + x.astype(kind).view(np.uint16).astype("<u2").tobytes()
 
 
 def pack_files(config: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:

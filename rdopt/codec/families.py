@@ -59,18 +59,18 @@ def derived_table(shape: Shape, log2_spread: tuple[int, int], size: int) -> Int[
     with localcontext(Context(prec=_DIGITS, rounding=ROUND_HALF_EVEN)):
         octaves = Decimal(log2_spread[0]) / log2_spread[1] + Decimal(shape.scale - SCALES // 2) / 16
         s = (octaves * Decimal(2).ln()).exp()
-        tails = [_tail((Decimal(k) + Decimal("0.5")) / s, shape.blend) for k in range(size)]
+        blend = Decimal(shape.blend) / BLENDS
+        tails = [blended_tail((Decimal(k) + Decimal("0.5")) / s, blend) for k in range(size)]
         masses = [1 - tails[0], *(tails[k - 1] - tails[k] for k in range(1, size))]
         freq = [1 + int(total * max(m, Decimal(0)) / (1 - tails[-1])) for m in masses]
     freq[0] += (1 << PRECISION) - sum(freq)
     return np.array(freq, np.int64)
 
 
-def _tail(t: Decimal, blend: int) -> Decimal:
-    """P(|x| > t) of the unit-variance blend."""
+def blended_tail(t: Decimal, blend: Decimal) -> Decimal:
+    """P(|x| > t) of a unit-variance blend with weight `blend` on the Laplace density."""
     laplace = (-t * Decimal(2).sqrt()).exp()
-    w = Decimal(blend) / BLENDS
-    return w * laplace + (1 - w) * _gaussian_tail(t)
+    return blend * laplace + (1 - blend) * _gaussian_tail(t)
 
 
 def _gaussian_tail(t: Decimal) -> Decimal:

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration import INPUT_OF, Moments
-from rdopt.checkpoint import MATRICES
+from rdopt.checkpoint import MATRICES, Architecture, block_shapes
 from rdopt.codec.feedback import quantize_feedback, quantize_rounding
 from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps, log_steps
 from rdopt.config import EncodeConfig
 from rdopt.operator import Params
 
 GROUPS = ("attn", "o", "mlp", "down")
+Key = tuple[int, str]
 
 
 class Grid(NamedTuple):
@@ -26,13 +27,16 @@ class Grid(NamedTuple):
 
     Attributes:
         factors: (layer, group) -> L, lower Cholesky factor of the damped input moment.
-        rows: (layer, matrix) -> integer log steps of the rows, from 1 / sqrt(G_ii).
+        outputs: (layer, matrix) -> M, lower Cholesky factor of the damped moment of the output's gradient, where
+            errors are fed back over the rows too.
+        rows: (layer, matrix) -> integer log steps of the rows, from 1 / M_ii or 1 / sqrt(G_ii).
         cols: (layer, group) -> integer log steps of the columns, from 1 / L_jj.
     """
 
-    factors: dict[tuple[int, str], Float[np.ndarray, "in in"]]
-    rows: dict[tuple[int, str], Int[np.ndarray, " out"]]
-    cols: dict[tuple[int, str], Int[np.ndarray, " in"]]
+    factors: dict[Key, Float[np.ndarray, "in in"]]
+    outputs: dict[Key, Float[np.ndarray, "out out"]]
+    rows: dict[Key, Int[np.ndarray, " out"]]
+    cols: dict[Key, Int[np.ndarray, " in"]]
 
 
 def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
@@ -42,22 +46,33 @@ def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
             yield layer, name
 
 
+def matrix_shapes(arch: Architecture) -> dict[Key, tuple[int, int]]:
+    """(layer, matrix) -> (out, in) of every coded matrix, in the order of the file."""
+    shapes = block_shapes(arch)
+    return {(i, name): (shapes[name][0], shapes[name][1]) for i in range(arch.num_layers) for name in MATRICES}
+
+
 def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
     """What a squared error in a column costs, as a square root: L_jj with feedback, sqrt(S_jj) without."""
-    return np.diagonal(L) if grid == "feedback" else np.sqrt(np.sum(L**2, axis=1))
+    return np.sqrt(np.sum(L**2, axis=1)) if grid == "round" else np.diagonal(L)
 
 
-def make_grid(moments: Moments, layers: int, damping: float, grid: str) -> Grid:
+def make_grid(moments: Moments, layers: int, encode: EncodeConfig) -> Grid:
     """The grids of every coded matrix before the base step; float64."""
     factors = {
-        (i, group): damped_cholesky(moments.sigma[group][i], damping) for i in range(layers) for group in GROUPS
+        (i, group): damped_cholesky(moments.sigma[group][i], encode.damping) for i in range(layers) for group in GROUPS
     }
-    cols = {key: log_steps(1.0 / column_weights(L, grid)) for key, L in factors.items()}
-    rows = {
-        key: log_steps(1.0 / np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), damping)))
-        for key in coded_matrices(layers)
-    }
-    return Grid(factors, rows, cols)
+    cols = {key: log_steps(1.0 / column_weights(L, encode.grid)) for key, L in factors.items()}
+    outputs, rows = {}, {}
+    for key in coded_matrices(layers):
+        G = moments.G[key[1]][key[0]]
+        if encode.grid == "trellis" and encode.output == "full" and G.ndim == 2 and np.trace(G) > 0:
+            outputs[key] = damped_cholesky(G, encode.output_damping)
+            weights = np.diagonal(outputs[key])
+        else:
+            weights = np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), encode.damping))
+        rows[key] = log_steps(1.0 / weights)
+    return Grid(factors, outputs, rows, cols)
 
 
 def quantize_model(
@@ -66,7 +81,7 @@ def quantize_model(
     c: float,
     encode: EncodeConfig,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[tuple[int, str], Int[np.ndarray, "out in"]]:
+) -> dict[Key, Int[np.ndarray, "out in"]]:
     """Indices of every coded matrix at the base step c.
 
     Args:
@@ -81,7 +96,7 @@ def quantize_model(
     """
     keys = list(coded_matrices(len(params["blocks"]["q"])))
 
-    def one(key: tuple[int, str]) -> Int[np.ndarray, "out in"]:
+    def one(key: Key) -> Int[np.ndarray, "out in"]:
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)
@@ -110,12 +125,12 @@ def dequantize(
     return z.astype(np.float32) * steps
 
 
-def estimated_distortion(params: Params, decoded: Params, moments: Moments) -> float:
+def estimated_distortion(params: Params, decoded: Params | None, moments: Moments) -> float:
     """D = 1/2 sum_k tr(G_k E_k sigma_k E_k^T) of the real quantization errors, in nats/token.
 
     Args:
         params: the weights before quantization.
-        decoded: the weights of the file, in the same coordinates.
+        decoded: the weights of the file, in the same coordinates; None: all zeros, the power of the signal.
         moments: in these coordinates; off-diagonal entries of G count where they are held.
 
     Returns:
@@ -123,7 +138,9 @@ def estimated_distortion(params: Params, decoded: Params, moments: Moments) -> f
     """
     total = 0.0
     for layer, name in coded_matrices(len(params["blocks"]["q"])):
-        E = np.asarray(params["blocks"][name][layer], np.float64) - decoded["blocks"][name][layer]
+        E = np.asarray(params["blocks"][name][layer], np.float64)
+        if decoded is not None:
+            E = E - decoded["blocks"][name][layer]
         G, weighted = moments.G[name][layer], E @ moments.sigma[INPUT_OF[name]][layer]
         total += float(np.sum((G @ E if G.ndim == 2 else G[:, None] * E) * weighted))
     return total / 2

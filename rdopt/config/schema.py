@@ -19,7 +19,10 @@ Init = Literal["identity", "hadamard", "pca", "pca-act", "random"]
 Rate = Literal["analytic", "noise", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
-Grid = Literal["feedback", "round"]
+Grid = Literal["trellis", "feedback", "round"]
+Output = Literal["full", "diagonal"]
+Drift = Literal["prefix", "none"]
+Correction = Literal["unbiased", "none"]
 Arm = Literal[
     "identity", "hadamard", "random", "pca", "pca-act", "learned", "hadamard+learned", "blockwise-pca"
 ]
@@ -92,7 +95,17 @@ class EncodeConfig(_Section):
     lam: float | None = _option(None, "slope of the rate-distortion trade; null: train.lam", above=0)
     target_bpw: float | None = _option(
         None, "bits/weight the file must hit, instead of a slope", above=0, high=12)
-    grid: Grid = _option("feedback", "quantize with error feedback, or round each entry alone")
+    grid: Grid = _option(
+        "trellis", "trellis and uniform grid with error feedback, or a uniform grid that rounds each entry alone")
+    states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)
+    rdo: float = _option(
+        0.4, "weight of the rate in the trellis, as a share of the slope at high rate; 0: error alone", low=0, high=2)
+    output: Output = _option("full", "metric of the output error: feed errors back over the rows too, or not")
+    output_damping: float = _option(
+        0.05, "added to the output's gradient moments, as a share of their mean diagonal", low=0)
+    drift: Drift = _option("prefix", "aim at what the original gives on the inputs of the model quantized so far")
+    drift_sequences: int = _option(128, "calibration sequences that measure the drift", low=1)
+    gains: Correction = _option("unbiased", "a gain a row that makes its error uncorrelated with its output")
     dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
                                low=0, high=0.5)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
@@ -100,6 +113,8 @@ class EncodeConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.states not in (1, 4, 8, 16, 32, 64):
+            raise UserError(f"encode.states is {self.states}, but a trellis has 1, 4, 8, 16, 32 or 64; choose one.")
         if self.lam is not None and self.target_bpw is not None:
             raise UserError(f"encode.lam is {self.lam:g} and encode.target_bpw is {self.target_bpw:g}, "
                             "but only one of them can lead: set the other to null.")

@@ -136,7 +136,8 @@ class _FixedArm:
         params, arch = fold(subject.params, subject.arch, gauges)
         check_alignment(bench.reference, params, arch)
         self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
-        self._source = aligned_source(subject, params, arch, self._truth[1], encode)
+        tokens = bench.corpus.calibration
+        self._source = aligned_source(subject, params, arch, self._truth[1], encode, tokens=tokens)
 
     def point(self, encode: EncodeConfig, lam: float) -> Point:
         """Encodes and evaluates at one slope or target."""
@@ -183,7 +184,8 @@ class _LearnedArm:
         subject = self._bench.subject
         params, arch = fold(subject.params, subject.arch, gauges)
         moments = fold_moments(self._bench.moments, subject.params, subject.arch, gauges)
-        return aligned_source(subject, params, arch, moments, encode), moments
+        tokens = self._bench.corpus.calibration
+        return aligned_source(subject, params, arch, moments, encode, tokens=tokens), moments
 
     def _learn(self, label: str, lam: float) -> align.Learned:
         bench = self._bench

@@ -1,0 +1,225 @@
+"""rANS over lanes whose table depends on the symbol before: the entropy coder of trellis indices.
+
+Range asymmetric numeral systems (Duda 1311.2540) with 32-bit states and 16-bit words. Eight neighbouring lanes
+(columns of a matrix) are coded in turn, one state each, all into one string of words (Giesen 1402.3392), so that
+the decoder walks eight trellises at a time. A lane's table is picked by the class of the entry and the grid its
+trellis is on. A magnitude is coded as table symbol (its high part), raw low bits, sign; the last symbol of a table
+is an escape, followed by an Elias gamma code.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import numpy as np
+from jaxtyping import Int
+from numba import njit
+
+PRECISION = 14
+WAYS = 8
+FIRST_STATE = 1 << 16  # states lie in [2^16, 2^32); the encoder begins, and the decoder ends, with this one
+
+
+class Coder(NamedTuple):
+    """Tables of a file, packed for the kernels; one row per (class, grid), 2 class + grid.
+
+    Attributes:
+        start: (tables, size + 1) uint32 cumulative frequencies; unused symbols have none.
+        symbols: (tables,) int32 number of symbols of a table, its escape included.
+        shift: (tables,) int32 raw low bits of a magnitude.
+        slots: (tables, 2^PRECISION) uint16 symbol of every slot.
+    """
+
+    start: Int[np.ndarray, "tables bounds"]
+    symbols: Int[np.ndarray, " tables"]
+    shift: Int[np.ndarray, " tables"]
+    slots: Int[np.ndarray, "tables slots"]
+
+
+def make_coder(tables: list[Int[np.ndarray, " _"]], shifts: list[int]) -> Coder:
+    """Packs frequency tables that each sum to 2^PRECISION."""
+    size = max(len(freq) for freq in tables)
+    start = np.full((len(tables), size + 1), 1 << PRECISION, np.uint32)
+    slots = np.empty((len(tables), 1 << PRECISION), np.uint16)
+    for row, freq in enumerate(tables):
+        start[row, 0] = 0
+        start[row, 1 : len(freq) + 1] = np.cumsum(freq)
+        slots[row] = np.repeat(np.arange(len(freq)), freq)
+    symbols = np.array([len(freq) for freq in tables], np.int32)
+    return Coder(start, symbols, np.array(shifts, np.int32), slots)
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _push_bits(x, at, words, bits, count):
+    """Appends `count` raw bits (at most 16) to a state; words grow downwards."""
+    if x >= np.uint64(1) << np.uint64(32 - count):
+        at -= 1
+        words[at] = x & np.uint64(0xFFFF)
+        x >>= np.uint64(16)
+    return (x << np.uint64(count)) | np.uint64(bits), at
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _push_escape(x, at, words, value):
+    """Appends value >= 0: 5 bits for the number of binary digits of value + 1, then those after the first."""
+    digits = 0
+    while (value + 1) >> (digits + 1):
+        digits += 1
+    rest = (value + 1) - (1 << digits)
+    low = min(digits, 16)
+    if digits:
+        x, at = _push_bits(x, at, words, rest & ((1 << low) - 1), low)
+    if digits > low:
+        x, at = _push_bits(x, at, words, rest >> low, digits - low)
+    return _push_bits(x, at, words, digits, 5)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
+    """Codes lanes in reverse order onto rANS states.
+
+    Args:
+        k: (lanes, length) int32 indices.
+        table_of: (lanes, length) int16 class of every entry.
+        grids: (lanes, length) uint8 grid of every entry.
+        start, symbols, shift: of a Coder.
+        states: (WAYS,) uint64, changed in place.
+        words: uint16 buffer, filled downwards from `at`.
+        at: first used word.
+
+    Returns:
+        the new first used word.
+    """
+    lanes, length = k.shape
+    for group in range((lanes - 1) // WAYS * WAYS, -1, -WAYS):
+        for t in range(length - 1, -1, -1):
+            for lane in range(min(lanes - group, WAYS) - 1, -1, -1):
+                x = states[lane]
+                index = k[group + lane, t]
+                table = 2 * table_of[group + lane, t] + grids[group + lane, t]
+                magnitude = abs(index)
+                raw = shift[table]
+                if magnitude:
+                    x, at = _push_bits(x, at, words, 1 if index < 0 else 0, 1)
+                if raw:
+                    x, at = _push_bits(x, at, words, magnitude & ((1 << raw) - 1), raw)
+                symbol = magnitude >> raw
+                last = symbols[table] - 1
+                if symbol >= last:
+                    x, at = _push_escape(x, at, words, symbol - last)
+                    symbol = last
+                low = start[table, symbol]
+                freq = np.uint32(start[table, symbol + 1] - low)
+                if x >= np.uint64(freq) << np.uint64(32 - PRECISION):
+                    at -= 1
+                    words[at] = x & np.uint64(0xFFFF)
+                    x >>= np.uint64(16)
+                narrow = np.uint32(x)
+                quotient = narrow // freq
+                rest = narrow - quotient * freq
+                states[lane] = (np.uint64(quotient) << np.uint64(PRECISION)) + np.uint64(rest) + np.uint64(low)
+    return at
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _pull_bits(x, at, words, count):
+    bits = x & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
+    x >>= np.uint64(count)
+    if x < np.uint64(FIRST_STATE):
+        word = np.uint64(words[at]) if at < words.shape[0] else np.uint64(0)
+        x = (x << np.uint64(16)) | word
+        at += 1
+    return x, at, np.int64(bits)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _pull_escape(x, at, words):
+    x, at, digits = _pull_bits(x, at, words, 5)
+    value = np.int64(1)
+    if digits > 16:
+        x, at, bits = _pull_bits(x, at, words, digits - 16)
+        value = (value << (digits - 16)) | bits
+    low = min(digits, np.int64(16))
+    if low:
+        x, at, bits = _pull_bits(x, at, words, low)
+        value = (value << low) | bits
+    return x, at, value - 1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, states, words, at):
+    """Inverse of `encode_lanes`; the grids follow from the trellis.
+
+    Args:
+        k: (lanes, length) int32, filled.
+        table_of: (lanes, length) int16 class of every entry.
+        step: next states of the trellis.
+        segment: entries after which a lane starts again in state 0.
+        start, symbols, shift, slots: of a Coder.
+        states: (WAYS,) uint64, changed in place.
+        words: uint16.
+        at: next word.
+
+    Returns:
+        the next word; larger than len(words) if the string was too short.
+    """
+    lanes, length = k.shape
+    machine = np.zeros(WAYS, np.int64)
+    mask = np.uint64((1 << PRECISION) - 1)
+    for group in range(0, lanes, WAYS):
+        for t in range(length):
+            if t % segment == 0:
+                machine[:] = 0
+            for lane in range(min(lanes - group, WAYS)):
+                x, state = states[lane], machine[lane]
+                table = 2 * table_of[group + lane, t] + (state & 1)
+                slot = x & mask
+                symbol = np.int64(slots[table, slot])
+                low = start[table, symbol]
+                freq = np.uint64(start[table, symbol + 1] - low)
+                x = freq * (x >> np.uint64(PRECISION)) + slot - np.uint64(low)
+                if x < np.uint64(FIRST_STATE):
+                    x = (x << np.uint64(16)) | (np.uint64(words[at]) if at < words.shape[0] else np.uint64(0))
+                    at += 1
+                magnitude = symbol
+                if symbol == symbols[table] - 1:
+                    x, at, extra = _pull_escape(x, at, words)
+                    magnitude += extra
+                raw = shift[table]
+                if raw:
+                    x, at, bits = _pull_bits(x, at, words, raw)
+                    magnitude = (magnitude << raw) | bits
+                if magnitude:
+                    x, at, sign = _pull_bits(x, at, words, 1)
+                    k[group + lane, t] = -magnitude if sign else magnitude
+                else:
+                    k[group + lane, t] = 0
+                states[lane] = x
+                machine[lane] = step[state, magnitude & 1]
+    return at
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def code_lengths(k, table_of, grids, start, symbols, shift):
+    """Ideal code length in bits of lanes under the tables, raw bits and signs included; see `encode_lanes`."""
+    total = 0.0
+    lanes, length = k.shape
+    for lane in range(lanes):
+        for t in range(length):
+            table = 2 * table_of[lane, t] + grids[lane, t]
+            magnitude = abs(k[lane, t])
+            symbol, last = magnitude >> shift[table], symbols[table] - 1
+            total += shift[table] + (1 if magnitude else 0)
+            if symbol >= last:
+                digits = 0
+                while (symbol - last + 1) >> (digits + 1):
+                    digits += 1
+                total += 5 + digits
+                symbol = last
+            total += PRECISION - np.log2(start[table, symbol + 1] - start[table, symbol])
+    return total

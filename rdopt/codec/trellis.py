@@ -1,0 +1,165 @@
+"""Trellis-coded quantization: a convolutional code picks which of two interleaved grids each entry uses.
+
+Marcellin and Fischer 1990; entropy-coded, Fischer and Wang 1992; the two grids and the 8-state machine as in
+dependent quantization, ISO/IEC 15938-17: grid 0 holds the even multiples of the step, grid 1 zero and the odd
+ones. In state s an entry lies on grid s mod 2, and the parity of its index moves the state on:
+
+    value = 2 k - [s odd] sign(k),    s' = next[s, |k| mod 2].
+
+More states come from Ungerboeck's one-dimensional codes (1987, table I); one state is the uniform grid of step 2.
+"""
+
+from typing import no_type_check
+
+import numpy as np
+from jaxtyping import Float, Int
+from numba import njit
+
+# Parity checks (h0, h1) of Ungerboeck's codes, octal as in his table; 8 states give the standard's machine.
+_CODES = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10), 64: (0o103, 0o024)}
+STATES = (1, *_CODES)
+SEGMENT = 256  # rows after which a column's machine starts anew, so that segments can run in parallel
+TRIALS = 3  # magnitudes tried per subset when the rate counts: the nearest and two below it
+
+
+def next_states(states: int) -> Int[np.ndarray, "states 2"]:
+    """next[s, parity]: the state after an even or odd index in state s.
+
+    Systematic feedback encoder of the code in observer form: the label's low bit is s mod 2, its high bit the
+    parity (inverted on grid 1, where odd indices are the values 1, 5, 9, ...).
+
+    Raises:
+        ValueError: a number of states without a code.
+    """
+    if states == 1:
+        return np.zeros((1, 2), np.int64)
+    if states not in _CODES:
+        raise ValueError(f"{states} states; use one of {', '.join(map(str, STATES))}")
+    h0, h1 = _CODES[states]
+    s, parity = np.arange(states)[:, None], np.arange(2)[None, :]
+    low, high = s % 2, (parity + s) % 2
+    return (s >> 1) ^ np.where(high == 1, h1 >> 1, 0) ^ np.where(low == 1, h0 >> 1, 0)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def subset_index(a: float, subset: int) -> int:
+    """The index k >= 0 of a subset (2 grid + parity) whose value is nearest to a >= 0, in steps."""
+    if subset == 0:  # values 0, 4, 8, ...
+        return 2 * int(np.floor(a / 4 + 0.5))
+    if subset == 1:  # 2, 6, 10, ...
+        return 2 * int(np.floor(a / 4)) + 1
+    if subset == 2:  # 0, 3, 7, 11, ...
+        return 0 if a < 1.5 else 2 * int(np.floor((a - 3) / 4 + 0.5)) + 2
+    return 2 * int(np.floor(max(a - 1, 0.0) / 4 + 0.5)) + 1  # 1, 5, 9, ...
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def subset_costs(a, bits, mu, costs, indices):
+    """Cheapest squared error + mu bits, and its index, in each of the four subsets for a magnitude a."""
+    top = bits.shape[1] - 1
+    for subset in range(4):
+        grid = subset >> 1
+        k = subset_index(a, subset)
+        e = a - (2 * k - (grid if k > 0 else 0))
+        best, index = e * e, k
+        if mu > 0.0:
+            best += mu * bits[grid, min(k, top)]
+            for _ in range(TRIALS - 1):
+                k -= 2
+                if k < 0:
+                    break
+                e = a - (2 * k - (grid if k > 0 else 0))
+                cost = e * e + mu * bits[grid, min(k, top)]
+                if cost < best:
+                    best, index = cost, k
+        costs[subset] = best
+        indices[subset] = index
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def viterbi(x, classes, bits, mu, step, start, k):
+    """The index sequence of least sum of (x - value)^2 + mu bits(k); the path begins in `start`, its end is free.
+
+    Args:
+        x: (T,) float64 targets in steps.
+        classes: (T,) rows of `bits`.
+        bits: (classes, 2, K) code length of |k| on each grid, sign included; beyond K the last one holds.
+        mu: price of a bit in squared steps; 0 minimises the error alone.
+        step: next states.
+        start: first state.
+        k: (T,) int32, receives the signed indices.
+
+    Returns:
+        the state after the last entry.
+    """
+    length, states = x.shape[0], step.shape[0]
+    total, new = np.full(states, np.inf), np.empty(states)
+    total[start] = 0.0
+    came, used = np.empty((length, states), np.uint8), np.empty((length, states), np.uint8)
+    indices, costs = np.empty((length, 4), np.int32), np.empty(4)
+    for t in range(length):
+        subset_costs(abs(x[t]), bits[classes[t]], mu, costs, indices[t])
+        new[:] = np.inf
+        for s in range(states):
+            if total[s] == np.inf:
+                continue
+            for parity in range(2):
+                subset, to = 2 * (s & 1) + parity, step[s, parity]
+                cost = total[s] + costs[subset]
+                if cost < new[to]:
+                    new[to], came[t, to], used[t, to] = cost, s, subset
+        total, new = new, total
+    end = np.argmin(total)
+    s = end
+    for t in range(length - 1, -1, -1):
+        index = indices[t, used[t, s]]
+        k[t] = index if x[t] >= 0 else -index
+        s = came[t, s]
+    return end
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def walk(k, step, start, values, grids):
+    """Values and grids of an index sequence, and its last state: the decoder's table walk."""
+    s = start
+    for t in range(k.shape[0]):
+        grid = s & 1
+        sign = 1 if k[t] > 0 else (-1 if k[t] < 0 else 0)
+        values[t] = 2 * k[t] - grid * sign
+        grids[t] = grid
+        s = step[s, abs(k[t]) & 1]
+    return s
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _walk_lanes(k, step, segment, values, grids):
+    for lane in range(k.shape[0]):
+        for low in range(0, k.shape[1], segment):
+            part = slice(low, low + segment)
+            walk(k[lane, part], step, 0, values[lane, part], grids[lane, part])
+
+
+def walk_lanes(
+    k: Int[np.ndarray, "lanes length"], states: int, segment: int
+) -> tuple[Int[np.ndarray, "lanes length"], Int[np.ndarray, "lanes length"]]:
+    """(values in steps, int32; grid of every entry, uint8) of independent lanes.
+
+    Args:
+        k: indices, one lane a row.
+        states: of the trellis.
+        segment: entries after which a lane starts again in state 0.
+    """
+    values, grids = np.empty(k.shape, np.int32), np.empty(k.shape, np.uint8)
+    _walk_lanes(np.ascontiguousarray(k), next_states(states), segment, values, grids)
+    return values, grids
+
+
+def value_table(size: int) -> Float[np.ndarray, "2 size"]:
+    """Values of k = 0..size-1 on both grids."""
+    k = np.arange(size)
+    return np.stack([2.0 * k, 2.0 * k - (k > 0)])
