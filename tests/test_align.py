@@ -205,7 +205,7 @@ def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(
     lam = 70.0
     found = {k: float(terms_of(demo, lam, distortion=k).distortion) for k in ("matrix", "block", "model")}
     subject, moments, tokens = demo
-    encode = EncodeConfig()
+    encode = EncodeConfig(grid="feedback")  # training models the scalar grid
     # The gains are folded in training; the file is of the same coordinates.
     params, arch = fold(subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))
     moved = fold_moments(moments, subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))

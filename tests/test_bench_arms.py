@@ -11,7 +11,9 @@ import pytest
 from tiny_runs import make_model, make_text, strict_json
 
 from rdopt.config import UserError
+from rdopt.study.peers.cells import Cells, Clock, ForeignCellError
 from rdopt.study.peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, best_of, curves, row, summary, summary_lines
+from rdopt.study.peers.world import model_and_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_arms.py"
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "4", "5")
@@ -79,12 +81,34 @@ def test_a_size_out_of_reach_is_said_and_left_out_of_the_curve():
     assert list(curves([cell, *cells_of("gptq", PUBLISHED, 0.0)], "bpw")) == [("gptq", PUBLISHED)]
 
 
-def test_a_model_is_named_alone_or_with_text_and_split(bench: ModuleType):
-    assert bench.model_and_text("demo", 32, 8)[1].sources == ("builtin",)
-    model, text = bench.model_and_text("here:there.txt:line", 32, 8)
+def test_a_model_is_named_alone_or_with_text_and_split():
+    assert model_and_text("demo", 32, 8)[1].sources == ("builtin",)
+    model, text = model_and_text("here:there.txt:line", 32, 8)
     assert (model, text.sources, text.split_on, text.seq_len) == ("here", ("there.txt",), "line", 32)
     with pytest.raises(UserError, match="2 parts"):
-        bench.model_and_text("here:there.txt", 32, 8)
+        model_and_text("here:there.txt", 32, 8)
+
+
+def test_a_cell_is_measured_once_and_anew_with_other_settings(tmp_path: Path):
+    cells, calls = Cells(folder=tmp_path, model="m", key="k"), []
+
+    def work() -> dict[str, int]:
+        calls.append(0)
+        return {"found": len(calls)}
+
+    assert cells.remembered("x", {"a": (1, 2)}, work)["found"] == 1
+    assert cells.remembered("x", {"a": (1, 2)}, work)["found"] == 1
+    assert cells.remembered("x", {"a": (1, 3)}, work)["found"] == 2
+    with pytest.raises(ForeignCellError, match="another model"):
+        Cells(folder=tmp_path, model="m", key="other").remembered("x", {"a": (1, 3)}, work)
+
+
+def test_time_left_grows_with_the_size_of_the_models_and_knows_the_arms():
+    times = iter([0.0, 3.0, 3.0, 8.0, 8.0, 8.0, 8.0])
+    clock = Clock(plan=[("a", 1.0), ("b", 1.0), ("a", 4.0), ("b", 4.0)], now=lambda: next(times))
+    assert clock.tick(3.0) == pytest.approx(3 * (1 + 4 + 4))
+    assert clock.tick(1.0) == pytest.approx(4 * 3 + 4 * 5)
+    assert clock.tick(12.0) == pytest.approx(4 * 5)
 
 
 def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
@@ -93,6 +117,9 @@ def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
     monkeypatch.setattr(bench, "PEERS", {k: bench.PEERS[k] for k in ("rtn", "watersic-pooled")})
     choices = {"rtn": (("rows", ("tensor",)),), "watersic": (("damping", (1e-2,)),)}
     monkeypatch.setattr("rdopt.study.peers.tuning.CHOICES", choices)
+    own = ("rdopt-scalar", "rdopt-everything")
+    arms = bench.own_arms(0)
+    monkeypatch.setattr(bench, "own_arms", lambda finetune: {k: arms[k] for k in own})
     model, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.jsonl")
     words = ["--model", f"{model}:{text}:file", "--cells", str(tmp_path / "cells"), *SMALL]
 
@@ -102,10 +129,12 @@ def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
     assert run() == 0
     first = strict_json(tmp_path / "out.json")
     names = {(c["arm"], c["variant"]) for c in first["cells"]}
-    peers = {(a, v) for a in ("rtn", "watersic-pooled") for v in (PUBLISHED, TUNED, TUNED_ALLOCATED)}
-    assert names == peers | {(a, "default") for a in bench.OWN_ARMS}
+    peers = {(a, v) for a in ("rtn", "watersic-pooled", "watersic-column") for v in (PUBLISHED, TUNED, TUNED_ALLOCATED)}
+    assert names == peers | {(a, "default") for a in own}
+    assert not first["failed"]
     for cell in first["cells"]:
-        assert cell["bpw"] == pytest.approx(cell["target"], abs=0.02)
+        near = {"rtn": 0.02, "rdopt-scalar": 0.02, "watersic-pooled": 0.1}.get(cell["arm"], 1.0)
+        assert cell["bpw"] == pytest.approx(cell["target"], abs=near)
         assert cell["bpw_ideal"] <= cell["bpw"] + 1e-9
         assert cell["kl"] > 0
     assert "nncodec: not installed in /nowhere/python" in capsys.readouterr().out
@@ -114,6 +143,16 @@ def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
     assert run() == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()} == stamps
     assert strict_json(tmp_path / "out.json") == first
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no codes today")
+
+    monkeypatch.setattr(bench, "encode_own", broken)
+    assert run("--targets", "5", "6") == 1
+    last = strict_json(tmp_path / "out.json")
+    assert len(last["failed"]) == len(own)
+    assert all("6 failed: RuntimeError: no codes today" in line for line in last["failed"])
+    assert {(c["arm"], c["variant"]) for c in last["cells"] if c["target"] == 6} == peers
 
     assert run("--max-tokens", "256") == 2
     assert "choose another --cells folder" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import functools
 import json
 import struct
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +31,8 @@ from rdopt.codec import (
     write_container,
 )
 from rdopt.codec.container import STREAMS, pack, unpack
-from rdopt.codec.quantize import coded_matrices, dequantize, quantize_model
+from rdopt.codec.quantize import coded_matrices, dequantize, estimated_distortion, quantize_model
+from rdopt.codec.trellis_model import Task, quantize_trellis, trellis_step
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import load_params
@@ -50,8 +52,12 @@ def source_of(folder, encode=EncodeConfig()):  # noqa: B008 - frozen
     return make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
 
 
+def signal_of(source):
+    return estimated_distortion(source.params, None, source.moments)
+
+
 @functools.cache
-def tiny_file():
+def tiny_file(grid="trellis"):
     """A small encoded model for damaging, with its decoded form."""
     config = tiny_config(vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, head_dim=2)
     arch, tensors = architecture_from_config(config), random_tensors(config)
@@ -62,9 +68,13 @@ def tiny_file():
         "final_norm": tensors["model.norm.weight"],
         "head": tensors["lm_head.weight"],
     }
-    source = make_source(params, arch, config, FILES, synthetic_moments(arch), EncodeConfig(), 1000)
-    data = encode_at_step(source, 0.03, EncodeConfig()).data
+    encode = EncodeConfig(grid=grid)
+    source = make_source(params, arch, config, FILES, synthetic_moments(arch), encode, 1000)
+    data = encode_at_step(source, 0.03, encode).data
     return data, decode_model(data)
+
+
+both_grids = pytest.mark.parametrize("grid", ["trellis", "feedback"])
 
 
 def assert_refused_or_the_same(damaged):
@@ -100,6 +110,26 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
         np.testing.assert_array_equal(decoded.tensors[hf_name(layer, name)], dequantize(z, rows, cols, c))
 
 
+@pytest.mark.parametrize(("family", "changes"), VARIANTS)
+@pytest.mark.parametrize("states", [1, 8])
+def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, changes, states):
+    encode = EncodeConfig(states=states)
+    source = source_of(tiny_llama(family, **changes), encode)
+    task = Task(source.params, source.arch, source.grid, source.tokens, source.moments.sigma, signal_of(source))
+    model = quantize_trellis(task, 0.02, encode)
+    decoded = decode_model(encode_at_step(source, 0.02, encode).data)
+    assert decoded.arch == source.arch and decoded.files == FILES and decoded.c == np.float32(0.02)
+    assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
+    assert model.gains is not None and decoded.gains is not None
+    for (layer, name), path in model.paths.items():
+        key = (layer, name)
+        np.testing.assert_array_equal(decoded.indices[key], path.k)
+        rows, cols = source.grid.rows[key], source.grid.cols[layer, INPUT_OF[name]]
+        plain = dequantize(path.values, rows, cols, trellis_step(0.02))
+        np.testing.assert_array_equal(decoded.plain[key], plain)
+        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], model.gains.apply(key, plain))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_tensors_that_are_not_coded_survive_exactly_when_they_had_16_bits(tiny_llama, dtype):
     source = source_of(tiny_llama("qwen3", dtype=dtype))
@@ -121,26 +151,32 @@ def test_tensors_that_are_not_coded_take_the_closer_16_bit_type(tiny_llama):
     np.testing.assert_array_equal(decoded.tensors["lm_head.weight"], half)
 
 
-def test_encoding_twice_and_with_any_number_of_threads_gives_the_same_bytes(tiny_llama):
-    source = source_of(tiny_llama())
-    found = {encode_model(source, 20.0, EncodeConfig(threads=n)).data for n in (1, 4, 0, 1)}
+@both_grids
+def test_encoding_twice_and_with_any_number_of_threads_gives_the_same_bytes(tiny_llama, grid):
+    encode = EncodeConfig(grid=grid)
+    source = source_of(tiny_llama(), encode)
+    found = {encode_model(source, 20.0, replace(encode, threads=n)).data for n in (1, 4, 0, 1)}
     assert len(found) == 1
-    again = source_of(tiny_llama())
-    assert encode_model(again, 20.0, EncodeConfig()).data in found
+    again = source_of(tiny_llama(), encode)
+    assert encode_model(again, 20.0, encode).data in found
 
 
-def test_decoding_does_not_depend_on_the_number_of_threads(tiny_llama):
-    data = encode_model(source_of(tiny_llama()), 20.0, EncodeConfig()).data
+@both_grids
+def test_decoding_does_not_depend_on_the_number_of_threads(tiny_llama, grid):
+    encode = EncodeConfig(grid=grid)
+    data = encode_model(source_of(tiny_llama(), encode), 20.0, encode).data
     one, four = (decode_model(data, threads=n).tensors for n in (1, 4))
     for name, value in one.items():
         np.testing.assert_array_equal(four[name], value)
 
 
-def test_finer_slopes_make_larger_files_with_smaller_errors(tiny_llama):
-    source = source_of(tiny_llama())
+@both_grids
+def test_finer_slopes_make_larger_files_with_smaller_errors(tiny_llama, grid):
+    encode = EncodeConfig(grid=grid)
+    source = source_of(tiny_llama(), encode)
     sizes, errors = [], []
     for lam in (2.0, 20.0, 200.0):
-        encoded = encode_model(source, lam, EncodeConfig())
+        encoded = encode_model(source, lam, encode)
         decoded = decode_model(encoded.data)
         sizes.append(len(encoded.data))
         errors.append(np.abs(decoded.tensors[hf_name(0, "q")] - source.params["blocks"]["q"][0]).mean())
@@ -159,13 +195,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(tiny_llama):
 # where the bits go
 
 
-def test_the_parts_sum_to_the_file_and_the_decoder_agrees(tiny_llama):
-    source = source_of(tiny_llama())
-    encoded = encode_at_step(source, 0.02, EncodeConfig())
+@both_grids
+def test_the_parts_sum_to_the_file_and_the_decoder_agrees(tiny_llama, grid):
+    encode = EncodeConfig(grid=grid)
+    source = source_of(tiny_llama(), encode)
+    encoded = encode_at_step(source, 0.02, encode)
     decoded = decode_model(encoded.data)
     assert sum(encoded.bits.values()) == 8 * len(encoded.data)
     assert decoded.bits == encoded.bits
-    assert sum(decoded.code_bits.values()) == encoded.bits["codes"]
+    if grid == "feedback":
+        assert sum(decoded.code_bits.values()) == encoded.bits["codes"]
+    else:  # all matrices share words; the decoder counts the same ideal bits as the encoder
+        assert sum(decoded.code_bits.values()) == pytest.approx(encoded.coded.bits)
+        assert encoded.coded.bits == pytest.approx(encoded.bits["codes"], rel=0.02)
     assert all(v >= 0 for v in encoded.bits.values())
     coded = 8 * len(encoded.data) - encoded.bits["uncoded"]
     assert encoded.bpw(source) == pytest.approx(coded / source.weights)
@@ -177,9 +219,12 @@ def demo_source(demo_model):
     return source_of(demo_model)
 
 
+@both_grids
 @pytest.mark.parametrize("lam", [3.0, 100.0])
-def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_source, lam):
-    encoded = encode_model(demo_source, lam, EncodeConfig())
+def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_model, lam, grid):
+    encode = EncodeConfig(grid=grid)
+    demo_source = source_of(demo_model, encode)
+    encoded = encode_model(demo_source, lam, encode)
     assert encoded.bpw_estimated(demo_source) == pytest.approx(encoded.bpw(demo_source), rel=0.01)
     assert encoded.bits["headers"] / demo_source.weights < 0.01
     assert demo_source.weights == sum(demo_source.params["blocks"][k].size for k in MATRICES)
@@ -232,7 +277,7 @@ def test_another_version_is_refused_naming_both(monkeypatch):
     monkeypatch.setattr(container, "VERSION", 7)
     data = pack({"codes": b"x"}, b"")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="version 7; this rdopt reads rdopt version 1"):
+    with pytest.raises(UserError, match="version 7; this rdopt reads rdopt version 2"):
         unpack(data)
 
 
@@ -289,7 +334,7 @@ def test_arbitrary_bytes_are_no_file(data):
         decode_model(data)
 
 
-META = {"format": "rdopt", "version": "1", "sha256": ""}
+META = {"format": "rdopt", "version": "2", "sha256": ""}
 SPANS = ([0, 1.0], [0, 0.5, 1], ["0", "1"], [0.0, 0], [-5, 0], [0], 7, None, {})
 BAD_HEADERS = [
     [],
@@ -317,13 +362,14 @@ def test_a_header_of_endless_brackets_is_refused():
 
 
 @given(
-    kind=st.sampled_from(["codes", "tables", "scales", "transforms", "uncoded", "files", "index"]),
+    grid=st.sampled_from(["trellis", "feedback"]),
+    kind=st.sampled_from([*STREAMS, "index"]),
     at=st.integers(0, 10**9),
     value=st.integers(0, 255),
 )
-@settings(max_examples=150)
-def test_a_wrong_stream_with_right_hashes_decodes_or_is_refused(kind, at, value):
-    streams, index = unpack(tiny_file()[0])
+@settings(max_examples=200)
+def test_a_wrong_stream_with_right_hashes_decodes_or_is_refused(grid, kind, at, value):
+    streams, index = unpack(tiny_file(grid)[0])
     parts = {**streams, "index": index}
     damaged = bytearray(parts[kind] or b"\0")
     damaged[at % len(damaged)] = value

@@ -1,5 +1,7 @@
 """Claims about grids, steps and feedback: textbook loops, closed forms and a minimiser as oracles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -24,6 +26,7 @@ from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps
 from rdopt.config import EncodeConfig, UserError
 
 WIDTHS = {"attn": 20, "o": 12, "mlp": 20, "down": 70}
+FEEDBACK = EncodeConfig(grid="feedback")
 HEIGHTS = {"q": 12, "k": 6, "v": 6, "o": 20, "gate": 70, "up": 70, "down": 20}
 
 
@@ -174,14 +177,14 @@ def model_and_moments(seed=0, layers=2):
     G = {}
     for name, n in HEIGHTS.items():
         full = np.stack([second_moment(rng, n) for _ in range(layers)])
-        G[name] = full if name in ("v", "o", "down") else np.stack([np.diagonal(x) for x in full])
+        G[name] = full if name != "gate" else np.stack([np.diagonal(x) for x in full])
     return {"blocks": blocks}, Moments(sigma, G, 100)
 
 
 @pytest.mark.parametrize("grid", ["feedback", "round"])
 def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
     _, moments = model_and_moments()
-    found = make_grid(moments, 2, 0.02, grid)
+    found = make_grid(moments, 2, EncodeConfig(grid=grid))
     for (layer, group), L in found.factors.items():
         weight = np.diagonal(L) if grid == "feedback" else np.sqrt(np.diagonal(L @ L.T))
         octaves = np.log2(exp_steps(found.cols[layer, group]) * weight)
@@ -193,10 +196,26 @@ def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
         assert np.abs(octaves).max() <= 0.125 + 1e-6
 
 
+def test_steps_of_the_trellis_are_the_inverse_pivots_of_both_metrics_to_an_eighth_octave():
+    _, moments = model_and_moments()
+    found = make_grid(moments, 2, EncodeConfig(output_damping=0.1))
+    assert set(found.outputs) == {key for key in coded_matrices(2) if key[1] != "gate"}
+    for (layer, name), M in found.outputs.items():
+        G = moments.G[name][layer]
+        np.testing.assert_allclose(M @ M.T, G + 0.1 * np.mean(np.diagonal(G)) * np.eye(len(G)))
+        octaves = np.log2(exp_steps(found.rows[layer, name]) * np.diagonal(M))
+        assert np.abs(octaves).max() <= 0.125 + 1e-6
+    diagonal = make_grid(moments, 2, EncodeConfig(output="diagonal"))
+    assert not diagonal.outputs
+    scalar = make_grid(moments, 2, FEEDBACK)
+    for key in coded_matrices(2):
+        np.testing.assert_array_equal(diagonal.rows[key], scalar.rows[key])
+
+
 @pytest.mark.parametrize("grid", ["feedback", "round"])
 def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_threads(grid):
     params, moments = model_and_moments()
-    found = make_grid(moments, 2, 0.02, grid)
+    found = make_grid(moments, 2, EncodeConfig(grid=grid))
     c, seen = 0.2, []
     one = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=1), lambda *x: seen.append(x))
     four = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=4))
@@ -213,7 +232,7 @@ def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_thre
 
 def test_indices_beyond_16_bit_are_kept():
     params, moments = model_and_moments()
-    grid = make_grid(moments, 2, 0.02, "round")
+    grid = make_grid(moments, 2, EncodeConfig(grid="round"))
     c = 1e-6
     found = quantize_model(params, grid, c, EncodeConfig(grid="round"))
     assert max(int(np.abs(z).max()) for z in found.values()) > 2**15
@@ -244,8 +263,8 @@ def decoded_weights(params, grid, indices, c):
 
 def test_the_estimated_distortion_is_half_the_trace_summed_over_matrices():
     params, moments = model_and_moments()
-    grid, c = make_grid(moments, 2, 0.02, "feedback"), 0.5
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, EncodeConfig()), c)
+    grid, c = make_grid(moments, 2, FEEDBACK), 0.5
+    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
     expected = 0.0
     for layer, name in coded_matrices(2):
         E = params["blocks"][name][layer].astype(float) - decoded["blocks"][name][layer]
@@ -261,8 +280,8 @@ def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weig
     c, damping = 0.02, 1e-9
     G = {name: np.stack([moments.diag_G(name, i) for i in range(2)]) for name in MATRICES}
     diagonal = moments._replace(G=G)
-    grid = make_grid(diagonal, 2, damping, "feedback")
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, EncodeConfig()), c)
+    grid = make_grid(diagonal, 2, replace(FEEDBACK, damping=damping))
+    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
     weights = sum(W.size for W in params["blocks"].values())
     measured = estimated_distortion(params, decoded, diagonal)
     assert measured == pytest.approx(weights * c**2 / 24, rel=0.1)

@@ -1,5 +1,7 @@
 """Claims about stored transforms: blockwise axes, and their way through a file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ from rdopt.config import EncodeConfig, UserError
 from rdopt.operator import load_params
 from rdopt.transforms import random_orthogonal
 
-ENCODE = EncodeConfig(threads=1)
+ENCODE = EncodeConfig(threads=1, grid="feedback")
 
 
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
@@ -60,13 +62,13 @@ def tiny(tiny_llama):
     return checkpoint, params, Moments(sigma, G, 100)
 
 
-def encoded(tiny, block=16, bits=None, c=0.05):
+def encoded(tiny, block=16, bits=None, c=0.05, encode=ENCODE):
     """(source, file, stored) of the blockwise arm."""
     checkpoint, params, moments = tiny
     turned, moments, stored = blockwise_pca(params, checkpoint.arch, moments, block, bits)
     arch, config, size = checkpoint.arch, checkpoint.config, checkpoint.num_parameters
-    source = make_source(turned, arch, config, {}, moments, ENCODE, size, stored=stored)
-    return source, encode_at_step(source, c, ENCODE), stored
+    source = make_source(turned, arch, config, {}, moments, encode, size, stored=stored)
+    return source, encode_at_step(source, c, encode), stored
 
 
 @pytest.mark.parametrize("block", [5, 16, 32])
@@ -113,19 +115,26 @@ def test_the_number_of_angle_bits_is_the_one_with_the_smallest_total(tiny):
     assert chosen.bits == min(totals, key=lambda bits: totals[bits])
 
 
+@pytest.mark.parametrize("grid", ["feedback", "trellis"])
 @pytest.mark.parametrize(("block", "bits"), [(16, 6), (32, 5), (7, 8)])
-def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, bits):
-    params = tiny[1]
-    source, file, stored = encoded(tiny, block, bits)
+def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, bits, grid):
+    params, encode = tiny[1], replace(ENCODE, grid=grid)
+    source, file, stored = encoded(tiny, block, bits, encode=encode)
     decoded = decode_model(file.data, threads=2)
     for (layer, name), z in decoded.indices.items():
         group = (layer, INPUT_OF[name])
-        quantized = dequantize(z, source.grid.rows[layer, name], source.grid.cols[group], file.c)
+        quantized = decoded.plain[layer, name]
+        if grid == "feedback":
+            rows, cols = source.grid.rows[layer, name], source.grid.cols[group]
+            np.testing.assert_array_equal(quantized, dequantize(z, rows, cols, file.c))
+        else:
+            assert decoded.gains is not None
+            quantized = decoded.gains.apply((layer, name), quantized)
         V = dense(stored.codes[group], z.shape[1], block, bits)
         found = decoded.tensors[hf_name(layer, name)]
         np.testing.assert_allclose(found, quantized @ V.T, rtol=0, atol=3e-7 * np.abs(quantized).max())
     # And a fine step gives the model itself.
-    fine = decode_model(encoded(tiny, block, bits, c=1e-3)[1].data)
+    fine = decode_model(encoded(tiny, block, bits, c=1e-3, encode=encode)[1].data)
     for layer, name in fine.indices:
         W = params["blocks"][name][layer]
         assert rms(fine.tensors[hf_name(layer, name)] - W) < 2e-2 * rms(W)

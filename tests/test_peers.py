@@ -12,8 +12,10 @@ from conftest import synthetic_moments
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdopt.calibration import INPUT_OF, second_moments
 from rdopt.checkpoint import open_checkpoint
 from rdopt.codec.feedback import quantize_feedback
+from rdopt.codec.quantize import coded_matrices
 from rdopt.codec.steps import damped_cholesky
 from rdopt.operator import load_params, logits
 from rdopt.study.peers import (
@@ -31,9 +33,11 @@ from rdopt.study.peers import (
     unpack,
     watersic,
 )
-from rdopt.study.peers.encode import _watersic, relative_steps
+from rdopt.study.peers.allocation import relative_steps
+from rdopt.study.peers.encode import interference_cancellation, quantize_alone
 from rdopt.study.peers.gptq import inverse_factor
 from rdopt.study.peers.peer_file import Tables, entropy_bits
+from rdopt.study.peers.prefix import quantize_behind_prefix
 from rdopt.study.peers.rtn import row_rms
 from rdopt.study.peers.scales import COARSE, FINE, exp_scales, log_scales, snap
 from rdopt.study.peers.watersic import cancel, make_problem, rescale, step_at_rate
@@ -56,7 +60,8 @@ def output_error(E: np.ndarray, sigma: np.ndarray) -> float:
 @pytest.fixture
 def model(tiny_llama: Callable[..., Path]) -> Model:
     checkpoint = open_checkpoint(tiny_llama(hidden_size=32, intermediate_size=64))
-    return Model(load_params(checkpoint), checkpoint.arch, synthetic_moments(checkpoint.arch))
+    tokens = np.random.default_rng(0).integers(0, checkpoint.arch.vocab_size, (8, 32)).astype(np.int32)
+    return Model(load_params(checkpoint), checkpoint.arch, synthetic_moments(checkpoint.arch), tokens)
 
 
 # Rounding and GPTQ
@@ -177,11 +182,47 @@ def test_negative_scales_move_into_the_indices():
 
 def test_published_watersic_gives_every_matrix_the_same_rate(model: Model):
     settings = PeerSettings(method="watersic", damping=1e-4, tables="pooled")
-    matrices, base = _watersic(model, settings)(2.0**-4)
-    assert base == 1
-    for z, row, col in matrices:
+    method = interference_cancellation(model, settings)
+    assert method.base(0.1) == 1
+    for z, row, col in quantize_alone(model, method, 2.0**-4).values():
         rate = (entropy_bits(z, "matrix") + 16 * (len(row) + len(col))) / z.size
         assert rate == pytest.approx(4, abs=0.05)
+
+
+# The quantized prefix
+
+
+def finely(key, W, sigma):
+    return PeerMatrix(np.rint(W / 2.0**-20).astype(np.int32), np.full(len(W), 2.0**-20), np.ones(W.shape[1]))
+
+
+@pytest.mark.parametrize("prefix", ["inputs", "drift"])
+def test_behind_a_prefix_without_error_inputs_and_targets_are_those_of_the_original(model: Model, prefix: Any):
+    moments, seen = second_moments(model.params, model.arch, model.tokens), {}
+
+    def quantize(key, W, sigma):
+        seen[key] = (W, sigma)
+        return finely(key, W, sigma)
+
+    settings = PeerSettings(method="gptq", damping=0.01, prefix=prefix)
+    found = quantize_behind_prefix(model, settings, 1.0, quantize)
+    assert found.keys() == seen.keys() == set(coded_matrices(model.arch.num_layers))
+    for (layer, name), (W, sigma) in seen.items():
+        original, expected = model.params["blocks"][name][layer], moments.sigma[INPUT_OF[name]][layer]
+        assert np.abs(W - original).max() < 1e-3 * np.abs(original).max()
+        assert sigma == pytest.approx(expected, abs=1e-3 * np.abs(expected).max())
+
+
+def test_a_matrix_behind_a_zeroed_one_sees_the_inputs_that_are_left(model: Model):
+    def quantize(key, W, sigma):
+        z, row, col = finely(key, W, sigma)
+        if key == (0, "down"):
+            inputs.append(sigma)
+        return PeerMatrix(z * (key not in ((0, "up"),)), row, col)
+
+    inputs: list[np.ndarray] = []
+    quantize_behind_prefix(model, PeerSettings(method="gptq", prefix="inputs"), 1.0, quantize)
+    assert not inputs[0].any()  # gate(x) * 0
 
 
 # Files
@@ -244,11 +285,13 @@ def test_scales_come_back_within_half_a_grid_point_and_zeros_as_the_median():
     PeerSettings(method="rtn"),
     PeerSettings(method="gptq", damping=0.01, rows="tensor", steps="sensitivity"),
     PeerSettings(method="watersic", damping=1e-4, tables="per-column"),
+    PeerSettings(method="gptq", damping=0.01, prefix="inputs"),
+    PeerSettings(method="watersic", damping=1e-4, prefix="drift", tables="pooled"),
     PeerSettings(method="watersic", damping=1e-2, shrink="none", steps="sensitivity"),
-], ids=lambda s: f"{s.method}-{s.steps}")  # fmt: skip
+], ids=lambda s: f"{s.method}-{s.steps}-{s.prefix}")  # fmt: skip
 def test_a_peer_hits_its_size_and_touches_only_coded_matrices(model: Model, settings: PeerSettings):
     coded = encode_peer(model, settings, 4.0)
-    assert coded.bpw == pytest.approx(4.0, abs=0.02)
+    assert coded.bpw == pytest.approx(4.0, abs=0.02 if settings.prefix == "none" else 0.1)
     assert coded.bpw_ideal <= coded.bpw
     assert np.array_equal(coded.params["embed"], model.params["embed"])
     assert np.array_equal(coded.params["blocks"]["mlp_norm"], model.params["blocks"]["mlp_norm"])

@@ -1,8 +1,10 @@
-"""Second moments of inputs and of output gradients of every coded matrix, by one backward pass.
+"""Second moments of inputs and of output gradients of every matrix and of the embedding, by one backward pass.
 
 sigma is the uncentred mean of x x^T over tokens at a matrix's input; G that of g g^T at its output, g the gradient
 of the sum of a sequence's log-likelihood under labels sampled from the model itself, one per position (the Fisher
-information, Martens 1412.1193). D = 1/2 tr(G E sigma E^T) is then in nats/token.
+information, Martens 1412.1193). D = 1/2 tr(G E sigma E^T) is then in nats/token. The input of an embedding is one
+token, so its sigma is the diagonal of the token frequencies; the G of a head is the Fisher information of the logits,
+diag(p) - p p^T, whose diagonal is known without sampling.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +17,29 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint import MATRICES, Architecture
-from rdopt.operator import Params, linear, logits
+from rdopt.operator import Params, embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
 
 INPUT_OF = {"q": "attn", "k": "attn", "v": "attn", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
 # Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
 # over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
 ROTATED = ("v", "o", "down")
 FULL_WIDTH = 4096
+
+
+class EmbeddingMoments(NamedTuple):
+    """What errors of the embedding and of the head cost, float64.
+
+    Attributes:
+        frequency: f, the share of each token in the text, its occurrences weighted by |g|^2.
+        G: mean of g g^T at the embedding's output.
+        fisher: h, mean of p_v (1 - p_v) over tokens, p the model's prediction.
+        S: mean of y y^T at the head's input, behind the final norm.
+    """
+
+    frequency: Float[np.ndarray, " vocab"]
+    G: Float[np.ndarray, "d d"]
+    fisher: Float[np.ndarray, " vocab"]
+    S: Float[np.ndarray, "d d"]
 
 
 class Moments(NamedTuple):
@@ -31,11 +49,13 @@ class Moments(NamedTuple):
         sigma: input group (attn, o, mlp, down) -> (layers, in, in).
         G: matrix -> (layers, out, out); (layers, out) diagonals for very wide q, k, gate and up.
         tokens: how many tokens they are the mean of.
+        embed: those of the embedding and the head.
     """
 
     sigma: dict[str, Float[np.ndarray, "layers in in"]]
     G: dict[str, Float[np.ndarray, "layers ..."]]
     tokens: int
+    embed: EmbeddingMoments | None = None
 
     def diag_G(self, name: str, layer: int) -> Float[np.ndarray, " out"]:
         """Diagonal of G of one matrix."""
@@ -86,18 +106,31 @@ def full_G(name: str, width: int) -> bool:
 @partial(jax.jit, static_argnames="arch")
 def _batch_sums(
     params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture
-) -> tuple[dict[str, Any], Float[Array, ""]]:
-    """Sums over the tokens of a batch of x x^T and g g^T, as a tree of probes, and the log-likelihood."""
+) -> tuple[dict[str, Any], EmbeddingMoments]:
+    """Sums over the tokens of a batch: of x x^T and g g^T as a tree of probes, and of `EmbeddingMoments`.
 
-    def log_likelihood(probes: dict[str, Any]) -> Array:
-        blocks = {**params["blocks"], "probes": probes}
-        scores = logits({**params, "blocks": blocks}, tokens, arch, _probed_linear)
+    In place of the frequency, the sum of |g|^2 over a token's occurrences.
+    """
+    rope = rope_tables(arch, tokens.shape[1])
+
+    def log_likelihood(probes: dict[str, Any], x: Array) -> tuple[Array, tuple[Array, Array]]:
+        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, _probed_linear)
+        scores = head_logits(params, x, arch)
         labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
         logp = jax.nn.log_softmax(scores)
-        return jnp.sum(jnp.take_along_axis(logp, labels[..., None], axis=-1))
+        chosen = jnp.take_along_axis(logp, labels[..., None], axis=-1)
+        return jnp.sum(chosen), _head_sums(rms_norm(x, params["final_norm"], arch.norm_eps), logp)
 
-    value, sums = jax.value_and_grad(log_likelihood)(_zero_probes(params["blocks"]))
-    return sums, value
+    gradient = jax.grad(log_likelihood, argnums=(0, 1), has_aux=True)
+    (sums, g), (fisher, S) = gradient(_zero_probes(params["blocks"]), embed_tokens(params, tokens))
+    energy = jnp.zeros(arch.vocab_size).at[tokens].add(jnp.sum(g**2, axis=-1))
+    return sums, EmbeddingMoments(energy, _gram(g.reshape(-1, g.shape[-1])), fisher, S)
+
+
+def _head_sums(y: Float[Array, "B T d"], logp: Float[Array, "B T V"]) -> tuple[Array, Array]:
+    """Sums over tokens of p (1 - p) and of y y^T."""
+    p = jnp.exp(logp)
+    return jnp.sum(p * (1 - p), axis=(0, 1)), _gram(y.reshape(-1, y.shape[-1]))
 
 
 def _zero_probes(blocks: dict[str, Any]) -> dict[str, Any]:
@@ -134,13 +167,13 @@ def second_moments(
     total: Any = None
     for start, part in _batches(tokens, batch):
         key = jax.random.fold_in(jax.random.key(seed), start)
-        sums, _ = _batch_sums(params, part, key, arch)
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), _batch_sums(params, part, key, arch))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         if progress is not None:
             progress(start + len(part), len(tokens))
-    mean = jax.tree.map(lambda x: x / tokens.size, total)
-    return Moments(mean["sigma"], mean["G"], int(tokens.size))
+    probes, embed = jax.tree.map(lambda x: x / tokens.size, total)
+    embed = embed._replace(frequency=embed.frequency / max(np.trace(embed.G), np.finfo(np.float64).tiny))
+    return Moments(probes["sigma"], probes["G"], int(tokens.size), embed)
 
 
 def _batches(tokens: Int[np.ndarray, "n length"], batch: int) -> Iterator[tuple[int, np.ndarray]]:

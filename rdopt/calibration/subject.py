@@ -9,12 +9,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 
-from rdopt.calibration.moments import Moments
+from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.calibration.text import read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
 from rdopt.checkpoint import Architecture, Checkpoint, new_file, open_checkpoint
 from rdopt.config import Config, TextConfig
 from rdopt.operator import Params, load_params, params_to_tensors
+
+# Of saved moments; those of another version are measured again.
+_VERSION = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +105,27 @@ def open_subject(config: Config) -> tuple[Subject, Corpus]:
 
 def save_moments(path: Path, moments: Moments, key: str) -> None:
     """Writes moments in float64 with the fingerprint of what they were measured on."""
-    arrays = {f"sigma.{k}": v for k, v in moments.sigma.items()} | {f"G.{k}": v for k, v in moments.G.items()}
-    meta = {"key": key, "tokens": str(moments.tokens)}
+    parts: dict[str, dict[str, Any]] = {"sigma": moments.sigma, "G": moments.G}
+    if moments.embed is not None:
+        parts["embed"] = moments.embed._asdict()
+    arrays = {f"{part}.{k}": np.ascontiguousarray(v) for part, held in parts.items() for k, v in held.items()}
+    meta = {"version": _VERSION, "key": key, "tokens": str(moments.tokens)}
     with new_file(path) as part:
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(part), metadata=meta)
+        save_file(arrays, str(part), metadata=meta)
 
 
 def load_moments(path: Path, key: str) -> Moments | None:
-    """The saved moments, or None when there are none or they were measured on something else."""
+    """The saved moments, or None when there are none, of another version or measured on something else."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
         meta = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
-    if meta.get("key") != key:
+    if (meta.get("version"), meta.get("key")) != (_VERSION, key):
         return None
     arrays: dict[str, Float[np.ndarray, ...]] = load_file(str(path))
-    parts: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}}
+    parts: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}, "embed": {}}
     for name, value in arrays.items():
         kind, which = name.split(".")
         parts[kind][which] = value
-    return Moments(parts["sigma"], parts["G"], int(meta["tokens"]))
+    embed = EmbeddingMoments(**parts["embed"]) if parts["embed"] else None
+    return Moments(parts["sigma"], parts["G"], int(meta["tokens"]), embed)

@@ -9,7 +9,7 @@ from typing import Any
 from rdopt.align import Progress, train
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan
-from rdopt.codec import coded_bits, decode, encode, estimated_distortion
+from rdopt.codec import FinetuneProgress, coded_bits, decode, embedding_distortion, encode, estimated_distortion
 from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
 from rdopt.integrations import decoded_card
@@ -67,7 +67,13 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
     refuse_text_of_run(args)
     begun = time.perf_counter()
-    prepared, encoded = encode(args.source, args.out, config, ticker("encode:"))
+
+    def tuned_step(p: FinetuneProgress) -> None:
+        if p.step % max(1, p.steps // 20) == 0 or p.step == p.steps:
+            shown = "" if p.selection is None else f"  KL on selection text {p.selection:.5f}"
+            say(f"finetune: step {p.step}/{p.steps}  KL {p.kl:.5f} nats/token{shown}")
+
+    prepared, encoded, tuned = encode(args.source, args.out, config, ticker("encode:"), tuned_step)
     seconds = time.perf_counter() - begun
     source = prepared.source
     found, decoded, floor = measure_file(args.out, args.source, prepared.config)
@@ -77,7 +83,8 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         "bpw_all": encoded.bpw_all(source),
         "bytes": len(encoded.data),
         "parts": {k: v / source.weights for k, v in encoded.bits.items()},
-        "distortion_estimated": estimated_distortion(source.params, decoded, prepared.moments),
+        "distortion_estimated": estimated_distortion(source.params, decoded, source.moments)
+        + embedding_distortion(source.params, decoded, source.moments),
         "kl": found.kl_mean,
         "perplexity_before": found.reference_perplexity.value,
         "perplexity_after": found.perplexity.value,
@@ -85,11 +92,14 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         "seconds": seconds,
     }
     report.write_text(dumps(figures), encoding="utf-8")
+    if tuned is not None:
+        say(tuned.sentence)
     parts = "  ".join(f"{k} {v:.4f}" for k, v in figures["parts"].items())
     say(f"{len(encoded.data)} bytes in {seconds:.1f} s; bits per coded weight: {parts}")
     say(
-        f"bits/weight {figures['bpw']:.4f} (ideal {figures['bpw_estimated']:.4f}), "
-        f"whole file {figures['bpw_all']:.4f} per parameter; coded {coded_bits(encoded.bits) // 8} bytes"
+        f"bits/weight {figures['bpw']:.4f} (ideal {figures['bpw_estimated']:.4f}) in the matrices of the blocks, "
+        f"{coded_bits(encoded.bits) // 8} bytes; whole file {figures['bpw_all']:.4f} per parameter, embedding and head "
+        + (f"coded in {encoded.bits['embeddings'] // 8} bytes" if encoded.bits["embeddings"] else "in 16 bit")
     )
     say(
         f"KL {found.kl_mean:.5f} nats/token (estimated {figures['distortion_estimated']:.5f}), perplexity "

@@ -20,6 +20,7 @@ SHORT = {
     "lams": "sweep.lams",
     "arms": "sweep.arms",
     "grid": "encode.grid",
+    "finetune": "encode.finetune",
     "threads": "encode.threads",
     "context": "evaluate.context",
     "stride": "evaluate.stride",
@@ -63,7 +64,9 @@ def build_parser() -> Parser:
     size = encode.add_mutually_exclusive_group()
     size.add_argument("--lam", help="slope; the run's own by default")
     size.add_argument("--target-bpw", help="bits/weight of the file instead")
-    _keys(encode, (*TEXT, "grid", "threads", *WINDOWS))
+    size.add_argument("--target-kl", help="KL on the selection text in nats/token instead")
+    size.add_argument("--target-ppl", help="perplexity on the selection text instead")
+    _keys(encode, (*TEXT, "grid", "finetune", "threads", *WINDOWS))
     decode = _command(commands, "decode", "file to plain folder", "rdopt decode a.rdopt.safetensors --out decoded")
     decode.add_argument("file", type=Path)
     decode.add_argument("--out", required=True, type=Path, help="folder to make")
@@ -151,7 +154,9 @@ def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
         pairs.append(("train.lam", args.lam))
     if args.command == "encode":
         pairs += [("encode.lam", args.lam)] if args.lam is not None else []
-        pairs += [("encode.target_bpw", args.target_bpw)] if args.target_bpw is not None else []
+        for key in ("target_bpw", "target_kl", "target_ppl"):
+            value = getattr(args, key, None)
+            pairs += [(f"encode.{key}", value)] if value is not None else []
     if args.command == "sweep" and args.target_bpw is not None:
         pairs.append(("sweep.target_bpw", args.target_bpw))
     return load_config(args.config, pairs)

@@ -2,8 +2,19 @@
 
 from rdopt.codec.container import read_container, write_container
 from rdopt.codec.decoder import Decoded, decode_model
-from rdopt.codec.encode import Prepared, aligned_source, decode, decode_file, encode, encode_source, prepare
+from rdopt.codec.embeddings import embedding_distortion
+from rdopt.codec.encode import (
+    Prepared,
+    aligned_source,
+    decode,
+    decode_file,
+    encode,
+    encode_source,
+    make_judge,
+    prepare,
+)
 from rdopt.codec.encoder import Encoded, Source, coded_bits, encode_at_step, encode_model, make_source
+from rdopt.codec.finetune_train import FinetuneProgress
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.steps import base_step, lam_of_base_step
 from rdopt.codec.stored import blockwise_pca
@@ -16,12 +27,14 @@ __all__ = [
     "decode",
     "decode_file",
     "encode",
+    "embedding_distortion",
     "encode_source",
     "estimated_distortion",
     "prepare",
     "search_step",
     "Decoded",
     "Encoded",
+    "FinetuneProgress",
     "Source",
     "base_step",
     "coded_bits",
@@ -29,6 +42,7 @@ __all__ = [
     "encode_at_step",
     "encode_model",
     "lam_of_base_step",
+    "make_judge",
     "make_source",
     "read_container",
     "write_container",

@@ -8,7 +8,7 @@ instead of a class per entry.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 
 class Spreads(NamedTuple):
@@ -19,7 +19,7 @@ class Spreads(NamedTuple):
 
 
 def rank1_spreads(
-    z: Int[np.ndarray, "out in"], iterations: int = 3
+    z: Num[np.ndarray, "out in"], iterations: int = 3
 ) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
     """Row and column scales (rho, kappa) with rho_i^2 kappa_j^2 ~ z_ij^2, float64, floored away from zero.
 

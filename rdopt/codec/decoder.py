@@ -5,7 +5,7 @@ import json
 import lzma
 import struct
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from rdopt.codec.allocation import read_tables, table_classes
 from rdopt.codec.bits import BitReader
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import unpack
+from rdopt.codec.embeddings import decode_embeddings
 from rdopt.codec.encoder import SCALAR, TRELLIS, bits_of
 from rdopt.codec.entropy import decode_indices, unpack_lists
 from rdopt.codec.gains import Gains, unpack_gains
-from rdopt.codec.quantize import GROUPS, Key, coded_matrices, dequantize, matrix_shapes
+from rdopt.codec.quantize import GROUPS, Key, dequantize, matrix_shapes
 from rdopt.codec.stored import Stored, unpack_stored
 from rdopt.codec.trellis_file import Matrix, unpack_trellis
 from rdopt.codec.trellis_model import trellis_step
@@ -111,7 +112,9 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     with ThreadPoolExecutor(threads or None) as pool:
         pairs = list(pool.map(weight, range(len(keys))))
     weights = {hf_name(*key): W for key, (_, W) in zip(keys, pairs, strict=True)}
-    weights |= dict(_unpack_uncoded(streams["uncoded"], arch))
+    if streams["embeddings"]:
+        weights |= decode_embeddings(streams["embeddings"], arch, c, threads)
+    weights |= dict(_unpack_uncoded(streams["uncoded"], arch, weights))
     return Decoded(
         tensors={k: weights[k] for k in expected_tensors(arch)},
         arch=arch,
@@ -168,8 +171,9 @@ def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spre
     return dict(zip(keys, rows, strict=True)), dict(zip(groups, cols, strict=True)), spreads
 
 
-def _unpack_uncoded(data: bytes, arch: Architecture) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    coded = {hf_name(*key) for key in coded_matrices(arch.num_layers)}
+def _unpack_uncoded(
+    data: bytes, arch: Architecture, coded: Container[str]
+) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
     at = 0
     for name, shape in expected_tensors(arch).items():
         if name in coded:

@@ -9,6 +9,7 @@ that the residual stream carries past it (WaterSIC 2026; Qronos):
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ class Prefix:
         self._tokens = tokens.size
 
     def targets(
-        self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "out in"]]
-    ) -> dict[str, Float[np.ndarray, "out in"]]:
+        self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]
+    ) -> dict[str, Float[np.ndarray, "_ _"]]:
         """W* of every matrix of an input group, float64.
 
         Args:
@@ -64,13 +65,13 @@ class Prefix:
             found[name] = W + moved @ inverse
         return found
 
-    def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "out in"]]) -> None:
+    def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
         """Goes past a block whose matrices are all decoded."""
         p, p_hat = self._blocks(layer, done)
         self._streams = [np.asarray(_block(p, x, self._arch)) for x in self._streams]
         self._quantized = [np.asarray(_block(p_hat, x, self._arch)) for x in self._quantized]
 
-    def _blocks(self, layer: int, done: Mapping[str, Float[np.ndarray, "out in"]]) -> tuple[dict, dict]:
+    def _blocks(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> tuple[dict, dict]:
         p = {k: jnp.asarray(v[layer]) for k, v in self._params["blocks"].items()}
         return p, {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
 
@@ -86,7 +87,7 @@ def _inputs(p: dict, x: Array, arch: Architecture) -> tuple[dict[str, Array], Ar
     """Inputs of every group of a block, and the residual stream between its halves."""
     found: dict[str, Array] = {}
 
-    def recorded(name: str, p: Mapping, y: Array) -> Array:
+    def recorded(name: str, p: Mapping[str, Any], y: Any) -> Array:
         found[INPUT_OF[name]] = y
         out = linear(name, p, y)
         if name == "o":

@@ -1,5 +1,6 @@
 """`rdopt encode` and `rdopt decode`: runs and folders to files, files to plain folders."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,18 @@ import numpy as np
 from jaxtyping import Int
 
 from rdopt.align import moments_of
-from rdopt.calibration import Moments, Subject, load_corpus, load_subject, second_moments
+from rdopt.calibration import Corpus, Moments, Subject, load_corpus, load_subject, second_moments
 from rdopt.checkpoint import Architecture, carried_files, write_checkpoint
 from rdopt.codec.container import write_container
 from rdopt.codec.decoder import Decoded, decode_model
-from rdopt.codec.encoder import Encoded, Source, encode_at_step, encode_model, make_source
+from rdopt.codec.encoder import Encoded, Source, encode_at_step, make_source
+from rdopt.codec.finetune import Finetuned
+from rdopt.codec.judge import Judge, Report, finetune_file
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import Stored
-from rdopt.codec.target import search_step
+from rdopt.codec.target import search_size, search_step
 from rdopt.config import Config, EncodeConfig, UserError
+from rdopt.evaluate import Reference, windows
 from rdopt.export import aligned_config, open_trained
 from rdopt.operator import Params
 from rdopt.transforms import fold, fold_moments, gauges_of, load_alignment
@@ -26,11 +30,12 @@ Ticker = Callable[[int, int], None] | None
 
 
 class Prepared(NamedTuple):
-    """A model ready to be encoded at any slope, its moments there, and the configuration that applies."""
+    """A model ready to be encoded at any slope, the configuration that applies, and what it was made from."""
 
     source: Source
-    moments: Moments
     config: Config
+    subject: Subject
+    corpus: Corpus
 
 
 def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
@@ -46,7 +51,7 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
     """
     if (path / "run.json").is_file():
         return _prepare_run(path, config.encode, progress)
-    subject = load_subject(path)
+    subject = load_subject(path if path.is_dir() else str(path))
     checkpoint = subject.checkpoint
     corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
     moments = second_moments(
@@ -66,19 +71,19 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
         parameters,
         tokens=corpus.calibration,
     )
-    return Prepared(source, moments, config)
+    return Prepared(source, config, subject, corpus)
 
 
 def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared:
     config, subject, corpus, alignment = open_trained(path)
-    if encode.lam is None and encode.target_bpw is None:
+    if encode.lam is None and not encode.targeted:
         encode = replace(encode, lam=config.train.lam)
     gauges = gauges_of(alignment.records)
     params, arch = fold(subject.params, subject.arch, gauges)
     moments = moments_of(path, subject, corpus, config, progress)
     moments = fold_moments(moments, subject.params, subject.arch, gauges)
     source = aligned_source(subject, params, arch, moments, encode, tokens=corpus.calibration)
-    return Prepared(source, moments, replace(config, encode=encode))
+    return Prepared(source, replace(config, encode=encode), subject, corpus)
 
 
 def aligned_source(
@@ -106,31 +111,69 @@ def aligned_source(
     )
 
 
-def encode_source(source: Source, encode: EncodeConfig, lam: float, progress: Ticker = None) -> Encoded:
-    """The file at a slope, or at `encode.target_bpw` when that is set (`lam` is then the first guess)."""
-    if encode.target_bpw is None:
-        return encode_model(source, lam, encode, progress)
-    return search_step(
-        lambda c: encode_at_step(source, c, encode, progress),
-        lambda encoded: encoded.bpw(source),
-        encode.target_bpw,
-        base_step(lam, source.weights),
-    )
+def encode_source(
+    source: Source,
+    encode: EncodeConfig,
+    lam: float,
+    judge: Judge | None = None,
+    progress: Ticker = None,
+    report: Report | None = None,
+) -> tuple[Encoded, Finetuned | None]:
+    """The file at a slope or at the target that `encode` names, finetuned if it says so.
+
+    Args:
+        source: the model.
+        encode: its configuration.
+        lam: slope, or the first guess of a search.
+        judge: texts, needed to aim at KL or perplexity and to finetune.
+        progress: called with (matrices, of how many).
+        report: called after every step of finetuning.
+
+    Raises:
+        UserError: a target out of reach.
+        ValueError: no judge where one is needed.
+    """
+
+    def whole(c: float) -> Encoded:
+        return encode_at_step(source, c, encode, progress)
+
+    needs = encode.finetune or encode.target_kl is not None or encode.target_ppl is not None
+    if needs and judge is None:
+        raise ValueError("aiming at KL or perplexity, and finetuning, need a text to judge by")
+    c = base_step(lam, source.weights)
+    if encode.target_bpw is not None:
+        encoded = search_size(source, encode, encode.target_bpw, c, whole)
+    elif judge is not None and (encode.target_kl is not None or encode.target_ppl is not None):
+        goal, value = judge.goal(encode)
+        encoded = search_step(whole, value, goal, c)
+    else:
+        encoded = whole(c)
+    if not encode.finetune or judge is None:
+        return encoded, None
+    return finetune_file(source, encoded, encode, judge, report)
+
+
+def make_judge(subject: Subject, corpus: Corpus, config: Config, folder: Path | None = None) -> Judge:
+    """The original on the selection text in the windows of `config.evaluate`, and the calibration sequences."""
+    evaluate = config.evaluate
+    inputs, scored = windows(corpus.selection, evaluate.context, evaluate.stride, evaluate.max_tokens)
+    return Judge(Reference(subject.params, subject.arch, inputs, scored, evaluate.batch), corpus.calibration, folder)
 
 
 def encode(
-    path: Path, out: Path, config: Config, progress: Ticker = None
-) -> tuple[Prepared, Encoded]:
+    path: Path, out: Path, config: Config, progress: Ticker = None, report: Report | None = None
+) -> tuple[Prepared, Encoded, Finetuned | None]:
     """Encodes a run or a folder into a file.
 
     Args:
         path: a run of rdopt train or a model folder.
         out: the file to be, never overwritten.
-        config: encode.lam or encode.target_bpw, grid, text.
+        config: slope or target, grid, text.
         progress: called with (done, of how many) while moments and matrices are worked on.
+        report: called after every step of finetuning; its checkpoints lie beside the file until it is written.
 
     Returns:
-        what was encoded, and the file's bytes and parts.
+        what was encoded, the file's bytes and parts, and what finetuning found.
 
     Raises:
         UserError: bad input, a target out of reach, or an existing output.
@@ -139,9 +182,14 @@ def encode(
         raise UserError(f"{out} already exists and is never overwritten; remove it or choose another name.")
     prepared = prepare(path, config, progress)
     settings = prepared.config.encode
-    encoded = encode_source(prepared.source, settings, settings.lam or prepared.config.train.lam, progress)
+    judge, folder = None, out.with_name(out.name + ".finetune")
+    if settings.finetune or settings.target_kl is not None or settings.target_ppl is not None:
+        judge = make_judge(prepared.subject, prepared.corpus, prepared.config, folder)
+    lam = settings.lam or prepared.config.train.lam
+    encoded, tuned = encode_source(prepared.source, settings, lam, judge, progress, report)
     write_container(out, encoded.data)
-    return prepared, encoded
+    shutil.rmtree(folder, ignore_errors=True)
+    return prepared, encoded, tuned
 
 
 def decode_file(path: Path, threads: int = 0) -> Decoded:

@@ -1,8 +1,8 @@
 """A model and a slope to the bytes of a file: quantize, choose the tables, code, pack.
 
 Every coded matrix rebuilds from six streams: codes (rANS), tables, scales (steps and spreads as small
-integers), gains, transforms (stored ones; gauges cost nothing) and the index. Tensors that are not coded are kept
-in 16 bit.
+integers), gains, transforms (stored ones; gauges cost nothing) and the index. Embedding and head are coded in a stream
+of their own or kept in 16 bit, as every other tensor is.
 """
 
 import io
@@ -10,7 +10,7 @@ import json
 import lzma
 import struct
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration import Moments
-from rdopt.checkpoint import Architecture, hf_name
+from rdopt.checkpoint import EMBED, HEAD, Architecture, hf_name
 from rdopt.codec.allocation import choose_plan, pack_spreads, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import pack
+from rdopt.codec.embeddings import code_embeddings
 from rdopt.codec.entropy import encode_indices, pack_lists
 from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
@@ -76,7 +77,10 @@ class Source(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """The coded matrices: streams, what the index says of them, and their ideal code length in bits."""
+    """The coded matrices: streams, what the index says of them, and their ideal code length in bits.
+
+    `embeddings` is the stream of embedding and head, empty where they are kept in 16 bit.
+    """
 
     method: int
     codes: bytes
@@ -85,6 +89,7 @@ class Coded(NamedTuple):
     index: tuple[int, ...]
     bits: float
     gains: Gains | None = None
+    embeddings: bytes = b""
 
 
 class Encoded(NamedTuple):
@@ -92,7 +97,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         data: the container.
-        bits: code length of each part in bits: codes, tables, scales, gains, transforms, headers, uncoded.
+        bits: code length of each part in bits: codes, tables, scales, gains, transforms, headers, embeddings
+            (where coded), uncoded.
         bits_estimated: ideal code length plus all side bytes of the coded matrices.
         c: base step.
         coded: what the file was packed from.
@@ -118,8 +124,8 @@ class Encoded(NamedTuple):
 
 
 def coded_bits(bits: Mapping[str, int]) -> int:
-    """Bits of everything but the uncoded tensors and the carried files."""
-    return sum(bits.values()) - bits["uncoded"]
+    """Bits of everything but embedding and head, the uncoded tensors and the carried files."""
+    return sum(bits.values()) - bits["embeddings"] - bits["uncoded"]
 
 
 def make_source(
@@ -179,7 +185,10 @@ def encode_at_step(
 ) -> Encoded:
     """`encode_model` with the base step given instead of lambda."""
     method = _code_trellis if encode.grid == "trellis" else _code_scalar
-    return assemble(source, c, method(source, c, encode, progress))
+    coded = method(source, c, encode, progress)
+    if encode.embeddings == "coded":
+        coded = coded._replace(embeddings=code_embeddings(source.params, source.arch, source.moments, c, encode))
+    return assemble(source, c, coded)
 
 
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
@@ -217,7 +226,8 @@ def assemble(source: Source, c: float, coded: Coded) -> Encoded:
         + pack_spreads(coded.spreads),
         "gains": pack_gains(coded.gains, matrix_shapes(source.arch)),
         "transforms": pack_stored(source.stored),
-        "uncoded": pack_uncoded(source.params, source.arch),
+        "embeddings": coded.embeddings,
+        "uncoded": pack_uncoded(source.params, source.arch, {EMBED, HEAD} if coded.embeddings else set()),
         "files": pack_files(source.config, source.files),
     }
     data = pack(streams, write_index(c, source.parameters, coded))
@@ -229,7 +239,8 @@ def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:
     """Where the file's bits went; headers are what is left after the streams."""
     size = {k: 8 * len(v) for k, v in streams.items()}
     out = {k: size[k] for k in ("codes", "tables", "scales", "gains", "transforms")}
-    return {**out, "headers": 8 * len(data) - sum(size.values()), "uncoded": size["uncoded"] + size["files"]}
+    out["headers"] = 8 * len(data) - sum(size.values())
+    return {**out, "embeddings": size["embeddings"], "uncoded": size["uncoded"] + size["files"]}
 
 
 def write_index(c: float, parameters: int, coded: Coded) -> bytes:
@@ -239,12 +250,12 @@ def write_index(c: float, parameters: int, coded: Coded) -> bytes:
     return struct.pack("<f", c) + out.bytes()
 
 
-def pack_uncoded(params: Params, arch: Architecture) -> bytes:
+def pack_uncoded(params: Params, arch: Architecture, elsewhere: Set[str] = frozenset()) -> bytes:
     """All tensors that are not coded matrices, each a type byte and its 16-bit values, little-endian.
 
-    float16 or bfloat16, whichever is closer to the tensor.
+    float16 or bfloat16, whichever is closer to the tensor. Those named in `elsewhere` have a stream of their own.
     """
-    coded = {hf_name(*key) for key in coded_matrices(arch.num_layers)}
+    coded = {hf_name(*key) for key in coded_matrices(arch.num_layers)} | elsewhere
     out = []
     for name, value in params_to_tensors(params, arch):
         if name not in coded:

@@ -7,15 +7,34 @@ trellis is on. A magnitude is coded as table symbol (its high part), raw low bit
 is an escape, followed by an Elias gamma code.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numba import njit
 
 PRECISION = 14
 WAYS = 8
+LARGEST = (1 << 30) - 1  # index; its value fits 32 bits
+_WORD_BOUND = 5  # words an index can take at most: escape, raw bits, sign
 FIRST_STATE = 1 << 16  # states lie in [2^16, 2^32); the encoder begins, and the decoder ends, with this one
+
+
+class Lanes(NamedTuple):
+    """Neighbouring lanes to encode, each (lanes, length): int32 indices, int16 classes, uint8 grids."""
+
+    k: Int[np.ndarray, "lanes length"]
+    classes: Int[np.ndarray, "lanes length"]
+    grids: Int[np.ndarray, "lanes length"]
+
+
+class Blank(NamedTuple):
+    """Lanes to decode: k is filled; a lane's trellis starts anew after every `restart` entries."""
+
+    k: Int[np.ndarray, "lanes length"]
+    classes: Int[np.ndarray, "lanes length"]
+    restart: int
 
 
 class Coder(NamedTuple):
@@ -25,7 +44,7 @@ class Coder(NamedTuple):
         start: (tables, size + 1) uint32 cumulative frequencies; unused symbols have none.
         symbols: (tables,) int32 number of symbols of a table, its escape included.
         shift: (tables,) int32 raw low bits of a magnitude.
-        slots: (tables, 2^PRECISION) uint16 symbol of every slot.
+        slots: (tables, 2^PRECISION) uint8 symbol of every slot.
     """
 
     start: Int[np.ndarray, "tables bounds"]
@@ -38,7 +57,7 @@ def make_coder(tables: list[Int[np.ndarray, " _"]], shifts: list[int]) -> Coder:
     """Packs frequency tables that each sum to 2^PRECISION."""
     size = max(len(freq) for freq in tables)
     start = np.full((len(tables), size + 1), 1 << PRECISION, np.uint32)
-    slots = np.empty((len(tables), 1 << PRECISION), np.uint16)
+    slots = np.empty((len(tables), 1 << PRECISION), np.uint8)
     for row, freq in enumerate(tables):
         start[row, 0] = 0
         start[row, 1 : len(freq) + 1] = np.cumsum(freq)
@@ -51,10 +70,10 @@ def make_coder(tables: list[Int[np.ndarray, " _"]], shifts: list[int]) -> Coder:
 @no_type_check
 def _push_bits(x, at, words, bits, count):
     """Appends `count` raw bits (at most 16) to a state; words grow downwards."""
-    if x >= np.uint64(1) << np.uint64(32 - count):
-        at -= 1
-        words[at] = x & np.uint64(0xFFFF)
-        x >>= np.uint64(16)
+    full = np.uint64((x >> np.uint64(32 - count)) != 0)
+    words[at - 1] = x
+    at -= np.int64(full)
+    x >>= full << np.uint64(4)
     return (x << np.uint64(count)) | np.uint64(bits), at
 
 
@@ -74,7 +93,7 @@ def _push_escape(x, at, words, value):
     return _push_bits(x, at, words, digits, 5)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 @no_type_check
 def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
     """Codes lanes in reverse order onto rANS states.
@@ -85,7 +104,7 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
         grids: (lanes, length) uint8 grid of every entry.
         start, symbols, shift: of a Coder.
         states: (WAYS,) uint64, changed in place.
-        words: uint16 buffer, filled downwards from `at`.
+        words: uint16 buffer, filled downwards from `at`; one word below the last one used is scratch.
         at: first used word.
 
     Returns:
@@ -97,24 +116,23 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
             for lane in range(min(lanes - group, WAYS) - 1, -1, -1):
                 x = states[lane]
                 index = k[group + lane, t]
-                table = 2 * table_of[group + lane, t] + grids[group + lane, t]
-                magnitude = abs(index)
+                table = 2 * np.int64(table_of[group + lane, t]) + grids[group + lane, t]
+                magnitude = np.int64(abs(index))
                 raw = shift[table]
-                if magnitude:
-                    x, at = _push_bits(x, at, words, 1 if index < 0 else 0, 1)
+                x, at = _push_bits(x, at, words, np.int64(index < 0), np.int64(magnitude != 0))
                 if raw:
                     x, at = _push_bits(x, at, words, magnitude & ((1 << raw) - 1), raw)
                 symbol = magnitude >> raw
-                last = symbols[table] - 1
+                last = np.int64(symbols[table] - 1)
                 if symbol >= last:
                     x, at = _push_escape(x, at, words, symbol - last)
                     symbol = last
                 low = start[table, symbol]
                 freq = np.uint32(start[table, symbol + 1] - low)
-                if x >= np.uint64(freq) << np.uint64(32 - PRECISION):
-                    at -= 1
-                    words[at] = x & np.uint64(0xFFFF)
-                    x >>= np.uint64(16)
+                full = np.uint64((x >> np.uint64(32 - PRECISION)) >= np.uint64(freq))
+                words[at - 1] = x
+                at -= np.int64(full)
+                x >>= full << np.uint64(4)
                 narrow = np.uint32(x)
                 quotient = narrow // freq
                 rest = narrow - quotient * freq
@@ -124,13 +142,18 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
 
 @njit(cache=True, nogil=True, inline="always")
 @no_type_check
+def _refill(x, at, words):
+    """Takes a word where the state is short; without a branch, which would be mispredicted half of the time."""
+    short = np.uint64(x < np.uint64(FIRST_STATE))
+    word = np.uint64(words[min(at, words.shape[0] - 1)])
+    return (x << (short << np.uint64(4))) | (word & (np.uint64(0) - short)), at + np.int64(short)
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
 def _pull_bits(x, at, words, count):
     bits = x & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
-    x >>= np.uint64(count)
-    if x < np.uint64(FIRST_STATE):
-        word = np.uint64(words[at]) if at < words.shape[0] else np.uint64(0)
-        x = (x << np.uint64(16)) | word
-        at += 1
+    x, at = _refill(x >> np.uint64(count), at, words)
     return x, at, np.int64(bits)
 
 
@@ -161,30 +184,29 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
         segment: entries after which a lane starts again in state 0.
         start, symbols, shift, slots: of a Coder.
         states: (WAYS,) uint64, changed in place.
-        words: uint16.
+        words: uint16, with a zero behind the last one.
         at: next word.
 
     Returns:
-        the next word; larger than len(words) if the string was too short.
+        the next word, larger than the number of words if the string was too short; -1 for an index beyond LARGEST.
     """
     lanes, length = k.shape
     machine = np.zeros(WAYS, np.int64)
     mask = np.uint64((1 << PRECISION) - 1)
     for group in range(0, lanes, WAYS):
+        restart = 0
         for t in range(length):
-            if t % segment == 0:
+            if t == restart:
                 machine[:] = 0
+                restart += segment
             for lane in range(min(lanes - group, WAYS)):
                 x, state = states[lane], machine[lane]
-                table = 2 * table_of[group + lane, t] + (state & 1)
+                table = 2 * np.int64(table_of[group + lane, t]) + (state & 1)
                 slot = x & mask
                 symbol = np.int64(slots[table, slot])
                 low = start[table, symbol]
                 freq = np.uint64(start[table, symbol + 1] - low)
-                x = freq * (x >> np.uint64(PRECISION)) + slot - np.uint64(low)
-                if x < np.uint64(FIRST_STATE):
-                    x = (x << np.uint64(16)) | (np.uint64(words[at]) if at < words.shape[0] else np.uint64(0))
-                    at += 1
+                x, at = _refill(freq * (x >> np.uint64(PRECISION)) + slot - np.uint64(low), at, words)
                 magnitude = symbol
                 if symbol == symbols[table] - 1:
                     x, at, extra = _pull_escape(x, at, words)
@@ -193,11 +215,10 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
                 if raw:
                     x, at, bits = _pull_bits(x, at, words, raw)
                     magnitude = (magnitude << raw) | bits
-                if magnitude:
-                    x, at, sign = _pull_bits(x, at, words, 1)
-                    k[group + lane, t] = -magnitude if sign else magnitude
-                else:
-                    k[group + lane, t] = 0
+                if magnitude > LARGEST:
+                    return -1
+                x, at, sign = _pull_bits(x, at, words, np.int64(magnitude != 0))
+                k[group + lane, t] = (magnitude ^ -sign) + sign
                 states[lane] = x
                 machine[lane] = step[state, magnitude & 1]
     return at
@@ -205,21 +226,61 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def code_lengths(k, table_of, grids, start, symbols, shift):
-    """Ideal code length in bits of lanes under the tables, raw bits and signs included; see `encode_lanes`."""
+def code_lengths(k, table_of, grids, lengths, symbols, shift):
+    """Ideal code length in bits of lanes whose table symbols take lengths[table, symbol], raw bits and signs too."""
     total = 0.0
-    lanes, length = k.shape
-    for lane in range(lanes):
-        for t in range(length):
-            table = 2 * table_of[lane, t] + grids[lane, t]
-            magnitude = abs(k[lane, t])
-            symbol, last = magnitude >> shift[table], symbols[table] - 1
-            total += shift[table] + (1 if magnitude else 0)
+    for lane in range(k.shape[0]):
+        for t in range(k.shape[1]):
+            table = 2 * np.int64(table_of[lane, t]) + grids[lane, t]
+            magnitude = np.int64(abs(k[lane, t]))
+            symbol, last = magnitude >> shift[table], np.int64(symbols[table] - 1)
+            total += shift[table] + np.int64(magnitude != 0)
             if symbol >= last:
                 digits = 0
                 while (symbol - last + 1) >> (digits + 1):
                     digits += 1
                 total += 5 + digits
                 symbol = last
-            total += PRECISION - np.log2(start[table, symbol + 1] - start[table, symbol])
+            total += lengths[table, symbol]
     return total
+
+
+class Rans:
+    """The entropy coder of this file for the tables of a `Coder`."""
+
+    def __init__(self, coder: Coder) -> None:
+        self._coder = coder
+
+    def lengths(self) -> Float[np.ndarray, "tables symbols"]:
+        """Bits of every symbol of every table."""
+        freq = np.diff(self._coder.start.astype(np.int64), axis=1)
+        return PRECISION - np.log2(np.maximum(freq, 1))
+
+    def encode(self, parts: Sequence[Lanes]) -> bytes:
+        """The bytes of a segment: the states to begin with, then words."""
+        c, size = self._coder, sum(part.k.size for part in parts)
+        words = np.zeros(_WORD_BOUND * size + 2 * WAYS, np.uint16)
+        states, at = np.full(WAYS, FIRST_STATE, np.uint64), len(words)
+        for part in reversed(parts):
+            at = encode_lanes(*part, c.start, c.symbols, c.shift, states, words, at)
+        return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
+
+    def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
+        """Fills the lanes of a segment; `step` are the next states of the trellis.
+
+        Raises:
+            ValueError: damaged bytes.
+        """
+        if len(data) < 4 * WAYS:
+            raise ValueError("a segment of the codes ends before its states")
+        c, at = self._coder, 0
+        states = np.frombuffer(data, "<u4", WAYS).astype(np.uint64)
+        words = np.append(np.frombuffer(data, "<u2", offset=4 * WAYS), 0).astype(np.uint16)
+        for k, classes, restart in parts:
+            at = decode_lanes(
+                k, classes, step, restart, c.start, c.symbols, c.shift, c.slots, states, words, at
+            )
+            if at < 0 or at >= len(words):
+                break
+        if at != len(words) - 1 or np.any(states != FIRST_STATE):
+            raise ValueError("a segment of the codes does not end with its last index")

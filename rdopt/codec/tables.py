@@ -25,7 +25,7 @@ def normalize(counts: Int[np.ndarray, " k"], precision: int = PRECISION) -> Int[
         raise ValueError(f"a table of {int(present.sum())} symbols does not fit a total of {target}")
     share = counts.astype(np.float64) * target / total
     freq = np.where(present, np.maximum(np.floor(share), 1), 0).astype(np.int64)
-    order = np.argsort(-(share - np.floor(share)), kind="stable")
+    order = np.argsort(freq - share, kind="stable")
     order = order[present[order]]
     missing = target - int(freq.sum())
     if missing > 0:

@@ -1,59 +1,138 @@
-"""The base step that makes a file of a wanted size: a secant search on log2 of the step.
+"""The base step that makes a file of a wanted size, KL or perplexity: secant searches on log2 of the step.
 
-At high rate a step twice as large saves one bit/weight, so bits/weight against log2(c) is near a line of slope -1
-and a few trials are enough.
+A step twice as large saves about one bit/weight and quadruples the KL, so both are near lines in log2(c). The size is
+first sought on a tenth of the rows; only then is the whole model encoded.
 """
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from rdopt.calibration import Moments
+from rdopt.checkpoint import MATRICES
+from rdopt.codec.encoder import Encoded, Source, encode_at_step
+from rdopt.codec.quantize import make_grid
+from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 
 TOLERANCE = 0.02
+SHARE = 10
+_FEWEST = 48  # rows of a matrix that the search looks at, at least
 T = TypeVar("T")
 
 
+class Goal(NamedTuple):
+    """What a file is searched for.
+
+    Attributes:
+        name: in the user's words.
+        value: the wanted value.
+        slope: how the value moves per doubling of the step, to begin with.
+        aim: a trial this close ends the search.
+        tolerance: the closest trial within it is accepted.
+        shown: from a value to the figure that the user knows.
+    """
+
+    name: str
+    value: float
+    slope: float
+    aim: float
+    tolerance: float
+    shown: Callable[[float], float] = float
+
+
+def size_goal(bpw: float) -> Goal:
+    """A file of `bpw` bits/weight."""
+    return Goal(f"{bpw:g} bits/weight", bpw, -1.0, TOLERANCE / 4, TOLERANCE)
+
+
+def divergence_goal(name: str, nats: float, shown: Callable[[float], float]) -> Goal:
+    """A file whose KL (or loss above the original's) is `nats` per token, sought in log2 and within 7 %."""
+    return Goal(name, math.log2(nats), 2.0, 0.03, 0.1, lambda value: shown(2.0**value))
+
+
 def search_step(
-    encode: Callable[[float], T],
-    bpw: Callable[[T], float],
-    target: float,
-    start: float,
-    *,
-    tolerance: float = TOLERANCE / 4,
-    trials: int = 12,
+    encode: Callable[[float], T], value: Callable[[T], float], goal: Goal, start: float, trials: int = 12
 ) -> T:
-    """The result of `encode(c)` whose bits/weight lies within the tolerance of the target.
+    """The result of `encode(c)` whose value lies closest to the goal.
 
     Args:
         encode: from a base step to a file.
-        bpw: bits/weight of a file.
-        target: wanted bits/weight.
+        value: of a file.
+        goal: wanted value and tolerance.
         start: first base step.
-        tolerance: aimed-at distance; the closest trial within TOLERANCE is accepted.
         trials: at most.
 
     Raises:
-        UserError: no trial came within TOLERANCE (the target lies below the side information).
+        UserError: no trial came within the tolerance.
     """
-    log_c, slope = math.log2(start), -1.0
+    log_c, slope = math.log2(start), goal.slope
     best: tuple[float, T] | None = None
     last: tuple[float, float] | None = None
     for _ in range(trials):
         result = encode(2.0**log_c)
-        miss = bpw(result) - target
+        miss = value(result) - goal.value
         if best is None or abs(miss) < abs(best[0]):
             best = (miss, result)
-        if abs(miss) <= tolerance:
+        if abs(miss) <= goal.aim:
             break
-        if last is not None and log_c != last[0] and (found := (miss - last[1]) / (log_c - last[0])) < -0.05:
-            slope = found
+        if last is not None and log_c != last[0]:
+            found = (miss - last[1]) / (log_c - last[0])
+            slope = found if found * goal.slope > 0.05 else slope
         last = (log_c, miss)
         log_c -= max(-4.0, min(4.0, miss / slope))
     assert best is not None
-    if abs(best[0]) > TOLERANCE:
+    if abs(best[0]) > goal.tolerance:
         raise UserError(
-            f"{target:g} bits/weight cannot be reached: the closest file has {target + best[0]:.3f}; "
-            "ask for more (tables and scales alone cost some)."
+            f"{goal.name} cannot be reached: the closest file has {goal.shown(goal.value + best[0]):.4g}; "
+            "ask for another (tables and scales alone cost some bits, the coarsest steps leave some loss)."
         )
     return best[1]
+
+
+def search_size(
+    source: Source, encode: EncodeConfig, bpw: float, start: float, whole: Callable[[float], Encoded]
+) -> Encoded:
+    """A file of `bpw` bits/weight: a search on a tenth of the rows, then on whole files from there.
+
+    Args:
+        source: the model.
+        encode: its configuration.
+        bpw: wanted.
+        start: first base step.
+        whole: from a base step to the file.
+    """
+    if min(source.params["blocks"][k].shape[1] for k in MATRICES) >= 2 * _FEWEST:
+        part = some_rows(source, encode)
+        rough = size_goal(bpw)._replace(aim=TOLERANCE, tolerance=math.inf)
+        start = search_step(
+            lambda c: encode_at_step(part, c, encode), lambda x: _extrapolated(x, part, source), rough, start
+        ).c
+    return search_step(whole, lambda x: x.bpw(source), size_goal(bpw), start)
+
+
+def _extrapolated(encoded: Encoded, part: Source, whole: Source) -> float:
+    """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
+    bits = encoded.bits
+    lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
+    side = (bits["scales"] + bits["gains"]) * lines[1] / lines[0] + bits["tables"] + bits["headers"]
+    return bits["codes"] / part.weights + (side + bits["transforms"]) / whole.weights
+
+
+def some_rows(source: Source, encode: EncodeConfig) -> Source:
+    """The model with every tenth row of its matrices (but enough of them), for estimates of size only."""
+    blocks, G = dict(source.params["blocks"]), dict(source.moments.G)
+    for name in MATRICES:
+        rows = np.arange(0, blocks[name].shape[1], max(1, min(SHARE, blocks[name].shape[1] // _FEWEST)))
+        blocks[name] = blocks[name][:, rows]
+        G[name] = G[name][:, rows][:, :, rows] if G[name].ndim == 3 else G[name][:, rows]
+    moments: Moments = source.moments._replace(G=G)
+    return source._replace(
+        params={**source.params, "blocks": blocks},
+        moments=moments,
+        grid=make_grid(moments, source.arch.num_layers, encode),
+        weights=sum(blocks[k].size for k in MATRICES),
+        tokens=None,
+    )

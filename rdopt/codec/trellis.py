@@ -12,7 +12,7 @@ More states come from Ungerboeck's one-dimensional codes (1987, table I); one st
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numba import njit
 
 # Parity checks (h0, h1) of Ungerboeck's codes, octal as in his table; 8 states give the standard's machine.
@@ -146,7 +146,7 @@ def _walk_lanes(k, step, segment, values, grids):
 
 def walk_lanes(
     k: Int[np.ndarray, "lanes length"], states: int, segment: int
-) -> tuple[Int[np.ndarray, "lanes length"], Int[np.ndarray, "lanes length"]]:
+) -> tuple[Int[np.ndarray, "lanes length"], Integer[np.ndarray, "lanes length"]]:
     """(values in steps, int32; grid of every entry, uint8) of independent lanes.
 
     Args:

@@ -1,28 +1,51 @@
 """Trellis-coded matrices as streams, and back: codes in segments that decode in parallel, shapes, spreads.
 
-The lanes of all matrices in the order of the file are cut into segments of about SEGMENT_SIZE indices, one string of
-rANS words each. The decoder uses integers until the indices are values.
+The lanes of all matrices in the order of the file are cut into segments of about SEGMENT_SIZE indices, each one string
+of bytes of the entropy coder. The decoder uses integers until the indices are values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from rdopt.codec.adaptive import Binary
 from rdopt.codec.allocation import pack_spreads
-from rdopt.codec.bits import BitReader, BitWriter
+from rdopt.codec.bits import BitReader
 from rdopt.codec.classes import Spreads
 from rdopt.codec.columns import Path
+from rdopt.codec.huffman import Huffman
 from rdopt.codec.lanes import Order, from_lanes, to_lanes
-from rdopt.codec.rans import FIRST_STATE, WAYS, Coder, code_lengths, decode_lanes, encode_lanes
+from rdopt.codec.rans import WAYS, Blank, Coder, Lanes, Rans, code_lengths
 from rdopt.codec.trellis import SEGMENT, next_states, walk_lanes
-from rdopt.codec.trellis_plan import PRECISIONS, TrellisPlan, read_shapes, write_shapes
+from rdopt.codec.trellis_plan import PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
+from rdopt.config import UserError
+from rdopt.config.schema import EntropyCoder
 
 SEGMENT_SIZE = 1 << 18
-_WORD_BOUND = 5  # words an index can take at most: escape, raw bits, sign
 _ENDLESS = 1 << 30
+_MAX_OCTAVE = 20  # of a spread in steps; classes beyond are damage, or steps far too fine
+
+
+class SegmentCoder(Protocol):
+    """An entropy coder with the tables of a file."""
+
+    def lengths(self) -> Float[np.ndarray, "tables symbols"]:
+        """Bits of every symbol of every table."""
+        ...
+
+    def encode(self, parts: Sequence[Lanes]) -> bytes:
+        """The bytes of a segment, an even number."""
+        ...
+
+    def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
+        """Fills the lanes of a segment or raises ValueError."""
+        ...
+
+
+CODERS: dict[EntropyCoder, Callable[[Coder], SegmentCoder]] = {"rans": Rans, "huffman": Huffman, "binary": Binary}
 
 
 class Piece(NamedTuple):
@@ -65,36 +88,60 @@ def restart(order: Order) -> int:
 
 
 def pack_trellis(
-    paths: Sequence[Path], orders: Sequence[Order], plan: TrellisPlan, states: int, threads: int
+    paths: Sequence[Path],
+    orders: Sequence[Order],
+    plan: TrellisPlan,
+    states: int,
+    threads: int,
+    entropy_coder: EntropyCoder = "rans",
 ) -> Packed:
-    """Entropy-codes the paths of all matrices."""
-    keys, coder = plan.keys(), plan.coder()
+    """Entropy-codes the paths of all matrices.
+
+    Raises:
+        UserError: the steps are so fine that an index spreads over more than any table.
+    """
+    try:
+        tables = _tables(plan)
+    except ValueError as error:
+        raise UserError(
+            f"the steps are too fine to code ({error}); lower encode.lam or encode.target_bpw."
+        ) from error
+    coder, keys = CODERS[entropy_coder](tables), plan.keys()
     lanes = []
     for matrix, (path, order) in enumerate(zip(paths, orders, strict=True)):
-        tables = plan.tables_of(matrix, keys)
-        lanes.append(tuple(to_lanes(x, order) for x in (path.k, tables, path.grids)))
-    cuts = segments([path.k.shape for path in paths])
+        classes = plan.tables_of(matrix, keys)
+        lanes.append(Lanes(to_lanes(path.k, order), to_lanes(classes, order), to_lanes(path.grids, order)))
+    cuts, lengths = segments([path.k.shape for path in paths]), coder.lengths()
     with ThreadPoolExecutor(threads or None) as pool:
-        codes = list(pool.map(lambda pieces: _encode_segment(pieces, lanes, coder), cuts))
-        bits = list(pool.map(lambda x: code_lengths(*x, coder.start, coder.symbols, coder.shift), lanes))
+        codes = list(pool.map(lambda pieces: coder.encode(_parts(pieces, lanes)), cuts))
+        bits = list(pool.map(lambda x: _bits(x, lengths, tables), lanes))
     orders_code = sum((order == "diagonals") << i for i, order in enumerate(orders))
+    number = list(CODERS).index(entropy_coder)
     return Packed(
         b"".join(codes),
         write_shapes(plan),
         pack_spreads(plan.spreads),
-        (PRECISIONS.index(plan.precision), states, orders_code, *(len(x) // 2 for x in codes)),
+        (PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
         float(sum(bits)),
     )
 
 
-def _encode_segment(pieces: Sequence[Piece], lanes: Sequence[tuple], coder: Coder) -> bytes:
-    size = sum((p.last - p.first) * lanes[p.matrix][0].shape[1] for p in pieces)
-    words = np.zeros(_WORD_BOUND * size + 2 * WAYS, np.uint16)
-    states, at = np.full(WAYS, FIRST_STATE, np.uint64), len(words)
-    for piece in reversed(pieces):
-        part = [x[piece.first : piece.last] for x in lanes[piece.matrix]]
-        at = encode_lanes(*part, coder.start, coder.symbols, coder.shift, states, words, at)
-    return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
+def _bits(lanes: Lanes, lengths: Float[np.ndarray, "tables symbols"], tables: Coder) -> float:
+    return code_lengths(lanes.k, lanes.classes, lanes.grids, lengths, tables.symbols, tables.shift)
+
+
+def _tables(plan: TrellisPlan) -> Coder:
+    """The integer tables of a plan whose spreads are sane."""
+    for key in plan.keys()[:: max(len(plan.keys()) - 1, 1)]:  # the least and the largest
+        octaves, unit = log2_spread(key, plan.precision)
+        if abs(octaves) > _MAX_OCTAVE * unit:
+            raise ValueError(f"indices spread over 2^{octaves // unit} steps")
+    return plan.coder()
+
+
+def _parts(pieces: Sequence[Piece], lanes: Sequence[Lanes]) -> list[Lanes]:
+    """The lanes of a segment, matrix by matrix."""
+    return [Lanes._make(x[first:last] for x in lanes[matrix]) for matrix, first, last in pieces]
 
 
 class Matrix(NamedTuple):
@@ -118,24 +165,26 @@ def unpack_trellis(
     Raises:
         ValueError: damaged bytes.
     """
-    rank, states, orders_code = index.gammas(3)
-    if rank >= len(PRECISIONS):
-        raise ValueError(f"spreads of precision number {rank}")
+    rank, states, orders_code, number = index.gammas(4)
+    if rank >= len(PRECISIONS) or number >= len(CODERS):
+        raise ValueError(f"spreads of precision number {rank}, entropy coder number {number}")
     step = next_states(states)
     orders: list[Order] = ["diagonals" if orders_code >> i & 1 else "columns" for i in range(len(shapes))]
     plan = read_shapes(tables, TrellisPlan(PRECISIONS[rank], spreads, {}))
-    keys, coder = plan.keys(), plan.coder()
-    cuts = segments(shapes)
+    keys, integers = plan.keys(), _tables(plan)
+    coder = list(CODERS.values())[number](integers)
+    cuts, lengths = segments(shapes), coder.lengths()
     parts = list(_split(codes, [2 * n for n in index.gammas(len(cuts))]))
     classes = [to_lanes(plan.tables_of(i, keys), order) for i, order in enumerate(orders)]
     k = [np.zeros(x.shape, np.int32) for x in classes]
 
     def segment(at: int) -> None:
-        _decode_segment(parts[at], cuts[at], list(zip(k, classes, orders, strict=True)), step, coder)
+        blanks = [Blank(k[i][first:last], classes[i][first:last], restart(orders[i])) for i, first, last in cuts[at]]
+        coder.decode(parts[at], blanks, step)
 
     def matrix(i: int) -> Matrix:
         values, grids = walk_lanes(k[i], states, restart(orders[i]))
-        bits = code_lengths(k[i], classes[i], grids, coder.start, coder.symbols, coder.shift)
+        bits = _bits(Lanes(k[i], classes[i], grids), lengths, integers)
         return Matrix(from_lanes(values, orders[i]), from_lanes(k[i], orders[i]), bits)
 
     with ThreadPoolExecutor(threads or None) as pool:
@@ -146,24 +195,9 @@ def unpack_trellis(
 def _split(data: bytes, lengths: Sequence[int]) -> Iterator[bytes]:
     at = 0
     for length in lengths:
-        if at + length > len(data) or length < 4 * WAYS:
+        if at + length > len(data):
             raise ValueError("the codes end before their last segment")
         yield data[at : at + length]
         at += length
     if at != len(data):
         raise ValueError("the codes do not end with their last segment")
-
-
-def _decode_segment(
-    data: bytes, pieces: Sequence[Piece], lanes: Sequence[tuple[Any, Any, Order]], step: Any, coder: Coder
-) -> None:
-    states = np.frombuffer(data, "<u4", WAYS).astype(np.uint64)
-    words, at = np.frombuffer(data, "<u2", offset=4 * WAYS).astype(np.uint16), 0
-    for matrix, first, last in pieces:
-        k, classes, order = lanes[matrix]
-        at = decode_lanes(
-            k[first:last], classes[first:last], step, restart(order),
-            coder.start, coder.symbols, coder.shift, coder.slots, states, words, at,
-        )  # fmt: skip
-    if at != len(words) or np.any(states != FIRST_STATE):
-        raise ValueError("a segment of the codes does not end with its last index")

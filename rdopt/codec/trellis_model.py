@@ -135,7 +135,7 @@ def _expected_spreads(task: Task, key: Key, W: Float[np.ndarray, "out in"], c: f
 def _finish(
     second: _Pass,
     layer: int,
-    targets: Mapping[str, Float[np.ndarray, "out in"]],
+    targets: Mapping[str, Float[np.ndarray, "_ _"]],
     precision: int,
     unbiased: bool,
     name: str,

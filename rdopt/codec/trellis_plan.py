@@ -89,7 +89,7 @@ def fit_plan(paths: Sequence[Path]) -> TrellisPlan:
 
 
 def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
-    octaves = {octave_of(log2_spread(key, plan.precision)) for key in plan.keys()}
+    octaves = {octave_of(log2_spread(key, plan.precision)) for key in plan.keys()}  # noqa: SIM118 - a tuple
     return plan._replace(shapes={(octave, grid): _DEFAULT[grid] for octave in octaves for grid in range(2)})
 
 

@@ -23,6 +23,8 @@ Grid = Literal["trellis", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Drift = Literal["prefix", "none"]
 Correction = Literal["unbiased", "none"]
+EntropyCoder = Literal["rans", "huffman", "binary"]
+Embeddings = Literal["16bit", "coded"]
 Arm = Literal[
     "identity", "hadamard", "random", "pca", "pca-act", "learned", "hadamard+learned", "blockwise-pca"
 ]
@@ -95,6 +97,9 @@ class EncodeConfig(_Section):
     lam: float | None = _option(None, "slope of the rate-distortion trade; null: train.lam", above=0)
     target_bpw: float | None = _option(
         None, "bits/weight the file must hit, instead of a slope", above=0, high=12)
+    target_kl: float | None = _option(None, "KL on the selection text in nats/token, instead of a slope", above=0)
+    target_ppl: float | None = _option(None, "perplexity on the selection text, instead of a slope", above=1)
+    finetune: int = _option(0, "steps that train gains, norms and biases on KL after coding; 0: none", low=0)
     grid: Grid = _option(
         "trellis", "trellis and uniform grid with error feedback, or a uniform grid that rounds each entry alone")
     states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)
@@ -106,6 +111,9 @@ class EncodeConfig(_Section):
     drift: Drift = _option("prefix", "aim at what the original gives on the inputs of the model quantized so far")
     drift_sequences: int = _option(128, "calibration sequences that measure the drift", low=1)
     gains: Correction = _option("unbiased", "a gain a row that makes its error uncorrelated with its output")
+    coder: EntropyCoder = _option(
+        "rans", "entropy coder of the trellis's indices: static rANS or Huffman, or adaptive binary arithmetic coding")
+    embeddings: Embeddings = _option("16bit", "embedding and head: kept in 16 bit, or coded at the same slope")
     dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
                                low=0, high=0.5)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
@@ -115,9 +123,15 @@ class EncodeConfig(_Section):
         super().__post_init__()
         if self.states not in (1, 4, 8, 16, 32, 64):
             raise UserError(f"encode.states is {self.states}, but a trellis has 1, 4, 8, 16, 32 or 64; choose one.")
-        if self.lam is not None and self.target_bpw is not None:
-            raise UserError(f"encode.lam is {self.lam:g} and encode.target_bpw is {self.target_bpw:g}, "
-                            "but only one of them can lead: set the other to null.")
+        leads = {k: v for k in ("lam", "target_bpw", "target_kl", "target_ppl") if (v := getattr(self, k)) is not None}
+        if len(leads) > 1:
+            named = " and ".join(f"encode.{k} is {v:g}" for k, v in leads.items())
+            raise UserError(f"{named}, but only one of them can lead: set the others to null.")
+
+    @property
+    def targeted(self) -> bool:
+        """Whether a size, KL or perplexity leads instead of a slope."""
+        return any(x is not None for x in (self.target_bpw, self.target_kl, self.target_ppl))
 
 
 @dataclass(frozen=True, kw_only=True)

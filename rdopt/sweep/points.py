@@ -14,9 +14,11 @@ from rdopt.checkpoint import new_file
 from rdopt.codec import (
     Source,
     decode_file,
+    embedding_distortion,
     encode_source,
     estimated_distortion,
     lam_of_base_step,
+    make_judge,
     write_container,
 )
 from rdopt.config import Config, EncodeConfig
@@ -99,7 +101,8 @@ def measure_point(
         clock: seconds.
     """
     start = clock()
-    encoded = encode_source(source, encode, lam)
+    judge = make_judge(bench.subject, bench.corpus, bench.config) if encode.finetune else None
+    encoded, _ = encode_source(source, encode, lam, judge)
     path = bench.out / "files" / f"{point_name(arm, encode, lam)}.rdopt.safetensors"
     path.unlink(missing_ok=True)
     write_container(path, encoded.data)
@@ -115,7 +118,8 @@ def measure_point(
         bpw_estimated=encoded.bpw_estimated(source),
         bpw_relaxed=trained[0],
         bpw_all=encoded.bpw_all(source),
-        distortion=estimated_distortion(truth[0], params, truth[1]),
+        distortion=estimated_distortion(truth[0], params, truth[1])
+        + embedding_distortion(truth[0], params, truth[1]),
         kl=found.kl_mean,
         ppl=found.perplexity.value,
         bytes=len(encoded.data),
@@ -153,4 +157,4 @@ def load_point(folder: Path, name: str) -> Point | None:
 
 def with_target(config: Config, target: float | None) -> EncodeConfig:
     """The encoder's configuration for one point."""
-    return replace(config.encode, lam=None, target_bpw=target)
+    return replace(config.encode, lam=None, target_bpw=target, target_kl=None, target_ppl=None)

@@ -167,7 +167,8 @@ class _LearnedArm:
         if encode.target_bpw is not None:
             # The slope to train at is the one that makes a file of this size before training.
             source = self._source(self._start, encode)[0]
-            lam = lam_of_base_step(encode_source(source, encode, lam).c, source.weights)
+            rough = replace(encode, finetune=0)
+            lam = lam_of_base_step(encode_source(source, rough, lam)[0].c, source.weights)
         learned = self._learn(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.calibration.moments import INPUT_OF, Moments
+from rdopt.calibration.moments import INPUT_OF, EmbeddingMoments, Moments
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params
 
@@ -164,7 +164,17 @@ def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: G
         if parts[0][0] is not None:
             # A is orthogonal: A^-T = A.
             G[name] = np.stack([p[0] @ moments.G[name][i] @ p[0].T for i, p in enumerate(parts)])  # type: ignore
-    return Moments(sigma, G, moments.tokens)
+    return Moments(sigma, G, moments.tokens, _fold_embedding(moments.embed, params, gauges.residual))
+
+
+def _fold_embedding(
+    embed: EmbeddingMoments | None, params: Params, R: Float[np.ndarray, "d d"] | None
+) -> EmbeddingMoments | None:
+    """The embedding's rows become e R, the head's e diag(gain) R; neither changes tokens or predictions."""
+    if embed is None or R is None:
+        return embed
+    gain = np.asarray(params["final_norm"], np.float64)
+    return embed._replace(G=R.T @ embed.G @ R, S=_input_moment(embed.S, R, gain))
 
 
 def _input_moment(sigma: Right, B: Right | None, gain: Float[np.ndarray, " in"] | None) -> Right:

@@ -1,7 +1,8 @@
 """Other methods, at their published settings, with real bytes: what a comparison measures rdopt against."""
 
-from rdopt.study.peers.encode import Coded, Model, PeerSettings, encode_peer, hadamard_model, weight_count
+from rdopt.study.peers.encode import encode_peer, hadamard_model
 from rdopt.study.peers.gptq import gptq
+from rdopt.study.peers.model import Coded, Model, PeerSettings, weight_count
 from rdopt.study.peers.nncodec_peer import encode_nncodec, has_nncodec
 from rdopt.study.peers.peer_file import PeerMatrix, pack, unpack
 from rdopt.study.peers.rtn import rtn

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.codec.quantize import coded_matrices
-from rdopt.study.peers.encode import Coded, Key, Model, PeerSettings, relative_steps, weight_count, with_matrices
+from rdopt.study.peers.allocation import relative_steps
+from rdopt.study.peers.model import Coded, Key, Model, PeerSettings, weight_count, with_matrices
 
 QPS_PER_OCTAVE = 4
 _TRIALS = 6

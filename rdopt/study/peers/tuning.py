@@ -5,11 +5,20 @@ from dataclasses import replace
 
 from rdopt.study.peers.encode import PeerSettings
 
-DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+DAMPINGS = (1e-2, 3e-2, 1e-1)
 CHOICES: dict[str, tuple[tuple[str, tuple[float | str, ...]], ...]] = {
     "rtn": (("rows", ("row", "tensor")),),
-    "gptq": (("damping", DAMPINGS), ("rows", ("row", "tensor")), ("order", ("given", "activation"))),
-    "watersic": (("damping", DAMPINGS), ("shrink", ("rescaled", "lmmse", "none"))),
+    "gptq": (
+        ("damping", DAMPINGS),
+        ("prefix", ("none", "inputs", "drift")),
+        ("rows", ("row", "tensor")),
+        ("order", ("given", "activation")),
+    ),
+    "watersic": (
+        ("damping", DAMPINGS),
+        ("prefix", ("none", "drift")),
+        ("shrink", ("rescaled", "lmmse", "none")),
+    ),
 }
 
 

@@ -11,9 +11,8 @@ output error of t_i z_ij alpha_j g_j alternately, until it changes by less than 
 for every matrix (their controller passes what one leaves over to the next; here every matrix meets the rate itself);
 the rate is the entropy of all indices of a matrix plus 16 bits a row and a column.
 
-Left out: what the authors measure again after each quantized layer (moments of the quantized prefix after Qronos,
-residual compensation, attention-weighted moments and the search for their mixture), because all arms of the comparison
-share one set of moments; rows zeroed by hand; and finetuning.
+Drift of the inputs after Qronos and residual compensation are in `prefix`. Left out: attention-weighted moments, the
+search for a mixture of the moments, rows zeroed by hand, and finetuning.
 """
 
 from typing import Literal, NamedTuple

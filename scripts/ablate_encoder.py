@@ -1,0 +1,171 @@
+"""Prints what each part of rdopt's encoder is worth: everything on, against one part at a time switched off.
+
+BD-rate in percent of file bits at equal KL on text never calibrated on (positive: the encoder is worse without the
+part), and the bits/weight that its absence costs at equal KL. Finished cells lie in --cells.
+
+    python scripts/ablate_encoder.py --cells cells --json ablation.json \\
+        --model stories260k:stories_sampled.txt:line --model ref-llama:docs_valid.txt:blank2
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rdopt.calibration import INPUT_OF
+from rdopt.codec.quantize import coded_matrices
+from rdopt.config import EncodeConfig, UserError
+from rdopt.study.peers import Model
+from rdopt.study.peers.own import encode_own, known_options
+from rdopt.study.peers.report import Cell, curves
+from rdopt.study.peers.table import Curve, add_arguments, tabulate
+from rdopt.study.peers.world import World
+from rdopt.sweep import bd_rate, saved_bits_with_error
+
+EVERYTHING = "everything"
+COMPARED_AT = (2.0, 3.0)
+
+
+def unchanged(model: Model) -> Model:
+    """The model as it is."""
+    return model
+
+
+class Variant(NamedTuple):
+    """The encoder with a part switched off.
+
+    Attributes:
+        encode: its settings.
+        change: what becomes of the model in the principal axes of its weights, where everything is coded.
+        aligned: False codes the model in its own coordinates.
+    """
+
+    encode: EncodeConfig
+    change: Callable[[Model], Model] = unchanged
+    aligned: bool = True
+
+
+def variants(finetune: int) -> dict[str, Variant]:
+    """Everything, then each part off alone; options that this version does not have are left out."""
+    full = EncodeConfig(grid="trellis", states=64, **known_options(finetune=finetune))
+    found = {
+        EVERYTHING: Variant(full),
+        "alignment off": Variant(full, aligned=False),
+        "feedback, trellis off: rounding": Variant(replace(full, grid="round")),
+        "trellis off: scalar grid": Variant(replace(full, grid="feedback")),
+        "output feedback off": Variant(replace(full, output="diagonal")),
+        "trellis off: 1 state": Variant(replace(full, states=1)),
+        "trellis of 8 states": Variant(replace(full, states=8)),
+        "rate term off": Variant(replace(full, rdo=0.0)),
+        "gains off": Variant(replace(full, gains="none")),
+        "drift off": Variant(replace(full, drift="none")),
+        "sensitivity off": Variant(full, equal_error),
+        "allocation off": Variant(full, equal_matrices),
+        "entropy coder off: Huffman": _switched(full, coder="huffman"),
+        "structured component off": _switched(full, structured="none"),
+        "finetuning off": _switched(full, finetune=0),
+    }
+    known = {name: variant for name, variant in found.items() if variant is not None}
+    return {name: v for name, v in known.items() if name == EVERYTHING or v != known[EVERYTHING]}
+
+
+def _switched(full: EncodeConfig, **changes: Any) -> Variant | None:
+    """A variant by options that not every version has."""
+    return Variant(replace(full, **changes)) if known_options(**changes) == changes else None
+
+
+def equal_error(model: Model) -> Model:
+    """No end-to-end sensitivity: every matrix the same relative error, every row of a matrix the same weight."""
+    return _weighted(model, lambda G: np.eye(len(G)))
+
+
+def equal_matrices(model: Model) -> Model:
+    """No slope in common: every matrix the same relative error in its own metric."""
+    return _weighted(model, lambda G: G)
+
+
+def _weighted(model: Model, shape: Callable[[np.ndarray], np.ndarray]) -> Model:
+    """G_k replaced by g_k shape(G_k), the power of the signal a weight the same in every matrix and kept in total."""
+    moments, blocks = model.moments, model.params["blocks"]
+    G = {name: [np.diag(g) if g.ndim == 1 else g for g in held] for name, held in moments.G.items()}
+    power, share, total, weights = {}, {}, 0.0, 0
+    for layer, name in coded_matrices(model.arch.num_layers):
+        W, sigma = np.asarray(blocks[name][layer], np.float64), moments.sigma[INPUT_OF[name]][layer]
+        signal = W @ sigma @ W.T
+        power[layer, name], share[layer, name] = float(np.sum(shape(G[name][layer]) * signal)), W.size
+        total, weights = total + float(np.sum(G[name][layer] * signal)), weights + W.size
+    changed = {
+        name: np.stack([
+            shape(g) * total * share[layer, name] / (weights * power[layer, name]) for layer, g in enumerate(held)
+        ])
+        for name, held in G.items()
+    }
+    return model._replace(moments=moments._replace(G=changed))
+
+
+def curves_of(world: World, finetune: int) -> Iterator[Curve]:
+    """Every curve of a model."""
+    for name, variant in variants(finetune).items():
+        model = variant.change(world.aligned if variant.aligned else world.model)
+        settings = {**asdict(variant.encode), "aligned": variant.aligned, "moments": variant.change.__name__}
+        yield Curve("rdopt", name, settings, partial(encode_own, world, model, variant.encode))
+
+
+def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
+    """What each part is worth in a model.
+
+    Args:
+        cells: of the model.
+        floor: KL below which points do not enter a BD-rate.
+
+    Returns:
+        rows: BD-rate in percent against everything, and bits/weight lost at equal KL with their standard errors.
+    """
+    found = {variant: curve for (_, variant), curve in curves(cells, "bpw").items()}
+    if EVERYTHING not in found:
+        return []
+    rows = []
+    for name, curve in found.items():
+        rate = bd_rate(found[EVERYTHING], curve, floor)
+        gains = {at: saved_bits_with_error(found[EVERYTHING], curve, at) for at in COMPARED_AT}
+        rows.append({
+            "model": cells[0]["model"],
+            "variant": name,
+            "bd_rate": None if math.isnan(rate) else rate,
+            "lost_bits": {f"{at:g}": [-gain, error] for at, (gain, error) in gains.items() if not math.isnan(gain)},
+        })
+    return rows
+
+
+def summary_lines(rows: Sequence[Cell]) -> Iterator[str]:
+    """The table of what is lost."""
+    for r in rows:
+        rate = "n/a" if r["bd_rate"] is None else f"{r['bd_rate']:+.1f} %"
+        lost = "  ".join(f"at {at}: {bits:+.3f} +- {error:.3f}" for at, (bits, error) in r["lost_bits"].items())
+        yield f"{r['model']:15s} {r['variant']:32s} BD-rate {rate:>8s}  bits/weight lost  {lost or 'no common KL'}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures what is missing, prints the table and writes JSON on request."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    names = list(variants(args.finetune))
+    try:
+        rows, failed = tabulate(
+            args, names, lambda world: curves_of(world, args.finetune), summary, partial(print, flush=True)
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join([*summary_lines(rows), *failed]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""How far real bytes lie above the rate-distortion function: synthetic layers whose limit is known.
+
+Weights are independent Gaussians, the input's second moment has eigenvalues proportional to i^-2, in its eigenbasis
+or in a random one. R(D) is reverse water-filling on the eigenvalues (Cover and Thomas, section 10.3); bits are those
+of the entropy-coded bytes with tables, spreads, steps and index, and every row is decoded again before it counts.
+
+    python scripts/bench_limit.py --json limit.json
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rdopt.codec.allocation import pack_spreads
+from rdopt.codec.bits import BitReader, BitWriter
+from rdopt.codec.classes import rank1_spreads
+from rdopt.codec.columns import Rates, quantize_columns
+from rdopt.codec.entropy import pack_lists
+from rdopt.codec.steps import exp_steps, log_steps
+from rdopt.codec.trellis_file import pack_trellis, unpack_trellis
+from rdopt.codec.trellis_model import SLOPE
+from rdopt.codec.trellis_plan import fit_plan, rate_table, starting_plan
+from rdopt.rate import reverse_waterfill
+
+OUT, IN = 1024, 512
+TARGETS = (1.0, 2.0, 3.0, 4.0)
+
+
+class Grid(NamedTuple):
+    """States of the trellis (1: uniform grid) and weight of the rate in its decisions."""
+
+    states: int
+    rdo: float
+
+
+GRIDS = {
+    "scalar": Grid(1, 0.0),
+    "scalar, rate-aware": Grid(1, 1.0),
+    "trellis 8, error only": Grid(8, 0.0),
+    "trellis 8": Grid(8, 1.0),
+    "trellis 64, error only": Grid(64, 0.0),
+    "trellis 64": Grid(64, 1.0),
+}
+
+
+class Layer(NamedTuple):
+    """A synthetic layer: weights, Cholesky factor of the moment, its eigenvalues."""
+
+    W: np.ndarray
+    L: np.ndarray
+    eigenvalues: np.ndarray
+
+
+def make_layer(basis: str, out: int, width: int, seed: int) -> Layer:
+    """iid Gaussian weights under a moment with eigenvalues i^-2."""
+    rng = np.random.default_rng(seed)
+    W = rng.standard_normal((out, width))
+    eigenvalues = np.arange(1, width + 1) ** -2.0
+    if basis == "eigenbasis":
+        return Layer(W, np.diag(np.sqrt(eigenvalues)), eigenvalues)
+    Q = np.linalg.qr(rng.standard_normal((width, width)))[0]
+    return Layer(W, np.linalg.cholesky((Q * eigenvalues) @ Q.T), eigenvalues)
+
+
+def code(layer: Layer, grid: Grid, c: float) -> tuple[float, float]:
+    """(bits/weight of the bytes, distortion per weight) at a base step; two passes, the first fits the tables."""
+    m, n = layer.W.shape
+    logs = log_steps(1.0 / np.diagonal(layer.L))
+    row, col = np.ones(m), exp_steps(logs).astype(np.float64) * c
+    plan = starting_plan([rank1_spreads(layer.W / col)])
+    for mu in (0.0, SLOPE * grid.rdo):
+        bits, low = rate_table(plan)
+        spreads = plan.spreads[0]
+        rates = Rates(spreads.row.astype(np.int64), (spreads.col - low).astype(np.int64), bits, mu)
+        path = quantize_columns(layer.W, layer.L, row, col, rates, grid.states)
+        plan = fit_plan([path])
+    packed = pack_trellis([path], ["columns"], plan, grid.states, 1)
+    head = BitWriter()
+    head.gammas(packed.index)
+    size = sum(map(len, (packed.codes, packed.tables, pack_spreads(plan.spreads), pack_lists([logs]), head.bytes())))
+    (decoded,) = unpack_trellis(packed.codes, packed.tables, plan.spreads, BitReader(head.bytes()), [(m, n)], 1)
+    error = (layer.W - decoded.values * col) @ layer.L
+    return 8 * (size + 4) / (m * n), float(np.mean(error**2))  # 4 bytes of base step
+
+
+def at_target(run: Callable[[float], tuple[float, float]], target: float) -> tuple[float, float]:
+    """The run whose bits come within 0.005 of the target, by secant steps on log2 of the base step."""
+    log_c, slope, last = -target, -1.0, None
+    for _ in range(20):
+        bits, D = run(2.0**log_c)
+        if abs(bits - target) < 0.005:
+            return bits, D
+        if last is not None and (found := (bits - last[1]) / (log_c - last[0])) < -0.1:
+            slope = found
+        last = (log_c, bits)
+        log_c -= float(np.clip((bits - target) / slope, -3, 3))
+    raise RuntimeError(f"no step gives {target} bits/weight")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--size", type=int, nargs=2, default=(OUT, IN), metavar=("OUT", "IN"))
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="bits/weight")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    rows = []
+    print(f"iid Gaussian {args.size[0]} x {args.size[1]}, eigenvalues i^-2; gap of real bytes to R(D), bits/weight")
+    print(f"{'basis':12}{'grid':24}" + "".join(f"{t:>8g} bits" for t in args.targets))
+    for basis in ("eigenbasis", "random"):
+        layer = make_layer(basis, args.size[0], args.size[1], args.seed)
+        for name, grid in GRIDS.items():
+            cells = []
+            for target in args.targets:
+                bits, D = at_target(partial(code, layer, grid), target)
+                bound = reverse_waterfill(layer.eigenvalues, D * args.size[1]).bits / args.size[1]
+                rows.append({"basis": basis, "grid": name, "target": target, "bits": bits, "bound": bound,
+                             "gap": bits - bound})  # fmt: skip
+                cells.append(f"{bits - bound:13.3f}")
+            print(f"{basis:12}{name:24}" + "".join(cells), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
