@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
 def variants(finetune: int) -> dict[str, Variant]:
     """Everything, then each part off alone; options that this version does not have are left out."""
-    full = EncodeConfig(grid="trellis", states=64, **known_options(finetune=finetune))
+    full = EncodeConfig(grid="trellis", states=64, finetune=finetune)
     found = {
         EVERYTHING: Variant(full),
         "alignment off": Variant(full, aligned=False),
@@ -68,7 +68,7 @@ def variants(finetune: int) -> dict[str, Variant]:
         "allocation off": Variant(full, equal_matrices),
         "entropy coder off: Huffman": _switched(full, coder="huffman"),
         "structured component off": _switched(full, structured="none"),
-        "finetuning off": _switched(full, finetune=0),
+        "finetuning off": Variant(replace(full, finetune=0)),
     }
     known = {name: variant for name, variant in found.items() if variant is not None}
     return {name: v for name, v in known.items() if name == EVERYTHING or v != known[EVERYTHING]}

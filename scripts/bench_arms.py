@@ -23,7 +23,7 @@ from rdopt.config import EncodeConfig, UserError
 from rdopt.evaluate import compare
 from rdopt.study.peers import Coded, Model, PeerSettings, encode_nncodec, encode_peer, has_nncodec, tune
 from rdopt.study.peers.cells import ForeignCellError
-from rdopt.study.peers.own import encode_own, known_options
+from rdopt.study.peers.own import encode_own
 from rdopt.study.peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
 from rdopt.study.peers.table import Curve, add_arguments, tabulate
 from rdopt.study.peers.world import World
@@ -49,7 +49,7 @@ class Own(NamedTuple):
 
 def own_arms(finetune: int) -> dict[str, Own]:
     """rdopt's arms, from the scalar grid up."""
-    everything = EncodeConfig(grid="trellis", states=64, **known_options(finetune=finetune))
+    everything = EncodeConfig(grid="trellis", states=64, finetune=finetune)
     bare = EncodeConfig(grid="trellis", states=64, drift="none", gains="none", rdo=0, output="diagonal")
     return {
         "rdopt-scalar": Own(EncodeConfig(grid="feedback")),

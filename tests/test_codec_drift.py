@@ -52,7 +52,7 @@ def recorded(p, x, arch):
 
 def ridge(X, Y, W):
     """argmin_V |Y - X V^T|^2 / n + damping mean(diag S) |V - W|^2 by an augmented least-squares problem."""
-    n, width = X.shape
+    width = X.shape[1]
     weight = np.sqrt(DAMPING * np.mean(np.sum(X**2, axis=0)))
     A = np.concatenate([X, weight * np.eye(width)])
     B = np.concatenate([Y, weight * W.T])

@@ -133,7 +133,7 @@ def test_row_weights_are_those_of_lambert_for_a_head_and_the_frequencies_for_an_
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_file_gives_back_embeddings_within_the_estimated_distortion(tiny_llama, tied):
-    """At high rate every entry adds c^2 / 24 nats, rows that never go to zero; the rest of the model stays as it was."""
+    """At high rate every entry adds c^2 / 24 nats, no row goes to zero; the rest of the model stays as it was."""
     folder = tiny_llama(tie_word_embeddings=tied)
     source, kept = source_of(folder), source_of(folder, replace(CODED, embeddings="16bit"))
     fine = 1e-4

@@ -28,9 +28,9 @@ from rdopt.codec.finetune_model import (
     with_turns,
 )
 from rdopt.codec.finetune_train import FinetuneSettings, Pupil, Rates, check_steps, train
+from rdopt.codec.gains import Gains
 from rdopt.codec.quantize import matrix_shapes
 from rdopt.codec.sixteen_bit import sixteen_bit
-from rdopt.codec.gains import Gains
 from rdopt.codec.stored import blockwise_pca
 from rdopt.config.errors import UserError
 from rdopt.evaluate import Reference, compare

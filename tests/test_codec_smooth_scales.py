@@ -97,7 +97,7 @@ def test_laws_are_logistic_with_the_mean_error_of_their_level(level):
     start, reach = laws()
     s = 2.0 ** ((level - LEVEL_OF_ONE) / PER_OCTAVE) / (2 * np.log(2))
     for fraction in (0, 5):
-        edges = np.arange(-reach[level], reach[level] + 3) - 0.5 - fraction / ONE
+        edges = np.arange(-int(reach[level]), int(reach[level]) + 3) - 0.5 - fraction / ONE
         masses = np.diff(1 / (1 + np.exp(-edges / s)))
         freq = np.diff(start[level, fraction].astype(float))[: len(masses)]
         np.testing.assert_allclose(freq / 2**PRECISION, masses, atol=(len(masses) + 4) / 2**PRECISION)

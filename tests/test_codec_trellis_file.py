@@ -1,5 +1,7 @@
 """Claims about the streams of trellis-coded matrices: they read back, plans are described in a few bytes."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,11 +37,12 @@ def random_path(rng, shape, order, states, scale=3.0):
     return Path(*(from_lanes(x, order) for x in (k, values, grids)))
 
 
-def packed(seed=0, states=8, threads=1, scale=3.0):
-    rng = np.random.default_rng(seed)
-    paths = [random_path(rng, *x, states, scale) for x in zip(SHAPES, ORDERS, strict=True)]
+@functools.cache
+def packed(scale=3.0):
+    rng = np.random.default_rng(0)
+    paths = [random_path(rng, *x, 8, scale) for x in zip(SHAPES, ORDERS, strict=True)]
     plan = fit_plan(paths)
-    return paths, plan, pack_trellis(paths, ORDERS, plan, states, threads)
+    return paths, plan, pack_trellis(paths, ORDERS, plan, 8, 1)
 
 
 def unpacked(found, plan, index=None, threads=1, shapes=SHAPES, **streams):
@@ -76,8 +79,9 @@ def test_segments_hold_every_lane_once_in_order_and_are_no_larger_than_told(shap
 @pytest.mark.parametrize("size", [100, 1 << 18])
 def test_matrices_of_any_shape_and_order_read_back_for_any_number_of_threads(monkeypatch, states, size):
     monkeypatch.setattr(trellis_file, "SEGMENT_SIZE", size)
-    paths, plan, one = packed(states, states)
-    four = packed(states, states, threads=4)[2]
+    rng, plan = np.random.default_rng(states), packed()[1]
+    paths = [random_path(rng, *x, states) for x in zip(SHAPES, ORDERS, strict=True)]
+    one, four = (pack_trellis(paths, ORDERS, plan, states, threads) for threads in (1, 4))
     assert one == four
     for threads in (1, 4):
         for path, found in zip(paths, unpacked(one, plan, threads=threads), strict=True):

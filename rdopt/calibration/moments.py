@@ -106,8 +106,8 @@ def full_G(name: str, width: int) -> bool:
 @partial(jax.jit, static_argnames="arch")
 def _batch_sums(
     params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture
-) -> tuple[dict[str, Any], EmbeddingMoments]:
-    """Sums over the tokens of a batch: of x x^T and g g^T as a tree of probes, and of `EmbeddingMoments`.
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Sums over the tokens of a batch: of x x^T and g g^T as a tree of probes, and those of `EmbeddingMoments`.
 
     In place of the frequency, the sum of |g|^2 over a token's occurrences.
     """
@@ -124,7 +124,7 @@ def _batch_sums(
     gradient = jax.grad(log_likelihood, argnums=(0, 1), has_aux=True)
     (sums, g), (fisher, S) = gradient(_zero_probes(params["blocks"]), embed_tokens(params, tokens))
     energy = jnp.zeros(arch.vocab_size).at[tokens].add(jnp.sum(g**2, axis=-1))
-    return sums, EmbeddingMoments(energy, _gram(g.reshape(-1, g.shape[-1])), fisher, S)
+    return sums, {"frequency": energy, "G": _gram(g.reshape(-1, g.shape[-1])), "fisher": fisher, "S": S}
 
 
 def _head_sums(y: Float[Array, "B T d"], logp: Float[Array, "B T V"]) -> tuple[Array, Array]:
@@ -172,8 +172,8 @@ def second_moments(
         if progress is not None:
             progress(start + len(part), len(tokens))
     probes, embed = jax.tree.map(lambda x: x / tokens.size, total)
-    embed = embed._replace(frequency=embed.frequency / max(np.trace(embed.G), np.finfo(np.float64).tiny))
-    return Moments(probes["sigma"], probes["G"], int(tokens.size), embed)
+    embed["frequency"] /= max(np.trace(embed["G"]), np.finfo(np.float64).tiny)
+    return Moments(probes["sigma"], probes["G"], int(tokens.size), EmbeddingMoments(**embed))
 
 
 def _batches(tokens: Int[np.ndarray, "n length"], batch: int) -> Iterator[tuple[int, np.ndarray]]:

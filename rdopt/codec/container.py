@@ -16,7 +16,7 @@ from rdopt.checkpoint.atomic import new_file
 from rdopt.config.errors import UserError
 
 VERSION = 2
-STREAMS = ("codes", "tables", "scales", "gains", "transforms", "embeddings", "uncoded", "files")
+STREAMS = ("codes", "tables", "scales", "structured", "gains", "transforms", "embeddings", "uncoded", "files")
 _DIGEST = 32
 
 

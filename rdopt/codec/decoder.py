@@ -21,10 +21,12 @@ from rdopt.codec.classes import Spreads
 from rdopt.codec.container import unpack
 from rdopt.codec.embeddings import decode_embeddings
 from rdopt.codec.encoder import SCALAR, TRELLIS, bits_of
-from rdopt.codec.entropy import decode_indices, unpack_lists
+from rdopt.codec.entropy import decode_indices
 from rdopt.codec.gains import Gains, unpack_gains
-from rdopt.codec.quantize import GROUPS, Key, dequantize, matrix_shapes
+from rdopt.codec.quantize import GROUPS, Key, matrix_shapes
+from rdopt.codec.smooth_scales import unpack_scales
 from rdopt.codec.stored import Stored, unpack_stored
+from rdopt.codec.structured import rebuild, unpack_structured
 from rdopt.codec.trellis_file import Matrix, unpack_trellis
 from rdopt.codec.trellis_model import trellis_step
 from rdopt.config.errors import UserError
@@ -93,7 +95,10 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     method, parameters = source.gammas(2)
     if method not in (SCALAR, TRELLIS):
         raise ValueError(f"coding method {method}")
-    rows, cols, spreads = _read_scales(streams["scales"], arch)
+    widths = {(i, INPUT_OF[name]): shape[1] for (i, name), shape in shapes.items()}
+    rows, cols, found = unpack_scales(streams["scales"], shapes, {key: widths[key] for key in [(i, group) for i in range(arch.num_layers) for group in GROUPS]})
+    spreads = [found[key] for key in keys]
+    components = unpack_structured(streams["structured"], shapes)
     read = _read_trellis if method == TRELLIS else _read_scalar
     matrices = read(streams, spreads, source, shapes, threads)
     step = trellis_step(c) if method == TRELLIS else c
@@ -103,7 +108,7 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     def weight(i: int) -> tuple[np.ndarray, np.ndarray]:
         layer, name = key = keys[i]
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
-            plain = dequantize(matrices[i].values, rows[key], cols[layer, INPUT_OF[name]], step)
+            plain = rebuild(matrices[i].values, components.get(key), rows[key], cols[layer, INPUT_OF[name]], step)
             W = plain if gains is None else gains.apply(key, plain)
         if not np.isfinite(W).all():
             raise ValueError(f"{hf_name(*key)} has weights that are not finite")
@@ -155,20 +160,6 @@ def _read_trellis(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
 ) -> list[Matrix]:
     return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)
-
-
-def _read_scales(data: bytes, arch: Architecture) -> tuple[dict, dict, list[Spreads]]:
-    """Row steps per matrix, column steps per input group, spreads per matrix in the order of the file."""
-    shapes = matrix_shapes(arch)
-    keys, width_of = list(shapes), {INPUT_OF[name]: shape[1] for (_, name), shape in shapes.items()}
-    groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
-    heights, widths = [m for m, _ in shapes.values()], [n for _, n in shapes.values()]
-    rows, data = unpack_lists(data, heights)
-    cols, data = unpack_lists(data, [width_of[group] for _, group in groups])
-    row_spreads, data = unpack_lists(data, heights)
-    col_spreads, data = unpack_lists(data, widths)
-    spreads = [Spreads(*pair) for pair in zip(row_spreads, col_spreads, strict=True)]
-    return dict(zip(keys, rows, strict=True)), dict(zip(groups, cols, strict=True)), spreads
 
 
 def _unpack_uncoded(

@@ -9,7 +9,7 @@ that the residual stream carries past it (WaterSIC 2026; Qronos):
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,32 @@ from jaxtyping import Array, Float, Int
 
 from rdopt.calibration import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
-from rdopt.operator import Params, block, embed_tokens, linear, rope_tables
+from rdopt.operator import Params, attend, embed_tokens, gated, linear, rms_norm, rope_tables
 
-PRODUCERS = {"o": "residual", "down": "middle"}
-Sums = dict[str, Float[np.ndarray, "_ _"]]
+PRODUCERS = ("o", "down")
+GROUPS = ("attn", "o", "mlp", "down")
+_END = "end"
 _BATCH = 8
+
+
+class Sums(NamedTuple):
+    """Means over tokens at the input of a group, float64.
+
+    Attributes:
+        S: E[x^ x^^T].
+        C: E[x x^^T].
+        R: E[r x^^T], r the error that the residual stream carries past the group.
+    """
+
+    S: Float[np.ndarray, "in in"]
+    C: Float[np.ndarray, "in in"]
+    R: Float[np.ndarray, "d in"]
 
 
 class Prefix:
     """The activations of calibration tokens in the original model and in the part quantized so far.
+
+    Both models go forward together, from the input of one group of matrices to that of the next.
 
     Args:
         params: the model in the coordinates it is coded in, float32.
@@ -38,87 +55,97 @@ class Prefix:
     def __init__(self, params: Params, arch: Architecture, tokens: Int[np.ndarray, "n length"], damping: float):
         self._params, self._arch, self._damping = params, arch, damping
         starts = range(0, len(tokens), _BATCH)
-        self._streams = [np.asarray(embed_tokens(params, tokens[i : i + _BATCH])) for i in starts]
-        self._quantized = list(self._streams)
+        streams = [np.asarray(embed_tokens(params, tokens[i : i + _BATCH])) for i in starts]
+        # (residual stream, input of the group) of the original and of the quantized model, batch by batch.
+        self._states = [[(x, x) for x in streams] for _ in range(2)]
         self._tokens = tokens.size
+        self._layer, self._behind = 0, 0  # the first `_behind` groups of block `_layer` have had their inputs
+
+    def sums(self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> Sums:
+        """Goes on to the input of a group and measures there.
+
+        Args:
+            layer: the block; all before it were passed to `advance`.
+            group: attn, o, mlp or down, none before the last one asked for.
+            done: decoded matrices of this block so far.
+
+        Raises:
+            ValueError: the input of a later group was already computed.
+        """
+        wanted = GROUPS.index(group) + 1
+        if layer != self._layer or wanted < self._behind:
+            raise ValueError(f"block {layer}, {group}, lies behind; the prefix only goes forward")
+        for stage in GROUPS[self._behind : wanted]:
+            self._go(stage, done)
+        self._behind = wanted
+        total: list[np.ndarray] | None = None
+        for (x, a), (x_hat, a_hat) in zip(*self._states, strict=True):
+            found = [np.asarray(v, np.float64) for v in _products(x, a, x_hat, a_hat)]
+            total = found if total is None else [t + f for t, f in zip(total, found, strict=True)]
+        assert total is not None
+        return Sums(*(t / self._tokens for t in total))
 
     def targets(
         self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]
     ) -> dict[str, Float[np.ndarray, "_ _"]]:
-        """W* of every matrix of an input group, float64.
+        """W* of every matrix of an input group, float64; see `sums`."""
+        return self.targets_of(self.sums(layer, group, done), layer, group)
 
-        Args:
-            layer: the block; all before it were passed to `advance`.
-            group: attn, o, mlp or down.
-            done: decoded matrices of this block so far.
-        """
-        total: Sums = {}
-        for x, quantized in zip(self._streams, self._quantized, strict=True):
-            sums = _sums(*self._blocks(layer, done), x, quantized, self._arch, group)
-            total = {k: np.asarray(v, np.float64) + total.get(k, 0.0) for k, v in sums.items()}
-        S, C = (total[k] / self._tokens for k in ("S", "C"))
+    def targets_of(self, sums: Sums, layer: int, group: str) -> dict[str, Float[np.ndarray, "_ _"]]:
+        """W* of every matrix of an input group from its sums, float64."""
+        S, C, R = sums
         inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
         found = {}
         for name in (k for k in MATRICES if INPUT_OF[k] == group):
             W = np.asarray(self._params["blocks"][name][layer], np.float64)
-            moved = W @ (C - S) + (total["R"] / self._tokens if name in PRODUCERS else 0.0)
+            moved = W @ (C - S) + (R if name in PRODUCERS else 0.0)
             found[name] = W + moved @ inverse
         return found
 
     def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
         """Goes past a block whose matrices are all decoded."""
-        p, p_hat = self._blocks(layer, done)
-        self._streams = [np.asarray(_block(p, x, self._arch)) for x in self._streams]
-        self._quantized = [np.asarray(_block(p_hat, x, self._arch)) for x in self._quantized]
+        for stage in (*GROUPS[self._behind :], _END):
+            self._go(stage, done)
+        self._layer, self._behind = layer + 1, 0
 
-    def _blocks(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> tuple[dict, dict]:
-        p = {k: jnp.asarray(v[layer]) for k, v in self._params["blocks"].items()}
-        return p, {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
+    def _go(self, stage: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
+        p = {k: jnp.asarray(v[self._layer]) for k, v in self._params["blocks"].items()}
+        p_hat = {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
+        for states, weights in zip(self._states, (p, p_hat), strict=True):
+            for i, (stream, inputs) in enumerate(states):
+                moved = _stage(weights, stream, inputs, self._arch, stage)
+                states[i] = (np.asarray(moved[0]), np.asarray(moved[1]))
 
 
 def prefix_order(layers: int) -> Iterator[tuple[int, str]]:
     """(layer, group) in the order of the computation."""
     for layer in range(layers):
-        for group in ("attn", "o", "mlp", "down"):
+        for group in GROUPS:
             yield layer, group
 
 
-def _inputs(p: dict, x: Array, arch: Architecture) -> tuple[dict[str, Array], Array]:
-    """Inputs of every group of a block, and the residual stream between its halves."""
-    found: dict[str, Array] = {}
-
-    def recorded(name: str, p: Mapping[str, Any], y: Any) -> Array:
-        found[INPUT_OF[name]] = y
-        out = linear(name, p, y)
-        if name == "o":
-            found["middle"] = x + out
-        return out
-
-    block(p, x, rope_tables(arch, x.shape[1]), arch, recorded)
-    return found, found["middle"]
-
-
-@partial(jax.jit, static_argnames=("arch", "group"))
-def _sums(p: dict, p_hat: dict, x: Array, x_hat: Array, arch: Architecture, group: str) -> dict[str, Array]:
-    """Sums over tokens: S of x^ x^^T, C of x x^^T, R of r x^^T for a producer; the compiler drops the rest."""
-    inputs, middle = _inputs(p, x, arch)
-    inputs_hat, middle_hat = _inputs(p_hat, x_hat, arch)
-    a, a_hat = _rows(inputs[group]), _rows(inputs_hat[group])
-    out = {"S": _product(a_hat, a_hat), "C": _product(a, a_hat)}
-    if group in PRODUCERS:
-        error = x - x_hat if PRODUCERS[group] == "residual" else middle - middle_hat
-        out["R"] = _product(_rows(error), a_hat)
-    return out
+@partial(jax.jit, static_argnames=("arch", "stage"))
+def _stage(p: dict, stream: Array, inputs: Array, arch: Architecture, stage: str) -> tuple[Array, Array]:
+    """(residual stream, input) at a group from those at the group before; past the block at its end."""
+    if stage == "attn":
+        return stream, rms_norm(stream, p["attn_norm"], arch.norm_eps)
+    if stage == "o":
+        return stream, attend(p, inputs, rope_tables(arch, stream.shape[1]), arch)
+    if stage == "mlp":
+        stream = stream + linear("o", p, inputs)
+        return stream, rms_norm(stream, p["mlp_norm"], arch.norm_eps)
+    if stage == "down":
+        return stream, gated(p, inputs)
+    stream = stream + linear("down", p, inputs)
+    return stream, stream
 
 
-@partial(jax.jit, static_argnames="arch")
-def _block(p: dict, x: Array, arch: Architecture) -> Array:
-    return block(p, x, rope_tables(arch, x.shape[1]), arch)
+@jax.jit
+def _products(x: Array, a: Array, x_hat: Array, a_hat: Array) -> tuple[Array, Array, Array]:
+    """Sums over tokens of a^ a^^T, a a^^T and (x - x^) a^^T."""
 
+    def product(u: Array, v: Array) -> Array:
+        rows = (t.reshape(-1, t.shape[-1]) for t in (u, v))
+        return jnp.einsum("ti,tj->ij", *rows, precision=jax.lax.Precision.HIGHEST)
 
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
+    return product(a_hat, a_hat), product(a, a_hat), product(x - x_hat, a_hat)

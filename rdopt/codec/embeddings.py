@@ -11,7 +11,6 @@ whole model, so that embeddings lie on the same slope.
 """
 
 import struct
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.classes import Spreads, rank1_spreads
 from rdopt.codec.columns import Path, Rates, quantize_columns
 from rdopt.codec.entropy import pack_lists, unpack_lists
+from rdopt.codec.lanes import Order
 from rdopt.codec.quantize import dequantize
 from rdopt.codec.steps import damped_cholesky, exp_steps, log_steps
 from rdopt.codec.trellis_file import pack_trellis, unpack_trellis
@@ -71,9 +71,10 @@ def code_embeddings(params: Params, arch: Architecture, moments: Moments, c: flo
     """
     sites = [_site(name, params, arch, moments, c, encode.damping) for name in embedding_shapes(arch)]
     paths, plan = _quantize(sites, c, encode)
-    packed = pack_trellis(paths, ["columns"] * len(paths), plan, encode.states, encode.threads)
+    orders: list[Order] = ["columns" for _ in paths]
+    packed = pack_trellis(paths, orders, plan, encode.states, encode.threads, encode.coder)
     index = BitWriter()
-    index.gammas((len(packed.index), *packed.index))
+    index.gammas(packed.index)
     scales = pack_lists([s.rows for s in sites]) + pack_lists([s.cols for s in sites]) + pack_spreads(plan.spreads)
     parts = index.bytes(), scales, packed.tables
     return b"".join((_HEADER.pack(*map(len, parts)), *parts, packed.codes))
@@ -101,8 +102,7 @@ def decode_embeddings(
     if scales:
         raise ValueError("the scales of the embeddings do not end with their last spread")
     spreads = [Spreads(*pair) for pair in zip(row_spreads, col_spreads, strict=True)]
-    source = BitReader(index)
-    matrices = unpack_trellis(data[at:], tables, spreads, _counted(source), list(shapes.values()), threads)
+    matrices = unpack_trellis(data[at:], tables, spreads, BitReader(index), list(shapes.values()), threads)
     found = {}
     for name, matrix, row, col in zip(shapes, matrices, rows, cols, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
@@ -111,11 +111,6 @@ def decode_embeddings(
             raise ValueError(f"{NAMES[name]} has weights that are not finite")
         found[NAMES[name]] = W
     return found
-
-
-def _counted(source: BitReader) -> BitReader:
-    source.gamma()  # how many integers follow; the trellis's own reader knows it too
-    return source
 
 
 def embedding_distortion(params: Params, decoded: Params, moments: Moments) -> float:
@@ -180,7 +175,7 @@ def _site(name: str, params: Params, arch: Architecture, moments: Moments, c: fl
     total = np.trace(M)
     if total <= 0:
         return Site(W, damped_cholesky(M, damping), np.zeros(len(W), np.int32), np.zeros(W.shape[1], np.int32))
-    # Every entry's error in steps of the metric has the variance c^2 / 12 / w (see steps.base_step).
+    # In the metric, every entry's error has the variance c^2 / (12 w) (see steps.base_step).
     error = W.shape[1] * c**2 / 12 * S / total
     L = damped_cholesky(M, damping)
     rows = log_steps(1.0 / np.sqrt(row_weights(f * (G / total), h * (S / total), error)))
@@ -204,8 +199,3 @@ def _quantize(sites: list[Site], c: float, encode: EncodeConfig) -> tuple[list[P
             paths = list(threads.map(path, range(len(sites))))
             plan = fit_plan(paths)
     return paths, plan
-
-
-def as_coded(params: Params, tensors: Mapping[str, Float[np.ndarray, "vocab d"]]) -> Params:
-    """The model with its embedding and head as `decode_embeddings` gives them."""
-    return {**params, **{short: tensors[name] for short, name in NAMES.items() if name in tensors}}

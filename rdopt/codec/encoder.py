@@ -19,16 +19,17 @@ from jaxtyping import Float, Int
 
 from rdopt.calibration import Moments
 from rdopt.checkpoint import EMBED, HEAD, Architecture, hf_name
-from rdopt.codec.allocation import choose_plan, pack_spreads, table_classes, write_tables
+from rdopt.codec.allocation import choose_plan, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import pack
 from rdopt.codec.embeddings import code_embeddings
-from rdopt.codec.entropy import encode_indices, pack_lists
+from rdopt.codec.entropy import encode_indices
 from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
 from rdopt.codec.quantize import (
     Grid,
+    Key,
     coded_matrices,
     estimated_distortion,
     make_grid,
@@ -36,8 +37,10 @@ from rdopt.codec.quantize import (
     quantize_model,
 )
 from rdopt.codec.sixteen_bit import sixteen_bit_type
+from rdopt.codec.smooth_scales import pack_scales
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import Stored, pack_stored
+from rdopt.codec.structured import Structured, pack_structured
 from rdopt.codec.trellis_file import pack_trellis
 from rdopt.codec.trellis_model import Task, quantize_trellis
 from rdopt.config import EncodeConfig
@@ -89,6 +92,7 @@ class Coded(NamedTuple):
     index: tuple[int, ...]
     bits: float
     gains: Gains | None = None
+    components: Mapping[Key, Structured] = {}
     embeddings: bytes = b""
 
 
@@ -97,8 +101,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         data: the container.
-        bits: code length of each part in bits: codes, tables, scales, gains, transforms, headers, embeddings
-            (where coded), uncoded.
+        bits: code length of each part in bits: codes, tables, scales, structured, gains, transforms, headers,
+            embeddings (where coded), uncoded.
         bits_estimated: ideal code length plus all side bytes of the coded matrices.
         c: base step.
         coded: what the file was packed from.
@@ -155,11 +159,10 @@ def make_source(
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
     grid = make_grid(moments, arch.num_layers, encode)
-    if stored is not None or encode.drift == "none" or tokens is None:
+    if encode.drift == "none" or stored is not None:
         tokens = None
-    else:
-        tokens = tokens[: encode.drift_sequences]
-    return Source(params, arch, config, files, grid, weights, parameters, moments, tokens, stored)
+    used = None if tokens is None else tokens[: encode.drift_sequences]
+    return Source(params, arch, config, files, grid, weights, parameters, moments, used, stored)
 
 
 def encode_model(
@@ -210,9 +213,16 @@ def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick
     task = Task(source.params, source.arch, source.grid, source.tokens, source.moments.sigma, signal)
     model = quantize_trellis(task, c, encode, progress)
     orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
-    packed = pack_trellis(list(model.paths.values()), orders, model.plan, encode.states, encode.threads)
+    packed = pack_trellis(list(model.paths.values()), orders, model.plan, encode.states, encode.threads, encode.coder)
     return Coded(
-        TRELLIS, packed.codes, packed.tables, model.plan.spreads, packed.index, packed.bits, model.gains
+        method=TRELLIS,
+        codes=packed.codes,
+        tables=packed.tables,
+        spreads=model.plan.spreads,
+        index=packed.index,
+        bits=packed.bits,
+        gains=model.gains,
+        components=model.components,
     )
 
 
@@ -221,9 +231,10 @@ def assemble(source: Source, c: float, coded: Coded) -> Encoded:
     streams = {
         "codes": coded.codes,
         "tables": coded.tables,
-        "scales": pack_lists(list(source.grid.rows.values()))
-        + pack_lists(list(source.grid.cols.values()))
-        + pack_spreads(coded.spreads),
+        "scales": pack_scales(
+            source.grid.rows, source.grid.cols, dict(zip(matrix_shapes(source.arch), coded.spreads, strict=True))
+        ),
+        "structured": pack_structured(coded.components, matrix_shapes(source.arch)),
         "gains": pack_gains(coded.gains, matrix_shapes(source.arch)),
         "transforms": pack_stored(source.stored),
         "embeddings": coded.embeddings,
@@ -238,7 +249,7 @@ def assemble(source: Source, c: float, coded: Coded) -> Encoded:
 def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:
     """Where the file's bits went; headers are what is left after the streams."""
     size = {k: 8 * len(v) for k, v in streams.items()}
-    out = {k: size[k] for k in ("codes", "tables", "scales", "gains", "transforms")}
+    out = {k: size[k] for k in ("codes", "tables", "scales", "structured", "gains", "transforms")}
     out["headers"] = 8 * len(data) - sum(size.values())
     return {**out, "embeddings": size["embeddings"], "uncoded": size["uncoded"] + size["files"]}
 

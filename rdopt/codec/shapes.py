@@ -8,6 +8,7 @@ and decoder get the same integers on every machine.
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ OCTAVES = (-4, 6)  # spreads outside share the shapes of the first and last octa
 _DIGITS = 25
 _FINE = 5  # octaves of spread from which the low bits of an index are coded raw
 _REACH = 7  # spreads covered by a table before its escape
+_MOVES = [move for move in product((-1, 0, 1), repeat=3) if any(move)]
+_AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
 
 
 class Shape(NamedTuple):
@@ -101,7 +104,10 @@ def fit_shape(
     raw: Int[np.ndarray, " classes"],
     counts: Float[np.ndarray, "classes size"],
 ) -> tuple[Shape, float]:
-    """The shape that codes these counts in the fewest bits, and the bits; coordinate descent from `start`."""
+    """The shape that codes these counts in the fewest bits, and the bits; pattern search from `start`.
+
+    Strides 4 and 2 along single fields, then 1 along the diagonals too, as the fields trade against one another.
+    """
 
     def bits(shape: Shape) -> float:
         p = masses(shape, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
@@ -110,11 +116,11 @@ def fit_shape(
     best, least, stride = start, bits(start), 4
     while stride:
         moved = False
-        for field, limit in zip(Shape._fields, (SCALES, ZEROS, BLENDS), strict=True):
-            for step in (-stride, stride):
-                value = getattr(best, field) + step
-                if 0 <= value < limit and (found := bits(trial := best._replace(**{field: value}))) < least:
-                    best, least, moved = trial, found, True
+        for move in _MOVES if stride == 1 else _AXES:
+            trial = Shape(*(a + stride * b for a, b in zip(best, move, strict=True)))
+            inside = 0 <= trial.scale < SCALES and 0 <= trial.zero < ZEROS and 0 <= trial.blend < BLENDS
+            if inside and (found := bits(trial)) < least:
+                best, least, moved = trial, found, True
         if not moved:
             stride //= 2
     return best, least

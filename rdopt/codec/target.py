@@ -117,8 +117,9 @@ def _extrapolated(encoded: Encoded, part: Source, whole: Source) -> float:
     """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
     bits = encoded.bits
     lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
-    side = (bits["scales"] + bits["gains"]) * lines[1] / lines[0] + bits["tables"] + bits["headers"]
-    return bits["codes"] / part.weights + (side + bits["transforms"]) / whole.weights
+    side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
+    fixed = bits["tables"] + bits["headers"] + bits["transforms"]
+    return bits["codes"] / part.weights + (side + fixed) / whole.weights
 
 
 def some_rows(source: Source, encode: EncodeConfig) -> Source:

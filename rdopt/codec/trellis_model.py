@@ -18,8 +18,9 @@ from rdopt.codec.classes import rank1_spreads
 from rdopt.codec.columns import Path, Rates, quantize_columns
 from rdopt.codec.drift import Prefix, prefix_order
 from rdopt.codec.gains import PRECISIONS, Gains, apply_gains, quantize_gains
-from rdopt.codec.quantize import Grid, Key, dequantize
+from rdopt.codec.quantize import Grid, Key, matrix_shapes
 from rdopt.codec.steps import exp_steps, lam_of_base_step
+from rdopt.codec.structured import Gain, Structured, component, fit_structured, rebuild
 from rdopt.codec.trellis_plan import TrellisPlan, fit_plan, rate_table, starting_plan
 from rdopt.codec.wavefront import quantize_wavefront
 from rdopt.config import EncodeConfig
@@ -40,6 +41,7 @@ class TrellisModel(NamedTuple):
     paths: dict[Key, Path]
     plan: TrellisPlan
     gains: Gains | None
+    components: dict[Key, Structured]
 
 
 class Task(NamedTuple):
@@ -75,11 +77,12 @@ def quantize_trellis(task: Task, c: float, encode: EncodeConfig, progress: Ticke
     keys = [(layer, name) for layer in range(layers) for name in MATRICES]
     count = _Counter(progress, 2 * len(keys))
     weights = {key: task.params["blocks"][key[1]][key[0]] for key in keys}
+    components = _components(task, c, encode, weights)
     guess = starting_plan([_expected_spreads(task, key, weights[key], c) for key in keys])
-    first = _Pass(task, c, encode, guess, keys, mu=0.0)
+    first = _Pass(task, c, encode, guess, components, mu=0.0)
     with ThreadPoolExecutor(encode.threads or None) as threads:
         paths = dict(zip(keys, count(threads.map(lambda key: first.path(key, weights[key]), keys)), strict=True))
-        second = _Pass(task, c, encode, fit_plan([paths[k] for k in keys]), keys, mu=SLOPE * encode.rdo)
+        second = _Pass(task, c, encode, fit_plan([paths[k] for k in keys]), components, mu=SLOPE * encode.rdo)
         precision = _gain_precision(task, c)
         prefix = None if task.tokens is None else Prefix(task.params, task.arch, task.tokens, encode.damping)
         logs: dict[Key, Float[np.ndarray, " out"]] = {}
@@ -94,26 +97,58 @@ def quantize_trellis(task: Task, c: float, encode: EncodeConfig, progress: Ticke
             if prefix:
                 prefix.advance(layer, done)
     gains = quantize_gains(logs, {}, precision) if encode.gains == "unbiased" else None
-    return TrellisModel(paths, fit_plan([paths[k] for k in keys]), gains)
+    return TrellisModel(paths, fit_plan([paths[k] for k in keys]), gains, components)
 
 
 class _Pass:
     """One way over all matrices with fixed tables."""
 
-    def __init__(self, task: Task, c: float, encode: EncodeConfig, plan: TrellisPlan, keys: list[Key], mu: float):
+    def __init__(
+        self,
+        task: Task,
+        c: float,
+        encode: EncodeConfig,
+        plan: TrellisPlan,
+        components: Mapping[Key, Structured],
+        mu: float,
+    ):
         self.task, self.c, self._states, self._mu = task, c, encode.states, mu
         self._bits, self._low = rate_table(plan)
-        self._spreads = dict(zip(keys, plan.spreads, strict=True))
+        self._spreads = dict(zip(matrix_shapes(task.arch), plan.spreads, strict=True))
+        self._components = components
 
     def path(self, key: Key, W: Float[np.ndarray, "out in"]) -> Path:
-        """Quantizes one matrix."""
-        grid, spreads = self.task.grid, self._spreads[key]
+        """Quantizes what a matrix has beside its component."""
+        grid, spreads, f = self.task.grid, self._spreads[key], self._components.get(key)
         row, col = step_factors(grid, key, self.c)
+        if f is not None:
+            W = W - component(f, grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]], trellis_step(self.c))
         rates = Rates(spreads.row.astype(np.int64), (spreads.col - self._low).astype(np.int64), self._bits, self._mu)
         L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
         if M is None:
             return quantize_columns(W, L, row, col, rates, self._states)
         return quantize_wavefront(W, L, M, row, col, rates, self._states)
+
+    def decoded(self, key: Key, path: Path) -> Float[np.ndarray, "out in"]:
+        """The weights that the decoder makes of a path, before gains; float32."""
+        grid = self.task.grid
+        row, col = grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]]
+        return rebuild(path.values, self._components.get(key), row, col, trellis_step(self.c))
+
+
+def _components(
+    task: Task, c: float, encode: EncodeConfig, weights: Mapping[Key, Float[np.ndarray, "out in"]]
+) -> dict[Key, Structured]:
+    """The low-rank components that pay."""
+    if encode.structured == "none":
+        return {}
+
+    def fit(key: Key) -> tuple[Structured, Gain] | None:
+        return fit_structured(np.asarray(weights[key], np.float64), *step_factors(task.grid, key, c), 1 / STEP)
+
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        found = zip(weights, threads.map(fit, weights), strict=True)
+        return {key: fitted[0] for key, fitted in found if fitted is not None}
 
 
 def step_factors(grid: Grid, key: Key, c: float) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
@@ -141,9 +176,9 @@ def _finish(
     name: str,
 ) -> tuple[Path, Float[np.ndarray, " out"], Float[np.ndarray, "out in"]]:
     """(path, log2 row gains, decoded weights) of one matrix."""
-    key, grid = (layer, name), second.task.grid
+    key = (layer, name)
     path = second.path(key, targets[name])
-    W = dequantize(path.values, grid.rows[key], grid.cols[layer, INPUT_OF[name]], trellis_step(second.c))
+    W = second.decoded(key, path)
     if not unbiased:
         return path, np.zeros(len(W)), W
     logs = unbiased_gains(targets[name], W, second.task.sigma[INPUT_OF[name]][layer])

@@ -42,7 +42,8 @@ class TrellisPlan(NamedTuple):
 
     def keys(self) -> list[int]:
         """All classes that occur, ascending."""
-        return sorted(set().union(*(np.unique(classes_of(s)).tolist() for s in self.spreads)))
+        sums = (np.add.outer(np.unique(s.row), np.unique(s.col)) for s in self.spreads)
+        return sorted(set().union(*(x.ravel().tolist() for x in sums)))
 
     def coder(self) -> Coder:
         """The integer tables, in the order of `keys`, grid 0 before grid 1."""

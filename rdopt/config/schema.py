@@ -22,6 +22,7 @@ Distortion = Literal["block", "matrix", "model"]
 Grid = Literal["trellis", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Drift = Literal["prefix", "none"]
+Component = Literal["svd", "none"]
 Correction = Literal["unbiased", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
@@ -108,6 +109,7 @@ class EncodeConfig(_Section):
     output: Output = _option("full", "metric of the output error: feed errors back over the rows too, or not")
     output_damping: float = _option(
         0.05, "added to the output's gradient moments, as a share of their mean diagonal", low=0)
+    structured: Component = _option("none", "a low-rank component beside the codes where it saves bits, or none")
     drift: Drift = _option("prefix", "aim at what the original gives on the inputs of the model quantized so far")
     drift_sequences: int = _option(128, "calibration sequences that measure the drift", low=1)
     gains: Correction = _option("unbiased", "a gain a row that makes its error uncorrelated with its output")

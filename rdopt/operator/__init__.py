@@ -2,8 +2,10 @@
 
 from rdopt.operator.llama import (
     Linear,
+    attend,
     block,
     embed_tokens,
+    gated,
     head_logits,
     linear,
     logits,
@@ -16,8 +18,10 @@ from rdopt.operator.params import Params, load_params, params_from_tensors, para
 __all__ = [
     "Linear",
     "Params",
+    "attend",
     "block",
     "embed_tokens",
+    "gated",
     "head_logits",
     "linear",
     "load_params",

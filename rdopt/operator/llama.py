@@ -93,13 +93,23 @@ def block(
         The residual stream after the block, (B, T, d), in x's type.
     """
     x = jnp.asarray(x)
-    y = rms_norm(x, p["attn_norm"], arch.norm_eps)
+    x = x + linear("o", p, attend(p, rms_norm(x, p["attn_norm"], arch.norm_eps), rope, arch, linear))
+    return x + linear("down", p, gated(p, rms_norm(x, p["mlp_norm"], arch.norm_eps), linear))
+
+
+def attend(
+    p: Block, y: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+) -> Float[Array, "B T heads*h"]:
+    """From the normalised stream to the input of o_proj."""
     q, k, v = (_heads(linear(name, p, y), arch) for name in ("q", "k", "v"))
     if arch.qk_norm:
         q, k = rms_norm(q, p["q_norm"], arch.norm_eps), rms_norm(k, p["k_norm"], arch.norm_eps)
-    x = x + linear("o", p, attention(_rotate(q, rope), _rotate(k, rope), v))
-    y = rms_norm(x, p["mlp_norm"], arch.norm_eps)
-    return x + linear("down", p, jax.nn.silu(linear("gate", p, y)) * linear("up", p, y))
+    return attention(_rotate(q, rope), _rotate(k, rope), v)
+
+
+def gated(p: Block, y: Float[AnyArray, "B T d"], linear: Linear = linear) -> Float[Array, "B T f"]:
+    """From the normalised stream to the input of down_proj (SwiGLU, 2002.05202)."""
+    return jax.nn.silu(linear("gate", p, y)) * linear("up", p, y)
 
 
 def run_blocks(

@@ -43,7 +43,9 @@ def curve_json(points: Sequence[Point], config: Config, text: str) -> dict[str, 
     protocol = (
         f"KL(original || decoded) in nats/token and perplexity on the test part of the text, context "
         f"{evaluate.context}, stride {evaluate.stride}, {int(points[0].counts.sum())} scored tokens; "
-        "'bpw: file bits that rebuild the coded matrices per coded weight; bpw_all: file bits per parameter, "\n        f"embedding and head {\'coded too\' if config.encode.embeddings == \'coded\' else \'in 16 bit\'}"\n'    )
+        "bpw: file bits that rebuild the coded matrices per coded weight; bpw_all: file bits per parameter, "
+        f"embedding and head {'coded too' if config.encode.embeddings == 'coded' else 'in 16 bit'}"
+    )
     return {"model": config.model, "text": text, "protocol": protocol, "arms": arms}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rdopt.codec import aligned_source, decode_model
 from rdopt.codec.encoder import encode_at_step
+from rdopt.codec.judge import Judge, finetune_file
 from rdopt.codec.steps import base_step
 from rdopt.codec.target import search_step, size_goal
 from rdopt.config import EncodeConfig
@@ -40,6 +41,8 @@ def encode_own(world: World, model: Model, encode: EncodeConfig, target_bpw: flo
         c = trellis_step(world, model, encode, target_bpw, c)
     source = aligned_source(world.subject, *model[:3], encode, tokens=model.tokens)
     encoded = encode_at_step(source, c, encode)
+    if encode.finetune:
+        encoded, _ = finetune_file(source, encoded, encode, Judge(world.selection, world.calibration))
     decoded = decode_model(encoded.data, world.cells.model)
     weights = params_from_tensors(decoded.tensors, decoded.arch)
     parts = {"bits": {name: bits / source.weights for name, bits in encoded.bits.items()}}
@@ -58,7 +61,7 @@ def scalar_step(world: World, model: Model, encode: EncodeConfig, target_bpw: fl
 
 def trellis_step(world: World, model: Model, encode: EncodeConfig, target_bpw: float, c: float) -> float:
     """The base step near the wanted size with few states and no drift, which change the size little; from c."""
-    quick = replace(encode, states=min(encode.states, 4), drift="none", **known_options(finetune=0))
+    quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
     source = aligned_source(world.subject, *model[:3], quick)
     for _ in range(_TRIALS):
         miss = encode_at_step(source, c, quick).bpw(source) - target_bpw

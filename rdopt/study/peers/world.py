@@ -6,6 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from rdopt.calibration import Subject, fingerprint, load_moments, open_subject, save_moments, second_moments
 from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
 from rdopt.evaluate import Comparison, Reference, compare, noise_floor_bf16, windows
@@ -26,7 +29,8 @@ class World:
 
     Attributes:
         subject: as it was read.
-        model: in its own coordinates.
+        model: in its own coordinates; its tokens are those of the drift.
+        calibration: all calibration sequences, for finetuning.
         reference: on the test text, for reported figures only.
         selection: on the selection text, for tuning.
         cells: what is already measured.
@@ -34,6 +38,7 @@ class World:
 
     subject: Subject
     model: Model
+    calibration: Int[np.ndarray, "n length"]
     reference: Reference
     selection: Reference
     cells: Cells
@@ -102,6 +107,7 @@ def make_world(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: P
     return World(
         subject=subject,
         model=Model(subject.params, subject.arch, moments, corpus.calibration[:DRIFT_SEQUENCES]),
+        calibration=corpus.calibration,
         reference=reference_of(subject, corpus, config),
         selection=Reference(subject.params, subject.arch, *picked, evaluate.batch),
         cells=Cells(folder=folder, model=name, key=key),
