@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from rdopt.calibration import INPUT_OF
 from rdopt.codec.quantize import coded_matrices
 from rdopt.config import EncodeConfig, UserError
 from rdopt.study.peers import Model
-from rdopt.study.peers.own import encode_own, known_options
+from rdopt.study.peers.own import encode_own
 from rdopt.study.peers.report import Cell, curves
 from rdopt.study.peers.table import Curve, add_arguments, tabulate
 from rdopt.study.peers.world import World
@@ -51,9 +51,9 @@ class Variant(NamedTuple):
 
 
 def variants(finetune: int) -> dict[str, Variant]:
-    """Everything, then each part off alone; options that this version does not have are left out."""
+    """Everything, then each part off alone; and what is off by default, on."""
     full = EncodeConfig(grid="trellis", states=64, finetune=finetune)
-    found = {
+    return {
         EVERYTHING: Variant(full),
         "alignment off": Variant(full, aligned=False),
         "feedback, trellis off: rounding": Variant(replace(full, grid="round")),
@@ -66,17 +66,11 @@ def variants(finetune: int) -> dict[str, Variant]:
         "drift off": Variant(replace(full, drift="none")),
         "sensitivity off": Variant(full, equal_error),
         "allocation off": Variant(full, equal_matrices),
-        "entropy coder off: Huffman": _switched(full, coder="huffman"),
-        "structured component off": _switched(full, structured="none"),
-        "finetuning off": Variant(replace(full, finetune=0)),
+        "rANS off: Huffman": Variant(replace(full, coder="huffman")),
+        "rANS off: adaptive binary": Variant(replace(full, coder="binary")),
+        "low-rank component on": Variant(replace(full, structured="svd")),
+        **({"finetuning off": Variant(replace(full, finetune=0))} if finetune else {}),
     }
-    known = {name: variant for name, variant in found.items() if variant is not None}
-    return {name: v for name, v in known.items() if name == EVERYTHING or v != known[EVERYTHING]}
-
-
-def _switched(full: EncodeConfig, **changes: Any) -> Variant | None:
-    """A variant by options that not every version has."""
-    return Variant(replace(full, **changes)) if known_options(**changes) == changes else None
 
 
 def equal_error(model: Model) -> Model:

@@ -37,7 +37,7 @@ EVAL_SHAPE = {
     "perplexity": dict.fromkeys(("value", "stderr", "nll", "tokens", "context", "stride")),
     "kl": dict.fromkeys(("mean", "median", "p90", "noise_floor_bf16")),
 }
-PARTS = ("codes", "tables", "scales", "transforms", "headers", "uncoded")
+PARTS = ("codes", "tables", "scales", "structured", "gains", "transforms", "headers", "embeddings", "uncoded")
 LOGITS = """
 import sys, numpy as np, torch, transformers
 tokens = torch.tensor(np.load(sys.argv[1]))

@@ -63,9 +63,9 @@ def build_parser() -> Parser:
     encode.add_argument("--out", required=True, type=Path, help="file to make")
     size = encode.add_mutually_exclusive_group()
     size.add_argument("--lam", help="slope; the run's own by default")
-    size.add_argument("--target-bpw", help="bits/weight of the file instead")
-    size.add_argument("--target-kl", help="KL on the selection text in nats/token instead")
-    size.add_argument("--target-ppl", help="perplexity on the selection text instead")
+    size.add_argument("--target-bpw", metavar="VALUE", help="bits/weight of the file instead")
+    size.add_argument("--target-kl", metavar="VALUE", help="KL on the selection text instead")
+    size.add_argument("--target-ppl", metavar="VALUE", help="its perplexity instead")
     _keys(encode, (*TEXT, "grid", "finetune", "threads", *WINDOWS))
     decode = _command(commands, "decode", "file to plain folder", "rdopt decode a.rdopt.safetensors --out decoded")
     decode.add_argument("file", type=Path)
@@ -110,7 +110,7 @@ def _keys(parser: Parser, flags: Sequence[str]) -> None:
     helps = {option.name: option.text for option in options()}
     for flag in flags:
         many = "+" if flag == "text" else None
-        parser.add_argument(f"--{flag}", nargs=many, help=helps[SHORT[flag]], metavar=flag.upper())
+        parser.add_argument(f"--{flag}", nargs=many, help=helps[SHORT[flag]], metavar="VALUE")
 
 
 def overrides_of(args: argparse.Namespace, rest: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The file: one safetensors container with one byte string per kind of stream and one binary index.
 
-Layout (version 2): the safetensors header's metadata are {"format": "rdopt", "version", "sha256" of the index};
+Layout (version 3): the safetensors header's metadata are {"format": "rdopt", "version", "sha256" of the index};
 the tensors are one-dimensional uint8. The index begins with a SHA-256 per other stream in the order of STREAMS,
 then holds what `encoder.write_index` wrote. The bytes depend on the content only: header keys are sorted.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from rdopt.checkpoint.atomic import new_file
 from rdopt.config.errors import UserError
 
-VERSION = 2
+VERSION = 3
 STREAMS = ("codes", "tables", "scales", "structured", "gains", "transforms", "embeddings", "uncoded", "files")
 _DIGEST = 32
 

@@ -96,7 +96,8 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     if method not in (SCALAR, TRELLIS):
         raise ValueError(f"coding method {method}")
     widths = {(i, INPUT_OF[name]): shape[1] for (i, name), shape in shapes.items()}
-    rows, cols, found = unpack_scales(streams["scales"], shapes, {key: widths[key] for key in [(i, group) for i in range(arch.num_layers) for group in GROUPS]})
+    groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
+    rows, cols, found = unpack_scales(streams["scales"], shapes, {key: widths[key] for key in groups})
     spreads = [found[key] for key in keys]
     components = unpack_structured(streams["structured"], shapes)
     read = _read_trellis if method == TRELLIS else _read_scalar

@@ -100,7 +100,7 @@ class EncodeConfig(_Section):
         None, "bits/weight the file must hit, instead of a slope", above=0, high=12)
     target_kl: float | None = _option(None, "KL on the selection text in nats/token, instead of a slope", above=0)
     target_ppl: float | None = _option(None, "perplexity on the selection text, instead of a slope", above=1)
-    finetune: int = _option(0, "steps that train gains, norms and biases on KL after coding; 0: none", low=0)
+    finetune: int = _option(0, "steps that train what is not coded on KL; 0: none", low=0)
     grid: Grid = _option(
         "trellis", "trellis and uniform grid with error feedback, or a uniform grid that rounds each entry alone")
     states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)

@@ -35,7 +35,7 @@ def model_card(
     rows = {
         "original": original or "not recorded in the file",
         "architecture": model_type,
-        "parameters": f"{parameters}, of which {weights} are coded; the others were kept in 16 bit",
+        "parameters": f"{parameters}, of which {weights} are coded in the blocks",
         "bits/weight": f"{bpw:.3f} in the coded matrices, {bpw_all:.3f} per parameter of the whole file",
         "compressed file": f"{size} bytes",
         "KL(original, this)": "not measured" if kl is None else f"{kl:.5f} nats/token",

@@ -99,7 +99,7 @@ def block(
 
 def attend(
     p: Block, y: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
-) -> Float[Array, "B T heads*h"]:
+) -> Float[Array, "B T width"]:
     """From the normalised stream to the input of o_proj."""
     q, k, v = (_heads(linear(name, p, y), arch) for name in ("q", "k", "v"))
     if arch.qk_norm:

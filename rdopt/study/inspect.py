@@ -13,7 +13,7 @@ from rdopt.config import UserError, load_config
 from rdopt.study.statistics import weight_statistics
 from rdopt.transforms import load_alignment
 
-PARTS = ("codes", "tables", "scales", "transforms", "headers", "uncoded")
+PARTS = ("codes", "tables", "scales", "structured", "gains", "transforms", "headers", "embeddings", "uncoded")
 
 
 def inspect(path: str) -> dict[str, Any]:

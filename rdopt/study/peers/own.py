@@ -1,7 +1,6 @@
 """rdopt's encoder as an arm of a comparison, at a size that it meets roughly but in few trials."""
 
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from rdopt.codec import aligned_source, decode_model
 from rdopt.codec.encoder import encode_at_step
@@ -16,12 +15,6 @@ from rdopt.study.peers.world import World
 NEAR = 0.05  # bits/weight; curves are read between their points
 _TRIALS = 3
 _LAM = 50.0
-
-
-def known_options(**wanted: Any) -> dict[str, Any]:
-    """Those keys of `encode` that this version has."""
-    names = {f.name for f in fields(EncodeConfig)}
-    return {name: value for name, value in wanted.items() if name in names}
 
 
 def encode_own(world: World, model: Model, encode: EncodeConfig, target_bpw: float) -> Coded:
