@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from rdopt.codec.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
@@ -29,6 +29,7 @@ from rdopt.config.errors import UserError
 MAX_CLASS = 1 << 10  # more octaves than float32 has
 MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
 CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
+Fit = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
 
 
 class Plan(NamedTuple):
@@ -103,18 +104,23 @@ def read_tables(data: bytes, precision: int, width: int) -> Tables:
     return tables
 
 
-def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
+def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] | None = None) -> Plan:
     """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes).
+
+    Args:
+        matrices: indices.
+        fits: row and column scales of each matrix; None: those of its indices.
 
     Raises:
         UserError: the indices are too large for any table.
     """
-    fits = [rank1_spreads(z) for z in matrices]
+    fits = [rank1_spreads(z) for z in matrices] if fits is None else fits
     size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
     best, best_bits = None, np.inf
     for precision, width in CHOICES if size <= MAX_SIZE else ():
         try:
-            plan = _plan(matrices, fits, size, precision, width)
+            spreads = [quantize_spreads(rho, kappa, precision) for rho, kappa in fits]
+            plan = _plan(matrices, spreads, size, precision, width)
         except ValueError:  # more symbols than a table's total; classes of one spread may fit
             continue
         side = len(write_tables(plan)) + len(pack_spreads(plan.spreads))
@@ -128,8 +134,15 @@ def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]]) -> Plan:
     return best
 
 
-def _plan(matrices, fits, size: int, precision: int, width: int) -> Plan:
-    spreads = [quantize_spreads(rho, kappa, precision) for rho, kappa in fits]
+def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan) -> Plan:
+    """A plan with the tables of these matrices and another plan's classes."""
+    size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
+    return _plan(matrices, plan.spreads, size, plan.precision, plan.width)
+
+
+def _plan(
+    matrices: Sequence[Int[np.ndarray, "_ _"]], spreads: list[Spreads], size: int, precision: int, width: int
+) -> Plan:
     counts = _class_counts(matrices, spreads, size, width)
     shape = _best_shape(counts, precision, width)
     tables, explicit, bits = {}, set(), 0.0

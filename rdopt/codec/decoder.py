@@ -20,9 +20,10 @@ from rdopt.codec.bits import BitReader
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import unpack
 from rdopt.codec.embeddings import decode_embeddings
-from rdopt.codec.encoder import SCALAR, TRELLIS, bits_of
+from rdopt.codec.encoder import LLOYD, SCALAR, TRELLIS, bits_of
 from rdopt.codec.entropy import decode_indices
 from rdopt.codec.gains import Gains, unpack_gains
+from rdopt.codec.lloyd_model import lloyd_step, lloyd_values, read_levels
 from rdopt.codec.quantize import GROUPS, Key, matrix_shapes
 from rdopt.codec.smooth_scales import unpack_scales
 from rdopt.codec.stored import Stored, unpack_stored
@@ -93,16 +94,16 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
     method, parameters = source.gammas(2)
-    if method not in (SCALAR, TRELLIS):
+    if method not in (SCALAR, TRELLIS, LLOYD):
         raise ValueError(f"coding method {method}")
     widths = {(i, INPUT_OF[name]): shape[1] for (i, name), shape in shapes.items()}
     groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
     rows, cols, found = unpack_scales(streams["scales"], shapes, {key: widths[key] for key in groups})
     spreads = [found[key] for key in keys]
     components = unpack_structured(streams["structured"], shapes)
-    read = _read_trellis if method == TRELLIS else _read_scalar
+    read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
     matrices = read(streams, spreads, source, shapes, threads)
-    step = trellis_step(c) if method == TRELLIS else c
+    step = {SCALAR: c, TRELLIS: trellis_step(c), LLOYD: lloyd_step(c)}[method]
     gains = unpack_gains(streams["gains"], shapes)
     stored = unpack_stored(streams["transforms"], arch)
 
@@ -141,6 +142,23 @@ def _read_scalar(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
 ) -> list[Matrix]:
     """Matrices on a uniform grid: an index is its value."""
+    return _read_plan(streams, spreads, index, shapes, threads)[0]
+
+
+def _read_lloyd(
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+) -> list[Matrix]:
+    """Matrices whose levels are described behind their lengths."""
+    matrices, precision = _read_plan(streams, spreads, index, shapes, threads)
+    levels = read_levels(index)
+    values = [lloyd_values(x.indices, s, precision, levels) for x, s in zip(matrices, spreads, strict=True)]
+    return [x._replace(values=v) for x, v in zip(matrices, values, strict=True)]
+
+
+def _read_plan(
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+) -> tuple[list[Matrix], int]:
+    """(the matrices with their indices as values, precision of the spreads)."""
     precision, width = index.gammas(2)
     if width < 1:
         raise ValueError("a class of no width")
@@ -154,7 +172,7 @@ def _read_scalar(
         return Matrix(z, z, 8.0 * lengths[i])
 
     with ThreadPoolExecutor(threads or None) as pool:
-        return list(pool.map(one, range(len(shapes))))
+        return list(pool.map(one, range(len(shapes)))), precision
 
 
 def _read_trellis(

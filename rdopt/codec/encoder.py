@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from rdopt.calibration import Moments
 from rdopt.checkpoint import EMBED, HEAD, Architecture, hf_name
-from rdopt.codec.allocation import choose_plan, table_classes, write_tables
+from rdopt.codec.allocation import Plan, choose_plan, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import pack
@@ -27,6 +27,7 @@ from rdopt.codec.embeddings import code_embeddings
 from rdopt.codec.entropy import encode_indices
 from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
+from rdopt.codec.lloyd_model import quantize_lloyd, write_levels
 from rdopt.codec.quantize import (
     Grid,
     Key,
@@ -48,7 +49,7 @@ from rdopt.config.errors import UserError
 from rdopt.operator import Params, params_to_tensors
 
 Ticker = Callable[[int, int], None] | None
-SCALAR, TRELLIS = 0, 1  # how the matrices of a file are coded
+SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded
 
 
 class Source(NamedTuple):
@@ -187,8 +188,8 @@ def encode_at_step(
     source: Source, c: float, encode: EncodeConfig, progress: Ticker = None
 ) -> Encoded:
     """`encode_model` with the base step given instead of lambda."""
-    method = _code_trellis if encode.grid == "trellis" else _code_scalar
-    coded = method(source, c, encode, progress)
+    methods = {"trellis": _code_trellis, "lloyd": _code_lloyd}
+    coded = methods.get(encode.grid, _code_scalar)(source, c, encode, progress)
     if encode.embeddings == "coded":
         coded = coded._replace(embeddings=code_embeddings(source.params, source.arch, source.moments, c, encode))
     return assemble(source, c, coded)
@@ -196,16 +197,24 @@ def encode_at_step(
 
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
     indices = quantize_model(source.params, source.grid, c, encode, progress)
-    keys = list(indices)
-    plan = choose_plan([indices[k] for k in keys])
+    matrices = list(indices.values())
+    return _code_plan(SCALAR, matrices, choose_plan(matrices), encode.threads)
 
-    def code(i: int) -> bytes:
-        return encode_indices(indices[keys[i]], table_classes(plan.spreads[i], plan.width), plan.tables)
 
-    with ThreadPoolExecutor(encode.threads or None) as threads:
-        codes = list(threads.map(code, range(len(keys))))
+def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
+    indices, plan, levels = quantize_lloyd(source.params, source.grid, c, encode, progress)
+    coded = _code_plan(LLOYD, list(indices.values()), plan, encode.threads)
+    return coded._replace(index=(*coded.index, *write_levels(levels)))
+
+
+def _code_plan(method: int, matrices: list[Int[np.ndarray, "_ _"]], plan: Plan, workers: int) -> Coded:
+    def code(z: Int[np.ndarray, "_ _"], spreads: Spreads) -> bytes:
+        return encode_indices(z, table_classes(spreads, plan.width), plan.tables)
+
+    with ThreadPoolExecutor(workers or None) as threads:
+        codes = list(threads.map(code, matrices, plan.spreads))
     index = (plan.precision, plan.width, *(len(x) // 4 for x in codes))
-    return Coded(SCALAR, b"".join(codes), write_tables(plan), plan.spreads, index, plan.bits)
+    return Coded(method, b"".join(codes), write_tables(plan), plan.spreads, index, plan.bits)
 
 
 def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:

@@ -103,17 +103,19 @@ def fit_shape(
     spread: Float[np.ndarray, " classes"],
     raw: Int[np.ndarray, " classes"],
     counts: Float[np.ndarray, "classes size"],
+    stride: int = 4,
 ) -> tuple[Shape, float]:
     """The shape that codes these counts in the fewest bits, and the bits; pattern search from `start`.
 
-    Strides 4 and 2 along single fields, then 1 along the diagonals too, as the fields trade against one another.
+    Strides from `stride` down to 2 along single fields, then 1 along the diagonals too, as the fields trade against
+    one another.
     """
 
     def bits(shape: Shape) -> float:
         p = masses(shape, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
         return -float(np.sum(counts * np.log2(p)))
 
-    best, least, stride = start, bits(start), 4
+    best, least = start, bits(start)
     while stride:
         moved = False
         for move in _MOVES if stride == 1 else _AXES:

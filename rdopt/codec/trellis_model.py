@@ -17,11 +17,12 @@ from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.codec.classes import rank1_spreads
 from rdopt.codec.columns import Path, Rates, quantize_columns
 from rdopt.codec.drift import Prefix, prefix_order
-from rdopt.codec.gains import PRECISIONS, Gains, apply_gains, quantize_gains
+from rdopt.codec.gains import PRECISIONS as GAIN_PRECISIONS
+from rdopt.codec.gains import Gains, apply_gains, quantize_gains
 from rdopt.codec.quantize import Grid, Key, matrix_shapes
 from rdopt.codec.steps import exp_steps, lam_of_base_step
 from rdopt.codec.structured import Gain, Structured, component, fit_structured, rebuild
-from rdopt.codec.trellis_plan import TrellisPlan, fit_plan, rate_table, starting_plan
+from rdopt.codec.trellis_plan import PRECISIONS, TrellisPlan, fit_plan, rate_table, starting_plan
 from rdopt.codec.wavefront import quantize_wavefront
 from rdopt.config import EncodeConfig
 from rdopt.operator import Params
@@ -82,7 +83,8 @@ def quantize_trellis(task: Task, c: float, encode: EncodeConfig, progress: Ticke
     first = _Pass(task, c, encode, guess, components, mu=0.0)
     with ThreadPoolExecutor(encode.threads or None) as threads:
         paths = dict(zip(keys, count(threads.map(lambda key: first.path(key, weights[key]), keys)), strict=True))
-        second = _Pass(task, c, encode, fit_plan([paths[k] for k in keys]), components, mu=SLOPE * encode.rdo)
+        tables = fit_plan([paths[k] for k in keys], PRECISIONS[:1])
+        second = _Pass(task, c, encode, tables, components, mu=SLOPE * encode.rdo)
         precision = _gain_precision(task, c)
         prefix = None if task.tokens is None else Prefix(task.params, task.arch, task.tokens, encode.damping)
         logs: dict[Key, Float[np.ndarray, " out"]] = {}
@@ -208,7 +210,7 @@ def _gain_precision(task: Task, c: float) -> int:
     def cost(precision: int) -> float:
         return rows * np.log2(precision) / weights + lam * task.signal * (np.log(2) / precision) ** 2 / 12
 
-    return min(PRECISIONS, key=cost)
+    return min(GAIN_PRECISIONS, key=cost)
 
 
 class _Counter:

@@ -73,20 +73,26 @@ def starting_plan(spreads: Sequence[tuple[Float[np.ndarray, " _"], Float[np.ndar
     return _with_default_shapes(TrellisPlan(PRECISIONS[0], rounded, {}))
 
 
-def fit_plan(paths: Sequence[Path]) -> TrellisPlan:
-    """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes."""
+def fit_plan(paths: Sequence[Path], precisions: Sequence[int] = PRECISIONS) -> TrellisPlan:
+    """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
+
+    Args:
+        paths: of all matrices.
+        precisions: to choose from; 0, one class per matrix, always fits.
+    """
     fits = [rank1_spreads(path.values) for path in paths]
     best, least = None, np.inf
-    for precision in PRECISIONS:
+    shapes: Shapes = {}
+    for precision in precisions:
         plan = TrellisPlan(precision, [quantize_spreads(*fit, precision) for fit in fits], {})
         if plan.keys()[-1] - plan.keys()[0] >= MAX_CLASSES:
             continue
-        plan, bits = _fit_shapes(_with_default_shapes(plan), paths)
+        plan, bits = _fit_shapes(_with_default_shapes(plan), paths, shapes)
+        shapes = shapes | plan.shapes
         bits += 8 * (len(write_shapes(plan)) + len(pack_spreads(plan.spreads)))
         if bits < least:
             best, least = plan, bits
-    assert best is not None  # one class per matrix always fits
-    return best
+    return fit_plan(paths, (0,)) if best is None else best
 
 
 def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
@@ -94,7 +100,8 @@ def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
     return plan._replace(shapes={(octave, grid): _DEFAULT[grid] for octave in octaves for grid in range(2)})
 
 
-def _fit_shapes(plan: TrellisPlan, paths: Sequence[Path]) -> tuple[TrellisPlan, float]:
+def _fit_shapes(plan: TrellisPlan, paths: Sequence[Path], known: Shapes) -> tuple[TrellisPlan, float]:
+    """The plan with fitted shapes, and its bits; shapes of another precision are near and start the search."""
     keys = plan.keys()
     middles = [log2_spread(key, plan.precision) for key in keys]
     spread = np.array([2.0 ** (a / b) for a, b in middles])
@@ -106,7 +113,8 @@ def _fit_shapes(plan: TrellisPlan, paths: Sequence[Path]) -> tuple[TrellisPlan, 
         some = octave == o
         used = int(np.flatnonzero(counts[some, grid].any(axis=0)).max(initial=0)) + 2
         part = np.ascontiguousarray(counts[some, grid, :used])
-        shapes[o, grid], found = fit_shape(_DEFAULT[grid], grid, spread[some], raw[some], part)
+        start, stride = (known[o, grid], 1) if (o, grid) in known else (_DEFAULT[grid], 4)
+        shapes[o, grid], found = fit_shape(start, grid, spread[some], raw[some], part, stride)
         bits += found
     return plan._replace(shapes=shapes), bits
 

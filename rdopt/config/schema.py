@@ -19,7 +19,7 @@ Init = Literal["identity", "hadamard", "pca", "pca-act", "random"]
 Rate = Literal["analytic", "noise", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
-Grid = Literal["trellis", "feedback", "round"]
+Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
@@ -102,10 +102,11 @@ class EncodeConfig(_Section):
     target_ppl: float | None = _option(None, "perplexity on the selection text, instead of a slope", above=1)
     finetune: int = _option(0, "steps that train what is not coded on KL; 0: none", low=0)
     grid: Grid = _option(
-        "trellis", "trellis and uniform grid with error feedback, or a uniform grid that rounds each entry alone")
+        "trellis", "with error feedback: trellis, Lloyd-Max or uniform (feedback) grid; round: uniform without it")
     states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)
     rdo: float = _option(
-        0.4, "weight of the rate in the trellis, as a share of the slope at high rate; 0: error alone", low=0, high=2)
+        0.4, "weight of the rate in trellis or Lloyd-Max grid, as a share of the slope at high rate; 0: error alone",
+        low=0, high=2)
     output: Output = _option("full", "metric of the output error: feed errors back over the rows too, or not")
     output_damping: float = _option(
         0.05, "added to the output's gradient moments, as a share of their mean diagonal", low=0)
