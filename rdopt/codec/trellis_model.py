@@ -22,7 +22,7 @@ from rdopt.codec.gains import Gains, apply_gains, quantize_gains
 from rdopt.codec.quantize import Grid, Key, matrix_shapes
 from rdopt.codec.steps import exp_steps, lam_of_base_step
 from rdopt.codec.structured import Gain, Structured, component, fit_structured, rebuild
-from rdopt.codec.trellis_plan import PRECISIONS, TrellisPlan, fit_plan, rate_table, starting_plan
+from rdopt.codec.trellis_plan import PRECISIONS, Spread, TrellisPlan, fit_plan, rate_table, starting_plan
 from rdopt.codec.wavefront import quantize_wavefront
 from rdopt.config import EncodeConfig
 from rdopt.operator import Params
@@ -74,32 +74,57 @@ def quantize_trellis(task: Task, c: float, encode: EncodeConfig, progress: Ticke
         encode: states, rdo, gains, threads.
         progress: called with (matrices done, of how many) over both passes.
     """
-    layers = task.arch.num_layers
-    keys = [(layer, name) for layer in range(layers) for name in MATRICES]
+    keys = list(matrix_shapes(task.arch))
     count = _Counter(progress, 2 * len(keys))
     weights = {key: task.params["blocks"][key[1]][key[0]] for key in keys}
     components = _components(task, c, encode, weights)
     guess = starting_plan([_expected_spreads(task, key, weights[key], c) for key in keys])
     first = _Pass(task, c, encode, guess, components, mu=0.0)
+
+    def roughly(key: Key) -> tuple[Path, Spread]:
+        path = first.path(key, weights[key])
+        return path, first.spread(key, weights[key], path)
+
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        paths = dict(zip(keys, count(threads.map(lambda key: first.path(key, weights[key]), keys)), strict=True))
-        tables = fit_plan([paths[k] for k in keys], PRECISIONS[:1])
-        second = _Pass(task, c, encode, tables, components, mu=SLOPE * encode.rdo)
-        precision = _gain_precision(task, c)
-        prefix = None if task.tokens is None else Prefix(task.params, task.arch, task.tokens, encode.damping)
-        logs: dict[Key, Float[np.ndarray, " out"]] = {}
-        for layer in range(layers):
-            done: dict[str, Float[np.ndarray, "out in"]] = {}
-            for _, group in ((l, g) for l, g in prefix_order(layers) if l == layer):
-                names = [name for name in MATRICES if INPUT_OF[name] == group]
-                targets = prefix.targets(layer, group, done) if prefix else {n: weights[layer, n] for n in names}
-                one = partial(_finish, second, layer, targets, precision, encode.gains == "unbiased")
-                for name, (path, rows, W) in zip(names, count(threads.map(one, names)), strict=True):
-                    paths[layer, name], logs[layer, name], done[name] = path, rows, W
-            if prefix:
-                prefix.advance(layer, done)
-    gains = quantize_gains(logs, {}, precision) if encode.gains == "unbiased" else None
-    return TrellisModel(paths, fit_plan([paths[k] for k in keys]), gains, components)
+        paths, spreads = zip(*count(threads.map(roughly, keys)), strict=True)
+        second = _Pass(task, c, encode, fit_plan(paths, spreads, PRECISIONS[:1]), components, SLOPE * encode.rdo)
+        done = _behind_prefix(second, encode, count, threads)
+    ordered = [done[key] for key in keys]
+    plan = fit_plan([x.path for x in ordered], [x.spread for x in ordered])
+    logs = {key: x.log_gains for key, x in done.items()}
+    gains = quantize_gains(logs, {}, _gain_precision(task, c)) if encode.gains == "unbiased" else None
+    return TrellisModel({key: done[key].path for key in keys}, plan, gains, components)
+
+
+class Done(NamedTuple):
+    """One quantized matrix: path, spreads of its coordinates, log2 row gains, decoded weights."""
+
+    path: Path
+    spread: Spread
+    log_gains: Float[np.ndarray, " out"]
+    W: Float[np.ndarray, "out in"]
+
+
+def _behind_prefix(
+    second: "_Pass", encode: EncodeConfig, count: "_Counter", threads: ThreadPoolExecutor
+) -> dict[Key, Done]:
+    """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
+    task = second.task
+    prefix = None if task.tokens is None else Prefix(task.params, task.arch, task.tokens, encode.damping)
+    precision, found = _gain_precision(task, second.c), {}
+    for layer, group in prefix_order(task.arch.num_layers):
+        names = [name for name in MATRICES if INPUT_OF[name] == group]
+        before = {name: found[layer, name].W for name in MATRICES if (layer, name) in found}
+        if prefix is None:
+            targets = {name: task.params["blocks"][name][layer] for name in names}
+        else:
+            targets = prefix.targets(layer, group, before)
+        one = partial(_finish, second, layer, targets, precision, encode.gains == "unbiased")
+        for name, result in zip(names, count(threads.map(one, names)), strict=True):
+            found[layer, name] = result
+        if prefix is not None and group == "down":
+            prefix.advance(layer, {name: found[layer, name].W for name in MATRICES})
+    return found
 
 
 class _Pass:
@@ -130,6 +155,16 @@ class _Pass:
         if M is None:
             return quantize_columns(W, L, row, col, rates, self._states)
         return quantize_wavefront(W, L, M, row, col, rates, self._states)
+
+    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: Path) -> Spread:
+        """Row and column spreads of the coordinates that were rounded: the values plus what M^T (W - W^) L leaves."""
+        grid = self.task.grid
+        row, col = step_factors(grid, key, self.c)
+        L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
+        left = np.asarray(W, np.float64) - self.decoded(key, path)
+        error = left @ L if M is None else M.T @ left @ L
+        rows = row if M is None else row * np.diagonal(M)
+        return rank1_spreads(path.values + error / np.outer(rows, col * np.diagonal(L)))
 
     def decoded(self, key: Key, path: Path) -> Float[np.ndarray, "out in"]:
         """The weights that the decoder makes of a path, before gains; float32."""
@@ -176,16 +211,16 @@ def _finish(
     precision: int,
     unbiased: bool,
     name: str,
-) -> tuple[Path, Float[np.ndarray, " out"], Float[np.ndarray, "out in"]]:
-    """(path, log2 row gains, decoded weights) of one matrix."""
+) -> Done:
+    """Quantizes one matrix at its target."""
     key = (layer, name)
     path = second.path(key, targets[name])
-    W = second.decoded(key, path)
+    W, spread = second.decoded(key, path), second.spread(key, targets[name], path)
     if not unbiased:
-        return path, np.zeros(len(W)), W
+        return Done(path, spread, np.zeros(len(W)), W)
     logs = unbiased_gains(targets[name], W, second.task.sigma[INPUT_OF[name]][layer])
     rounded = quantize_gains({key: logs}, {}, precision).rows[key]
-    return path, logs, apply_gains(W, rounded, None, precision)
+    return Done(path, spread, logs, apply_gains(W, rounded, None, precision))
 
 
 def unbiased_gains(

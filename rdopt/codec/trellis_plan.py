@@ -25,6 +25,7 @@ _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to ch
 _COUNTED = 512
 _DEFAULT = (Shape(), Shape(15, 6, 1))
 Shapes = dict[tuple[int, int], Shape]  # (octave, grid) -> shape
+Spread = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # of rows and columns
 
 
 class TrellisPlan(NamedTuple):
@@ -67,20 +68,24 @@ def log2_spread(key: int, precision: int) -> tuple[int, int]:
     return key, max(precision, 1)
 
 
-def starting_plan(spreads: Sequence[tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]]) -> TrellisPlan:
+def starting_plan(spreads: Sequence[Spread]) -> TrellisPlan:
     """Classes from expected spreads (rows, columns), with shapes not yet fitted."""
     rounded = [quantize_spreads(rho, kappa, PRECISIONS[0]) for rho, kappa in spreads]
     return _with_default_shapes(TrellisPlan(PRECISIONS[0], rounded, {}))
 
 
-def fit_plan(paths: Sequence[Path], precisions: Sequence[int] = PRECISIONS) -> TrellisPlan:
+def fit_plan(
+    paths: Sequence[Path], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = PRECISIONS
+) -> TrellisPlan:
     """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
 
     Args:
         paths: of all matrices.
+        fits: row and column spreads; of the coordinates before rounding they are closer than those of the values,
+            which are what is fitted without them.
         precisions: to choose from; 0, one class per matrix, always fits.
     """
-    fits = [rank1_spreads(path.values) for path in paths]
+    fits = [rank1_spreads(path.values) for path in paths] if fits is None else fits
     best, least = None, np.inf
     shapes: Shapes = {}
     for precision in precisions:
@@ -92,7 +97,7 @@ def fit_plan(paths: Sequence[Path], precisions: Sequence[int] = PRECISIONS) -> T
         bits += 8 * (len(write_shapes(plan)) + len(pack_spreads(plan.spreads)))
         if bits < least:
             best, least = plan, bits
-    return fit_plan(paths, (0,)) if best is None else best
+    return fit_plan(paths, fits, (0,)) if best is None else best
 
 
 def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
