@@ -1,6 +1,7 @@
 """The sampled and sparse rates of training: units, starting point, parameters."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,8 @@ def test_only_sampled_rates_learn_a_spread_per_column(rate):
     params = module.init(jax.random.key(0), start)["params"]
     spreads = {k for k in params if k.startswith("log_scale_")}
     assert spreads == ({f"log_scale_{k}" for k in MATRICES} if rate in ("noise", "ste") else set())
-    found = module.apply({"params": params}, start)["log_scale"]
+    out: Any = module.apply({"params": params}, start)
+    found = out["log_scale"]
     shapes = block_shapes(ARCH)
     assert {k: v.shape for k, v in found.items()} == {
         k: (ARCH.num_layers, shapes[k][1]) for k in (MATRICES if spreads else ())

@@ -4,6 +4,7 @@ import functools
 import json
 import struct
 from dataclasses import replace
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -57,7 +58,7 @@ def signal_of(source):
 
 
 @functools.cache
-def tiny_file(grid="trellis"):
+def tiny_file(grid: Literal["trellis", "feedback"] = "trellis"):
     """A small encoded model for damaging, with its decoded form."""
     config = tiny_config(vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, head_dim=2)
     arch, tensors = architecture_from_config(config), random_tensors(config)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rdopt.codec import trellis_file
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.columns import Path
-from rdopt.codec.lanes import from_lanes, to_lanes
+from rdopt.codec.lanes import Order, from_lanes, to_lanes
 from rdopt.codec.rans import WAYS
 from rdopt.codec.trellis import STATES, walk_lanes
 from rdopt.codec.trellis_file import pack_trellis, restart, segments, unpack_trellis
@@ -26,7 +26,7 @@ from rdopt.codec.trellis_plan import (
 )
 
 SHAPES = [(1, 1), (24, 9), (9, 24), (300, 17), (40, 33)]
-ORDERS = ["columns", "diagonals", "columns", "columns", "diagonals"]
+ORDERS: list[Order] = ["columns", "diagonals", "columns", "columns", "diagonals"]
 
 
 def random_path(rng, shape, order, states, scale=3.0):
@@ -123,7 +123,7 @@ def test_damaged_streams_are_a_value_error_or_other_indices_of_the_same_shape(ki
     bad = bytearray(getattr(found, kind))
     bad[at % len(bad)] ^= flip
     try:
-        matrices = unpacked(found, plan, **{kind: bytes(bad)})
+        matrices = unpacked(found._replace(**{kind: bytes(bad)}), plan)
     except ValueError:
         return
     assert [m.values.shape for m in matrices] == SHAPES

@@ -90,7 +90,7 @@ def test_every_entry_is_its_target_quantized_along_its_lane(shape, states, mu):
 @pytest.mark.parametrize("states", STATES)
 def test_values_and_grids_are_the_walk_of_the_lanes(shape, states):
     W, L, M, row, col = problem(*shape)
-    path = quantize_wavefront(W, L, M, row, col, some_rates(*shape, 0.1), states)
+    path = quantize_wavefront(W, L, M, row, col, some_rates(shape[0], shape[1], 0.1), states)
     values, grids = walk_lanes(to_lanes(path.k, "diagonals"), states, 1 << 30)
     np.testing.assert_array_equal(to_lanes(path.values, "diagonals"), values)
     np.testing.assert_array_equal(to_lanes(path.grids, "diagonals"), grids)
@@ -100,7 +100,7 @@ def test_values_and_grids_are_the_walk_of_the_lanes(shape, states):
 def test_one_state_gives_the_lattice_point_of_babai(shape):
     """The error of every target lies within half a step of the scalar grid, one step of the trellis."""
     W, L, M, row, col = problem(*shape)
-    values = quantize_wavefront(W, L, M, row, col, some_rates(*shape, 0.0), 1).values
+    values = quantize_wavefront(W, L, M, row, col, some_rates(shape[0], shape[1], 0.0), 1).values
     assert np.abs(residual(W, L, M, row, col, values)).max() <= 1 + 1e-9
 
 
