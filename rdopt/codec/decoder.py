@@ -46,7 +46,7 @@ class Decoded(NamedTuple):
         bits: where the file's bits went.
         c: base step.
         parameters: of the original model.
-        code_bits: (layer, matrix) -> bits of its codes (ideal ones, where matrices share a string of words).
+        code_bits: (layer, matrix) -> bits of its codes (its share, where matrices share a string of words).
         indices: (layer, matrix) -> the integer indices, in the coordinates of the stored transforms if any.
         plain: (layer, matrix) -> float32 weights before gains and stored transforms.
         gains: the gains of the file, if any.

@@ -145,7 +145,7 @@ def _parts(pieces: Sequence[Piece], lanes: Sequence[Lanes]) -> list[Lanes]:
 
 
 class Matrix(NamedTuple):
-    """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and bits of its codes."""
+    """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and its share of the bits."""
 
     values: Int[np.ndarray, "out in"]
     indices: Int[np.ndarray, "out in"]
@@ -189,7 +189,11 @@ def unpack_trellis(
 
     with ThreadPoolExecutor(threads or None) as pool:
         list(pool.map(segment, range(len(cuts))))
-        return list(pool.map(matrix, range(len(shapes))))
+        found = list(pool.map(matrix, range(len(shapes))))
+    ideal = sum(x.bits for x in found)
+    # Matrices share strings of words: each gets its share of the real bits.
+    shares = [x.bits / ideal if ideal else 1 / len(found) for x in found]
+    return [x._replace(bits=8 * len(codes) * share) for x, share in zip(found, shares, strict=True)]
 
 
 def _split(data: bytes, lengths: Sequence[int]) -> Iterator[bytes]:
