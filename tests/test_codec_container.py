@@ -32,8 +32,9 @@ from rdopt.codec import (
     write_container,
 )
 from rdopt.codec.container import STREAMS, pack, unpack
-from rdopt.codec.quantize import coded_matrices, dequantize, estimated_distortion, quantize_model
-from rdopt.codec.trellis_model import Task, quantize_trellis, trellis_step
+from rdopt.codec.quantize import coded_matrices, dequantize, quantize_model
+from rdopt.codec.trellis_model import quantize_trellis, trellis_step
+from rdopt.codec.uncoded import pack_files, unpack_files
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import load_params
@@ -51,10 +52,6 @@ def source_of(folder, encode=EncodeConfig()):  # noqa: B008 - frozen
     params, arch = load_params(checkpoint), checkpoint.arch
     moments = synthetic_moments(arch)
     return make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
-
-
-def signal_of(source):
-    return estimated_distortion(source.params, None, source.moments)
 
 
 @functools.cache
@@ -101,7 +98,7 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
     c = 0.02
     encoded = encode_at_step(source, c, encode)
     decoded = decode_model(encoded.data)
-    assert decoded.arch == source.arch and decoded.config == source.config and decoded.files == FILES
+    assert decoded.arch == source.arch and (decoded.config, decoded.files) == unpack_files(source.files)
     assert decoded.parameters == source.parameters and decoded.c == np.float32(c)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert all(v.dtype == np.float32 for v in decoded.tensors.values())
@@ -116,10 +113,9 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
 def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, changes, states):
     encode = EncodeConfig(states=states)
     source = source_of(tiny_llama(family, **changes), encode)
-    task = Task(source.params, source.arch, source.grid, source.tokens, source.moments.sigma, signal_of(source))
-    model = quantize_trellis(task, 0.02, encode)
+    model = quantize_trellis(source, 0.02, encode)
     decoded = decode_model(encode_at_step(source, 0.02, encode).data)
-    assert decoded.arch == source.arch and decoded.files == FILES and decoded.c == np.float32(0.02)
+    assert decoded.arch == source.arch and decoded.c == np.float32(0.02)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert model.gains is not None and decoded.gains is not None
     for (layer, name), path in model.paths.items():
@@ -382,7 +378,7 @@ def test_a_wrong_stream_with_right_hashes_decodes_or_is_refused(grid, kind, at, 
 
 
 def test_carried_files_cannot_leave_the_output_folder(tiny_llama):
-    source = source_of(tiny_llama())._replace(files={"../evil": b"x"})
+    source = source_of(tiny_llama())._replace(files=pack_files({}, {"../evil": b"x"}))
     data = encode_at_step(source, 0.03, EncodeConfig()).data
     with pytest.raises(UserError, match="not a plain file name"):
         decode_model(data)

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdopt.calibration import INPUT_OF
+from rdopt.calibration import MATRICES_OF
 from rdopt.checkpoint import MATRICES, open_checkpoint
-from rdopt.codec.drift import Prefix, prefix_order
+from rdopt.codec.drift import Prefix
+from rdopt.codec.quantize import input_groups
 from rdopt.operator import block, embed_tokens, linear, load_params, rope_tables
 
 DAMPING = 0.02
@@ -22,10 +23,6 @@ def model(request, tiny_llama):
 
 def one_block(params, layer):
     return {k: v[layer] for k, v in params["blocks"].items()}
-
-
-def group_of(group):
-    return [name for name in MATRICES if INPUT_OF[name] == group]
 
 
 def perturbed(params, layer, names, size=0.2):
@@ -60,15 +57,15 @@ def ridge(X, Y, W):
 
 
 def test_the_order_is_that_of_the_computation():
-    assert list(prefix_order(2)) == [(i, g) for i in range(2) for g in ("attn", "o", "mlp", "down")]
+    assert list(input_groups(2)) == [(i, g) for i in range(2) for g in ("attn", "o", "mlp", "down")]
 
 
 def test_behind_an_unquantized_prefix_the_targets_are_the_weights(model):
     params, arch, tokens = model
     prefix, done = Prefix(params, arch, tokens, DAMPING), {}
-    for layer, group in prefix_order(arch.num_layers):
+    for layer, group in input_groups(arch.num_layers):
         targets = prefix.targets(layer, group, done)
-        assert set(targets) == set(group_of(group))
+        assert set(targets) == set(MATRICES_OF[group])
         for name, target in targets.items():
             W = params["blocks"][name][layer]
             assert target.dtype == np.float64
@@ -92,7 +89,7 @@ def test_a_consumer_aims_at_what_the_original_gives(model, group):
     plain = recorded(one_block(params, 1), recorded(one_block(params, 0), x, arch)[2], arch)[0]
     behind = recorded({**one_block(params, 0), **first}, x, arch)[2]
     quantized = recorded({**one_block(params, 1), **before}, behind, arch)[0]
-    for name in group_of(group):
+    for name in MATRICES_OF[group]:
         W = params["blocks"][name][1].astype(np.float64)
         expected = ridge(quantized[name], plain[name] @ W.T, W)
         np.testing.assert_allclose(targets[name], expected, atol=2e-4 * np.abs(W).max())

@@ -30,8 +30,8 @@ from rdopt.codec.finetune_model import (
 from rdopt.codec.finetune_train import FinetuneSettings, Pupil, Rates, check_steps, train
 from rdopt.codec.gains import Gains
 from rdopt.codec.quantize import matrix_shapes
-from rdopt.codec.sixteen_bit import sixteen_bit
 from rdopt.codec.stored import blockwise_pca
+from rdopt.codec.uncoded import sixteen_bit
 from rdopt.config.errors import UserError
 from rdopt.evaluate import Reference, compare
 from rdopt.operator import logits, params_from_tensors

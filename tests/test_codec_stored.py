@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rdopt.calibration import INPUT_OF, Moments
+from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
 from rdopt.checkpoint import MATRICES, hf_name, open_checkpoint
 from rdopt.codec import decode_model, encode_at_step, make_source
 from rdopt.codec.container import pack, unpack
-from rdopt.codec.quantize import dequantize
+from rdopt.codec.quantize import dequantize, group_widths
 from rdopt.codec.rotations import (
     angle_count,
     angle_pairs,
@@ -19,7 +19,6 @@ from rdopt.codec.stored import (
     Stored,
     _octaves,
     blockwise_pca,
-    group_widths,
     pack_stored,
     rotation,
     turn,
@@ -79,7 +78,7 @@ def test_blockwise_axes_keep_the_layer_outputs_and_concentrate_the_columns(tiny,
         V = dense(stored.codes[layer, group], n, block, 8)
         sigma = V.T @ moments.sigma[group][layer] @ V
         np.testing.assert_allclose(turned_moments.sigma[group][layer], sigma, atol=1e-10)
-        for name in (k for k in MATRICES if INPUT_OF[k] == group):
+        for name in MATRICES_OF[group]:
             W, found = params["blocks"][name][layer], turned["blocks"][name][layer]
             np.testing.assert_allclose(found @ V.T, W, atol=1e-6 * np.abs(W).max())
             before, after = (np.log2(np.mean(x.astype(np.float64) ** 2, axis=0)).sum() for x in (W, found))

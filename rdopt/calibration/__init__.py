@@ -1,6 +1,6 @@
 """Room 5, calibration: text to token batches; the parts of the text that may and may not be looked at."""
 
-from rdopt.calibration.moments import INPUT_OF, EmbeddingMoments, Moments, second_moments
+from rdopt.calibration.moments import INPUT_OF, MATRICES_OF, EmbeddingMoments, Moments, second_moments
 from rdopt.calibration.subject import (
     Corpus,
     Subject,
@@ -22,6 +22,7 @@ __all__ = [
     "open_subject",
     "save_moments",
     "INPUT_OF",
+    "MATRICES_OF",
     "EmbeddingMoments",
     "Moments",
     "second_moments",

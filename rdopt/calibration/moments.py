@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, Int
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
 
-INPUT_OF = {"q": "attn", "k": "attn", "v": "attn", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
+# Input groups in the order of the computation: matrices of one group read the same activations.
+MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
+INPUT_OF = {name: group for group, names in MATRICES_OF.items() for name in names}
 # Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
 # over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
 ROTATED = ("v", "o", "down")
@@ -92,7 +94,7 @@ _probe.defvjp(_probe_forward, _probe_backward)
 def _probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
     probes, group = p["probes"], INPUT_OF[name]
     # Matrices that share an input share one sigma; the first of them reports it.
-    wants_sigma = name == next(k for k in MATRICES if INPUT_OF[k] == group)
+    wants_sigma = name == MATRICES_OF[group][0]
     sigma = probes["sigma"][group] if wants_sigma else None
     y = linear(name, p, x)
     return _probe(wants_sigma, full_G(name, y.shape[-1]), x, y, sigma, probes["G"][name])

@@ -13,9 +13,10 @@ from rdopt.codec.encode import (
     make_judge,
     prepare,
 )
-from rdopt.codec.encoder import Encoded, Source, coded_bits, encode_at_step, encode_model, make_source
+from rdopt.codec.encoder import Encoded, coded_bits, encode_at_step, encode_model
 from rdopt.codec.finetune_train import FinetuneProgress
 from rdopt.codec.quantize import estimated_distortion
+from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step, lam_of_base_step
 from rdopt.codec.stored import blockwise_pca
 from rdopt.codec.target import search_step

@@ -1,15 +1,12 @@
 """A file's bytes back to a model: the same float32 weights on every machine, run and number of threads."""
 
-import io
-import json
 import lzma
 import struct
 import tarfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -24,16 +21,18 @@ from rdopt.codec.encoder import LLOYD, SCALAR, TRELLIS, bits_of
 from rdopt.codec.entropy import decode_indices
 from rdopt.codec.gains import Gains, unpack_gains
 from rdopt.codec.lloyd_model import lloyd_step, lloyd_values, read_levels
-from rdopt.codec.quantize import GROUPS, Key, matrix_shapes
+from rdopt.codec.quantize import Key, group_widths, matrix_shapes
 from rdopt.codec.smooth_scales import unpack_scales
 from rdopt.codec.stored import Stored, unpack_stored
 from rdopt.codec.structured import rebuild, unpack_structured
 from rdopt.codec.trellis_file import Matrix, unpack_trellis
 from rdopt.codec.trellis_model import trellis_step
+from rdopt.codec.uncoded import unpack_files, unpack_uncoded
 from rdopt.config.errors import UserError
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
 Shapes = dict[Key, tuple[int, int]]
+
 
 class Decoded(NamedTuple):
     """A decoded file.
@@ -86,8 +85,7 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
 
 
 def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
-    files = _unpack_files(streams["files"])
-    config = json.loads(files.pop("config.json"))
+    config, files = unpack_files(streams["files"])
     arch = architecture_from_config(config)
     shapes = matrix_shapes(arch)
     keys = list(shapes)
@@ -96,9 +94,7 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     method, parameters = source.gammas(2)
     if method not in (SCALAR, TRELLIS, LLOYD):
         raise ValueError(f"coding method {method}")
-    widths = {(i, INPUT_OF[name]): shape[1] for (i, name), shape in shapes.items()}
-    groups = [(i, group) for i in range(arch.num_layers) for group in GROUPS]
-    rows, cols, found = unpack_scales(streams["scales"], shapes, {key: widths[key] for key in groups})
+    rows, cols, found = unpack_scales(streams["scales"], shapes, group_widths(arch))
     spreads = [found[key] for key in keys]
     components = unpack_structured(streams["structured"], shapes)
     read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
@@ -121,7 +117,7 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     weights = {hf_name(*key): W for key, (_, W) in zip(keys, pairs, strict=True)}
     if streams["embeddings"]:
         weights |= decode_embeddings(streams["embeddings"], arch, c, threads)
-    weights |= dict(_unpack_uncoded(streams["uncoded"], arch, weights))
+    weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))
     return Decoded(
         tensors={k: weights[k] for k in expected_tensors(arch)},
         arch=arch,
@@ -179,31 +175,3 @@ def _read_trellis(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
 ) -> list[Matrix]:
     return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)
-
-
-def _unpack_uncoded(
-    data: bytes, arch: Architecture, coded: Container[str]
-) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    at = 0
-    for name, shape in expected_tensors(arch).items():
-        if name in coded:
-            continue
-        size = int(np.prod(shape))
-        values = np.frombuffer(data, "<u2", size, at + 1)
-        kind = np.float16 if data[at] == 1 else ml_dtypes.bfloat16
-        yield name, values.astype(np.uint16).view(kind).astype(np.float32).reshape(shape)
-        at += 1 + 2 * size
-    if at != len(data):
-        raise ValueError("the uncoded tensors do not end with their last value")
-
-
-def _unpack_files(data: bytes) -> dict[str, bytes]:
-    files = {}
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(data))) as archive:
-        for entry in archive:
-            stream = archive.extractfile(entry)
-            # Names come from a file that anyone may have made: nothing outside the output folder.
-            if stream is None or entry.name != entry.name.replace("\\", "/").rsplit("/", 1)[-1]:
-                raise ValueError(f"the carried file {entry.name!r} is not a plain file name")
-            files[entry.name] = stream.read()
-    return files

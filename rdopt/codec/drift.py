@@ -7,7 +7,7 @@ that the residual stream carries past it (WaterSIC 2026; Qronos):
     W* = argmin E |W x + r - W* x^|^2 = W + (W (C - S^) + E[r x^^T]) (S^ + damping I)^-1,   C = E[x x^^T].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration import INPUT_OF
-from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.calibration import MATRICES_OF
+from rdopt.checkpoint import Architecture
 from rdopt.operator import Params, attend, embed_tokens, gated, linear, rms_norm, rope_tables
 
 PRODUCERS = ("o", "down")
-GROUPS = ("attn", "o", "mlp", "down")
-_END = "end"
+_STAGES = (*MATRICES_OF, "end")
 _BATCH = 8
 
 
@@ -72,10 +71,10 @@ class Prefix:
         Raises:
             ValueError: the input of a later group was already computed.
         """
-        wanted = GROUPS.index(group) + 1
+        wanted = _STAGES.index(group) + 1
         if layer != self._layer or wanted < self._behind:
             raise ValueError(f"block {layer}, {group}, lies behind; the prefix only goes forward")
-        for stage in GROUPS[self._behind : wanted]:
+        for stage in _STAGES[self._behind : wanted]:
             self._go(stage, done)
         self._behind = wanted
         total: list[np.ndarray] | None = None
@@ -96,7 +95,7 @@ class Prefix:
         S, C, R = sums
         inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
         found = {}
-        for name in (k for k in MATRICES if INPUT_OF[k] == group):
+        for name in MATRICES_OF[group]:
             W = np.asarray(self._params["blocks"][name][layer], np.float64)
             moved = W @ (C - S) + (R if name in PRODUCERS else 0.0)
             found[name] = W + moved @ inverse
@@ -104,7 +103,7 @@ class Prefix:
 
     def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
         """Goes past a block whose matrices are all decoded."""
-        for stage in (*GROUPS[self._behind :], _END):
+        for stage in _STAGES[self._behind :]:
             self._go(stage, done)
         self._layer, self._behind = layer + 1, 0
 
@@ -115,13 +114,6 @@ class Prefix:
             for i, (stream, inputs) in enumerate(states):
                 moved = _stage(weights, stream, inputs, self._arch, stage)
                 states[i] = (np.asarray(moved[0]), np.asarray(moved[1]))
-
-
-def prefix_order(layers: int) -> Iterator[tuple[int, str]]:
-    """(layer, group) in the order of the computation."""
-    for layer in range(layers):
-        for group in GROUPS:
-            yield layer, group
 
 
 @partial(jax.jit, static_argnames=("arch", "stage"))

@@ -29,7 +29,7 @@ from rdopt.codec.quantize import dequantize
 from rdopt.codec.steps import damped_cholesky, exp_steps, log_steps
 from rdopt.codec.trellis_file import pack_trellis, unpack_trellis
 from rdopt.codec.trellis_model import SLOPE, STEP, trellis_step
-from rdopt.codec.trellis_plan import TrellisPlan, fit_plan, rate_table, starting_plan
+from rdopt.codec.trellis_plan import Spread, TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config import EncodeConfig, UserError
 from rdopt.operator import Params
 
@@ -189,13 +189,10 @@ def _quantize(sites: list[Site], c: float, encode: EncodeConfig) -> tuple[list[P
     paths: list[Path] = []
     with ThreadPoolExecutor(encode.threads or None) as threads:
         for mu in (0.0, SLOPE * encode.rdo):
-            bits, low = rate_table(plan)
 
-            def path(i: int, plan=plan, bits=bits, low=low, mu=mu) -> Path:
-                s, spreads = sites[i], plan.spreads[i]
-                rates = Rates(spreads.row.astype(np.int64), (spreads.col - low).astype(np.int64), bits, mu)
-                return quantize_columns(s.W, s.L, *steps[i], rates, encode.states)
+            def path(site: Site, step: Spread, rates: Rates) -> Path:
+                return quantize_columns(site.W, site.L, *step, rates, encode.states)
 
-            paths = list(threads.map(path, range(len(sites))))
+            paths = list(threads.map(path, sites, steps, rates_of(plan, mu)))
             plan = fit_plan(paths)
     return paths, plan

@@ -14,9 +14,10 @@ from rdopt.calibration import Corpus, Moments, Subject, load_corpus, load_subjec
 from rdopt.checkpoint import Architecture, carried_files, write_checkpoint
 from rdopt.codec.container import write_container
 from rdopt.codec.decoder import Decoded, decode_model
-from rdopt.codec.encoder import Encoded, Source, encode_at_step, make_source
+from rdopt.codec.encoder import Encoded, encode_at_step
 from rdopt.codec.finetune import Finetuned
 from rdopt.codec.judge import Judge, Report, finetune_file
+from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import Stored
 from rdopt.codec.target import search_size, search_step

@@ -5,20 +5,15 @@ integers), gains, transforms (stored ones; gauges cost nothing) and the index. E
 of their own or kept in 16 bit, as every other tensor is.
 """
 
-import io
-import json
-import lzma
 import struct
-import tarfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from rdopt.calibration import Moments
-from rdopt.checkpoint import EMBED, HEAD, Architecture, hf_name
+from rdopt.checkpoint import EMBED, HEAD, hf_name
 from rdopt.codec.allocation import Plan, choose_plan, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
 from rdopt.codec.classes import Spreads
@@ -28,56 +23,19 @@ from rdopt.codec.entropy import encode_indices
 from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
 from rdopt.codec.lloyd_model import quantize_lloyd, write_levels
-from rdopt.codec.quantize import (
-    Grid,
-    Key,
-    coded_matrices,
-    estimated_distortion,
-    make_grid,
-    matrix_shapes,
-    quantize_model,
-)
-from rdopt.codec.sixteen_bit import sixteen_bit_type
+from rdopt.codec.quantize import Key, matrix_shapes, quantize_model
 from rdopt.codec.smooth_scales import pack_scales
+from rdopt.codec.source import Source
 from rdopt.codec.steps import base_step
-from rdopt.codec.stored import Stored, pack_stored
+from rdopt.codec.stored import pack_stored
 from rdopt.codec.structured import Structured, pack_structured
 from rdopt.codec.trellis_file import pack_trellis
-from rdopt.codec.trellis_model import Task, quantize_trellis
+from rdopt.codec.trellis_model import quantize_trellis
+from rdopt.codec.uncoded import pack_uncoded
 from rdopt.config import EncodeConfig
-from rdopt.config.errors import UserError
-from rdopt.operator import Params, params_to_tensors
 
 Ticker = Callable[[int, int], None] | None
 SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded
-
-
-class Source(NamedTuple):
-    """What is encoded: a model in its final coordinates.
-
-    Attributes:
-        params: weights, float32.
-        arch: architecture.
-        config: its config.json.
-        files: its tokenizer and generation files by name.
-        grid: steps of the coded matrices before the base step.
-        weights: number of coded weights.
-        parameters: number of parameters of the original model (the denominator of bpw_all).
-        moments: second moments in the same coordinates.
-        tokens: calibration sequences, where the drift of the activations can be corrected.
-        stored: the transforms that the decoder has to undo, if any.
-    """
-
-    params: Params
-    arch: Architecture
-    config: Mapping[str, Any]
-    files: Mapping[str, bytes]
-    grid: Grid
-    weights: int
-    parameters: int
-    moments: Moments
-    tokens: Int[np.ndarray, "n length"] | None = None
-    stored: Stored | None = None
 
 
 class Coded(NamedTuple):
@@ -133,39 +91,6 @@ def coded_bits(bits: Mapping[str, int]) -> int:
     return sum(bits.values()) - bits["embeddings"] - bits["uncoded"]
 
 
-def make_source(
-    params: Params,
-    arch: Architecture,
-    config: Mapping[str, Any],
-    files: Mapping[str, bytes],
-    moments: Moments,
-    encode: EncodeConfig,
-    parameters: int,
-    *,
-    tokens: Int[np.ndarray, "n length"] | None = None,
-    stored: Stored | None = None,
-) -> Source:
-    """Prepares a model for encoding at any slope.
-
-    With `stored`, params and moments are in its coordinates (see `stored.blockwise_pca`), in which the network
-    cannot run: the drift of the activations is then left alone.
-
-    Raises:
-        UserError: weights or moments are not finite.
-    """
-    weights = 0
-    for layer, name in coded_matrices(arch.num_layers):
-        W = params["blocks"][name][layer]
-        weights += W.size
-        if not np.isfinite(W).all():
-            raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    grid = make_grid(moments, arch.num_layers, encode)
-    if encode.drift == "none" or stored is not None:
-        tokens = None
-    used = None if tokens is None else tokens[: encode.drift_sequences]
-    return Source(params, arch, config, files, grid, weights, parameters, moments, used, stored)
-
-
 def encode_model(
     source: Source, lam: float, encode: EncodeConfig, progress: Ticker = None
 ) -> Encoded:
@@ -188,11 +113,16 @@ def encode_at_step(
     source: Source, c: float, encode: EncodeConfig, progress: Ticker = None
 ) -> Encoded:
     """`encode_model` with the base step given instead of lambda."""
-    methods = {"trellis": _code_trellis, "lloyd": _code_lloyd}
-    coded = methods.get(encode.grid, _code_scalar)(source, c, encode, progress)
+    coded = code_matrices(source, c, encode, progress)
     if encode.embeddings == "coded":
         coded = coded._replace(embeddings=code_embeddings(source.params, source.arch, source.moments, c, encode))
     return assemble(source, c, coded)
+
+
+def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Ticker = None) -> Coded:
+    """All matrices quantized and coded at the base step c, embedding and head left aside."""
+    methods = {"trellis": _code_trellis, "lloyd": _code_lloyd}
+    return methods.get(encode.grid, _code_scalar)(source, c, encode, progress)
 
 
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
@@ -218,9 +148,7 @@ def _code_plan(method: int, matrices: list[Int[np.ndarray, "_ _"]], plan: Plan, 
 
 
 def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
-    signal = estimated_distortion(source.params, None, source.moments)
-    task = Task(source.params, source.arch, source.grid, source.tokens, source.moments.sigma, signal)
-    model = quantize_trellis(task, c, encode, progress)
+    model = quantize_trellis(source, c, encode, progress)
     orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
     packed = pack_trellis(list(model.paths.values()), orders, model.plan, encode.states, encode.threads, encode.coder)
     return Coded(
@@ -237,22 +165,30 @@ def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick
 
 def assemble(source: Source, c: float, coded: Coded) -> Encoded:
     """Packs coded matrices, steps, gains and everything uncoded into a file."""
+    elsewhere = {hf_name(*key) for key in matrix_shapes(source.arch)} | ({EMBED, HEAD} if coded.embeddings else set())
     streams = {
-        "codes": coded.codes,
-        "tables": coded.tables,
-        "scales": pack_scales(
-            source.grid.rows, source.grid.cols, dict(zip(matrix_shapes(source.arch), coded.spreads, strict=True))
-        ),
-        "structured": pack_structured(coded.components, matrix_shapes(source.arch)),
-        "gains": pack_gains(coded.gains, matrix_shapes(source.arch)),
-        "transforms": pack_stored(source.stored),
+        **coded_streams(source, coded),
         "embeddings": coded.embeddings,
-        "uncoded": pack_uncoded(source.params, source.arch, {EMBED, HEAD} if coded.embeddings else set()),
-        "files": pack_files(source.config, source.files),
+        "uncoded": pack_uncoded(source.params, source.arch, elsewhere),
+        "files": source.files,
     }
     data = pack(streams, write_index(c, source.parameters, coded))
     bits = bits_of(data, streams)
     return Encoded(data, bits, coded_bits(bits) - bits["codes"] + coded.bits, c, coded)
+
+
+def coded_streams(source: Source, coded: Coded) -> dict[str, bytes]:
+    """The streams that rebuild the coded matrices."""
+    shapes = matrix_shapes(source.arch)
+    spreads = dict(zip(shapes, coded.spreads, strict=True))
+    return {
+        "codes": coded.codes,
+        "tables": coded.tables,
+        "scales": pack_scales(source.grid.rows, source.grid.cols, spreads),
+        "structured": pack_structured(coded.components, shapes),
+        "gains": pack_gains(coded.gains, shapes),
+        "transforms": pack_stored(source.stored),
+    }
 
 
 def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:
@@ -268,33 +204,3 @@ def write_index(c: float, parameters: int, coded: Coded) -> bytes:
     out = BitWriter()
     out.gammas((coded.method, parameters, *coded.index))
     return struct.pack("<f", c) + out.bytes()
-
-
-def pack_uncoded(params: Params, arch: Architecture, elsewhere: Set[str] = frozenset()) -> bytes:
-    """All tensors that are not coded matrices, each a type byte and its 16-bit values, little-endian.
-
-    float16 or bfloat16, whichever is closer to the tensor. Those named in `elsewhere` have a stream of their own.
-    """
-    coded = {hf_name(*key) for key in coded_matrices(arch.num_layers)} | elsewhere
-    out = []
-    for name, value in params_to_tensors(params, arch):
-        if name not in coded:
-            out.append(_sixteen_bit(np.asarray(value, np.float32)))
-    return b"".join(out)
-
-
-def _sixteen_bit(x: Float[np.ndarray, "..."]) -> bytes:
-    kind = sixteen_bit_type(x)
-    return bytes([kind == np.float16]) + x.astype(kind).view(np.uint16).astype("<u2").tobytes()
-
-
-def pack_files(config: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
-    """config.json and the tokenizer's files as a compressed archive without dates or owners."""
-    members = {"config.json": json.dumps(config, indent=2, sort_keys=True).encode(), **files}
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in sorted(members):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(members[name])
-            archive.addfile(entry, io.BytesIO(members[name]))
-    return lzma.compress(raw.getvalue())

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration import INPUT_OF
+from rdopt.calibration import INPUT_OF, MATRICES_OF
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.codec.gains import Gains
-from rdopt.codec.quantize import GROUPS, matrix_shapes
-from rdopt.codec.sixteen_bit import sixteen_bit
+from rdopt.codec.quantize import matrix_shapes
 from rdopt.codec.stored import Stored, rotation
+from rdopt.codec.uncoded import sixteen_bit
 from rdopt.operator import Params, embed_tokens, head_logits, linear, rope_tables, run_blocks
 
 FINAL_NORM = "final_norm"
@@ -50,8 +50,8 @@ def with_turns(params: Params, arch: Architecture, stored: Stored | None) -> Par
     if stored is None:
         return params
     blocks, shapes = dict(params["blocks"]), matrix_shapes(arch)
-    for group in GROUPS:
-        n = next(shapes[0, name][1] for name in MATRICES if INPUT_OF[name] == group)
+    for group, names in MATRICES_OF.items():
+        n = shapes[0, names[0]][1]
         per_layer = [rotation(stored, (i, group), n) for i in range(arch.num_layers)]
         parts = zip(*([V for _, V in layer] for layer in per_layer), strict=True)
         blocks[f"{group}_turn"] = [np.stack(V).astype(np.float32) for V in parts]

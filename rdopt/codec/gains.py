@@ -1,7 +1,7 @@
 """Fine row and column gains of coded matrices: diag(a) W diag(b), kept as integer logarithms.
 
 A gain is exp2(k / precision) with k an integer, one precision a file, so that a gain costs a few entropy-coded
-bits and every decoder forms the same float32 number. The least-squares gains are WaterSIC's rescalers (2026).
+bits and every decoder forms the same float32 number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,13 @@ from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from rdopt.codec.entropy import pack_lists, unpack_lists
 
 PRECISIONS = (8, 16, 32, 64)
 MAX_OCTAVES = 32
-SMALLEST_GAIN = 1 / 16
 _MANTISSA_BITS = 23
-_RIDGE = 1e-10
 _CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
 
 Key = tuple[int, str]
@@ -99,8 +96,7 @@ def choose_precision(
         cols: float log2 of the column gains.
         shapes: of every coded matrix; N is the sum of their sizes.
         lam: bits/weight per nat/token.
-        distortion: D in nats/token of rounded gains; a constant may be missing. Measured, or
-            `rounding_distortion`.
+        distortion: D in nats/token of rounded gains; a constant may be missing.
     """
     weights = sum(out * n for out, n in shapes.values())
 
@@ -108,20 +104,6 @@ def choose_precision(
         return 8 * len(pack_gains(gains, shapes)) / weights + lam * distortion(gains)
 
     return min((quantize_gains(rows, cols, p) for p in PRECISIONS), key=cost)
-
-
-def rounding_distortion(gains: Gains, signal: Mapping[Key, float]) -> float:
-    """What rounding gains adds to D at their optimum, in nats/token.
-
-    A gain rounded to 1 / p octave is off by a factor of relative variance (ln 2 / p)^2 / 12, independently of
-    the others, and so is the part of the output behind it.
-
-    Args:
-        gains: rounded ones.
-        signal: (layer, matrix) -> 1/2 tr(G W sigma W^T), nats/token.
-    """
-    variance = (np.log(2) / gains.precision) ** 2 / 12
-    return variance * sum(signal[key] for part in (gains.rows, gains.cols) for key in part)
 
 
 def pack_gains(gains: Gains | None, shapes: Shapes) -> bytes:
@@ -201,78 +183,3 @@ def _checked_lists(data: bytes, lengths: list[int], precision: int) -> tuple[Lis
     if any(np.abs(x.astype(np.int64)).max(initial=0) > MAX_OCTAVES * precision for x in lists):
         raise ValueError(f"a gain lies beyond {MAX_OCTAVES} octaves")
     return lists, data
-
-
-def least_squares_gains(
-    W: Float[np.ndarray, "out in"],
-    What: Float[np.ndarray, "out in"],
-    sigma: Float[np.ndarray, "in in"],
-    g: Float[np.ndarray, " out"],
-    iterations: int = 4,
-) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
-    """Row gains a and column gains b that bring diag(a) What diag(b) close to W; float64.
-
-    Alternating least squares of sum_i g_i e_i sigma e_i^T, e_i a row of the error: rows in closed form,
-    columns by one linear solve; no step raises the error. A gain whose optimum is not positive (below
-    SMALLEST_GAIN) keeps its value in that step. The geometric mean of b is 1.
-
-    Args:
-        W: the weights.
-        What: what they were quantized to.
-        sigma: second moment of the input, positive semidefinite.
-        g: weights of the rows, positive.
-        iterations: of a row step and a column step.
-    """
-    W, What, sigma = (np.asarray(x, np.float64) for x in (W, What, sigma))
-    a, b = np.ones(len(W)), np.ones(W.shape[1])
-    target = W @ sigma
-    for _ in range(iterations):
-        a = _row_step(What * b, target, sigma, a)
-        b = _column_step(What, a, target, sigma, g, b)
-    live = np.any(What != 0, axis=0)
-    shift = np.exp(np.mean(np.log(b[live]))) if live.any() else 1.0
-    return a * shift, np.where(live, b / shift, 1.0)
-
-
-def _row_step(
-    V: Float[np.ndarray, "out in"],
-    target: Float[np.ndarray, "out in"],
-    sigma: Float[np.ndarray, "in in"],
-    a: Float[np.ndarray, " out"],
-) -> Float[np.ndarray, " out"]:
-    """a_i = <V_i, W_i>_sigma / <V_i, V_i>_sigma, target = W sigma."""
-    power = np.sum((V @ sigma) * V, axis=1)
-    best = np.divide(np.sum(target * V, axis=1), power, out=a.copy(), where=power > 0)
-    return np.where(best >= SMALLEST_GAIN, best, a)
-
-
-def _column_step(
-    What: Float[np.ndarray, "out in"],
-    a: Float[np.ndarray, " out"],
-    target: Float[np.ndarray, "out in"],
-    sigma: Float[np.ndarray, "in in"],
-    g: Float[np.ndarray, " out"],
-    b: Float[np.ndarray, " in"],
-) -> Float[np.ndarray, " in"]:
-    """M b = r with M = (What^T diag(g a^2) What) * sigma, r_j = sum_i g_i a_i What_ij (W sigma)_ij.
-
-    M is positive semidefinite (Schur). The step from b is what is solved for, so that directions which M does
-    not feel keep their gains.
-    """
-    M = (What.T @ (What * (g * a**2)[:, None])) * sigma
-    r = np.sum((g * a)[:, None] * What * target, axis=0)
-    free = np.diagonal(M) > 0
-    while free.any():
-        trial = b.copy()
-        trial[free] += _solve(M[np.ix_(free, free)], (r - M @ b)[free])
-        if trial[free].min() >= SMALLEST_GAIN:
-            return trial
-        free &= trial >= SMALLEST_GAIN
-    return b
-
-
-def _solve(M: Float[np.ndarray, "n n"], r: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """M^-1 r for semidefinite M: scaled to a unit diagonal, which is then raised by a hair."""
-    scale = 1 / np.sqrt(np.diagonal(M))
-    scaled = M * np.outer(scale, scale) + _RIDGE * np.eye(len(M))
-    return scale * scipy.linalg.solve(scaled, scale * r, assume_a="pos")

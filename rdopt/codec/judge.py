@@ -13,13 +13,14 @@ from rdopt.align import StateStore
 from rdopt.calibration import fingerprint
 from rdopt.checkpoint import MATRICES
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import Encoded, Source, assemble
+from rdopt.codec.encoder import Encoded, assemble
 from rdopt.codec.finetune import Finetuned, finetune
 from rdopt.codec.finetune_train import FinetuneProgress, FinetuneSettings
+from rdopt.codec.source import Source
 from rdopt.codec.steps import lam_of_base_step
 from rdopt.codec.target import Goal, divergence_goal
 from rdopt.config import EncodeConfig, UserError
-from rdopt.evaluate import Reference, compare
+from rdopt.evaluate import Comparison, Reference, compare
 from rdopt.operator import params_from_tensors
 
 Report = Callable[[FinetuneProgress], None]
@@ -40,14 +41,16 @@ class Judge(NamedTuple):
 
     def divergence(self, encoded: Encoded) -> float:
         """KL of a file on the selection text, nats/token."""
-        decoded = decode_model(encoded.data)
-        return compare(self.selection, params_from_tensors(decoded.tensors, decoded.arch), decoded.arch).kl_mean
+        return self._compared(encoded).kl_mean
 
     def excess(self, encoded: Encoded) -> float:
         """Loss of a file above the original's on the selection text, nats/token."""
-        decoded = decode_model(encoded.data)
-        found = compare(self.selection, params_from_tensors(decoded.tensors, decoded.arch), decoded.arch)
+        found = self._compared(encoded)
         return found.perplexity.nll - found.reference_perplexity.nll
+
+    def _compared(self, encoded: Encoded) -> Comparison:
+        decoded = decode_model(encoded.data)
+        return compare(self.selection, params_from_tensors(decoded.tensors, decoded.arch), decoded.arch)
 
     def goal(self, encode: EncodeConfig) -> tuple[Goal, Callable[[Encoded], float]]:
         """The search that encode.target_kl or encode.target_ppl asks for: (goal, log2 of the value of a file).

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration import INPUT_OF, Moments
+from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
 from rdopt.codec.feedback import quantize_feedback, quantize_rounding
 from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps, log_steps
 from rdopt.config import EncodeConfig
 from rdopt.operator import Params
 
-GROUPS = ("attn", "o", "mlp", "down")
 Key = tuple[int, str]
 
 
@@ -46,10 +45,23 @@ def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
             yield layer, name
 
 
+def input_groups(layers: int) -> Iterator[Key]:
+    """(layer, group) in the order of the computation."""
+    for layer in range(layers):
+        for group in MATRICES_OF:
+            yield layer, group
+
+
 def matrix_shapes(arch: Architecture) -> dict[Key, tuple[int, int]]:
     """(layer, matrix) -> (out, in) of every coded matrix, in the order of the file."""
     shapes = block_shapes(arch)
     return {(i, name): (shapes[name][0], shapes[name][1]) for i in range(arch.num_layers) for name in MATRICES}
+
+
+def group_widths(arch: Architecture) -> dict[Key, int]:
+    """(layer, group) -> input width of every input group, in the order of the file."""
+    shapes = block_shapes(arch)
+    return {(layer, group): shapes[MATRICES_OF[group][0]][1] for layer, group in input_groups(arch.num_layers)}
 
 
 def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
@@ -59,9 +71,8 @@ def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, 
 
 def make_grid(moments: Moments, layers: int, encode: EncodeConfig) -> Grid:
     """The grids of every coded matrix before the base step; float64."""
-    factors = {
-        (i, group): damped_cholesky(moments.sigma[group][i], encode.damping) for i in range(layers) for group in GROUPS
-    }
+    groups = input_groups(layers)
+    factors = {(i, group): damped_cholesky(moments.sigma[group][i], encode.damping) for i, group in groups}
     cols = {key: log_steps(1.0 / column_weights(L, encode.grid)) for key, L in factors.items()}
     outputs, rows = {}, {}
     for key in coded_matrices(layers):

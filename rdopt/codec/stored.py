@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from rdopt.calibration import INPUT_OF, Moments
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
+from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
+from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.entropy import pack_integers, unpack_integers
-from rdopt.codec.quantize import GROUPS
+from rdopt.codec.quantize import group_widths
 from rdopt.codec.rotations import (
     MAX_BITS,
     MAX_BLOCK,
@@ -52,13 +52,6 @@ class Stored(NamedTuple):
     def undo(self, layer: int, name: str, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
         """One matrix in the original coordinates, by integers alone; float32."""
         return undo_fixed_point(W, self.codes[layer, INPUT_OF[name]], self.block, self.bits)
-
-
-def group_widths(arch: Architecture) -> dict[Key, int]:
-    """(layer, group) -> input width, in the order of the stream."""
-    shapes = block_shapes(arch)
-    widths = {INPUT_OF[name]: shapes[name][1] for name in MATRICES}
-    return {(layer, group): widths[group] for layer in range(arch.num_layers) for group in GROUPS}
 
 
 def blockwise_pca(
@@ -139,7 +132,7 @@ def _columns(n: int, block: int) -> Iterator[tuple[slice, int]]:
 def _principal_axes(key: Key, covariances: Mapping[Key, Blocks]) -> Blocks:
     """Eigenvectors of the summed covariances of the matrices that share an input, in the cheapest order."""
     layer, group = key
-    members = [covariances[layer, name] for name in MATRICES if INPUT_OF[name] == group]
+    members = [covariances[layer, name] for name in MATRICES_OF[group]]
     return [
         (parts[0][0], _near_identity(pca(np.sum([C for _, C in parts], axis=0))))
         for parts in zip(*members, strict=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 from rdopt.calibration import Moments
 from rdopt.checkpoint import MATRICES
-from rdopt.codec.encoder import Encoded, Source, encode_at_step
-from rdopt.codec.quantize import make_grid
+from rdopt.codec.encoder import Coded, Encoded, code_matrices, coded_streams
+from rdopt.codec.quantize import estimated_distortion, make_grid
+from rdopt.codec.source import Source
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 
@@ -107,19 +108,18 @@ def search_size(
     if min(source.params["blocks"][k].shape[1] for k in MATRICES) >= 2 * _FEWEST:
         part = some_rows(source, encode)
         rough = size_goal(bpw)._replace(aim=TOLERANCE, tolerance=math.inf)
-        start = search_step(
-            lambda c: encode_at_step(part, c, encode), lambda x: _extrapolated(x, part, source), rough, start
-        ).c
+        _, start = search_step(
+            lambda c: (code_matrices(part, c, encode), c), lambda x: _extrapolated(x[0], part, source), rough, start
+        )
     return search_step(whole, lambda x: x.bpw(source), size_goal(bpw), start)
 
 
-def _extrapolated(encoded: Encoded, part: Source, whole: Source) -> float:
+def _extrapolated(coded: Coded, part: Source, whole: Source) -> float:
     """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
-    bits = encoded.bits
+    bits = {name: 8 * len(x) for name, x in coded_streams(part, coded).items()}
     lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
     side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
-    fixed = bits["tables"] + bits["headers"] + bits["transforms"]
-    return bits["codes"] / part.weights + (side + fixed) / whole.weights
+    return bits["codes"] / part.weights + (side + bits["tables"] + bits["transforms"]) / whole.weights
 
 
 def some_rows(source: Source, encode: EncodeConfig) -> Source:
@@ -130,9 +130,11 @@ def some_rows(source: Source, encode: EncodeConfig) -> Source:
         blocks[name] = blocks[name][:, rows]
         G[name] = G[name][:, rows][:, :, rows] if G[name].ndim == 3 else G[name][:, rows]
     moments: Moments = source.moments._replace(G=G)
+    params = {**source.params, "blocks": blocks}
     return source._replace(
-        params={**source.params, "blocks": blocks},
+        params=params,
         moments=moments,
+        signal=estimated_distortion(params, None, moments),
         grid=make_grid(moments, source.arch.num_layers, encode),
         weights=sum(blocks[k].size for k in MATRICES),
         tokens=None,

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from rdopt.codec.allocation import pack_spreads
 from rdopt.codec.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
-from rdopt.codec.columns import Path
+from rdopt.codec.columns import Path, Rates
 from rdopt.codec.rans import PRECISION, Coder, make_coder
 from rdopt.codec.shapes import BLENDS, SCALES, ZEROS, Shape, fit_shape, masses, octave_of, raw_bits, table
 
@@ -157,6 +157,12 @@ def rate_table(plan: TrellisPlan) -> tuple[Float[np.ndarray, "classes 2 K"], int
             p = masses(shape, grid, spread, np.zeros(1, np.int64), BITS_SIZE)[0] + 2.0**-PRECISION
             bits[row, grid] = -np.log2(p) + (np.arange(BITS_SIZE) > 0)
     return bits, low
+
+
+def rates_of(plan: TrellisPlan, mu: float) -> list[Rates]:
+    """What every matrix of a plan is quantized with, mu squared steps a bit."""
+    bits, low = rate_table(plan)
+    return [Rates(s.row.astype(np.int64), (s.col - low).astype(np.int64), bits, mu) for s in plan.spreads]
 
 
 def write_shapes(plan: TrellisPlan) -> bytes:

@@ -23,7 +23,7 @@ Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
-Correction = Literal["unbiased", "none"]
+Correction = Literal["unbiased", "least-squares", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
 Arm = Literal[
@@ -113,7 +113,9 @@ class EncodeConfig(_Section):
     structured: Component = _option("none", "a low-rank component beside the codes where it saves bits, or none")
     drift: Drift = _option("prefix", "aim at what the original gives on the inputs of the model quantized so far")
     drift_sequences: int = _option(128, "calibration sequences that measure the drift", low=1)
-    gains: Correction = _option("unbiased", "a gain a row that makes its error uncorrelated with its output")
+    gains: Correction = _option(
+        "unbiased", "a gain a row that makes its error uncorrelated with its output, or gains of rows and columns "
+        "by least squares, or none")
     coder: EntropyCoder = _option(
         "rans", "entropy coder of the trellis's indices: static rANS or Huffman, or adaptive binary arithmetic coding")
     embeddings: Embeddings = _option("16bit", "embedding and head: kept in 16 bit, or coded at the same slope")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rdopt.calibration import INPUT_OF
-from rdopt.checkpoint import MATRICES
-from rdopt.codec.drift import Prefix, prefix_order
+from rdopt.calibration import MATRICES_OF
+from rdopt.codec.drift import Prefix
+from rdopt.codec.quantize import input_groups
 from rdopt.study.peers.model import Key, Model, Moment, PeerSettings, Weights
 from rdopt.study.peers.peer_file import PeerMatrix
 
@@ -34,8 +34,8 @@ def quantize_behind_prefix(
     prefix = Prefix(model.params, model.arch, model.tokens, settings.damping)
     found: dict[Key, PeerMatrix] = {}
     done: dict[str, np.ndarray] = {}
-    for layer, group in prefix_order(model.arch.num_layers):
-        names = [name for name in MATRICES if INPUT_OF[name] == group]
+    for layer, group in input_groups(model.arch.num_layers):
+        names = MATRICES_OF[group]
         sums = prefix.sums(layer, group, done)
         if settings.prefix == "drift":
             targets = prefix.targets_of(sums, layer, group)
