@@ -9,7 +9,6 @@ part), and the bits/weight that its absence costs at equal KL. Finished cells li
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,11 +18,11 @@ import numpy as np
 
 from rdopt.calibration import INPUT_OF
 from rdopt.codec.quantize import coded_matrices
-from rdopt.config import EncodeConfig, UserError
+from rdopt.config import EncodeConfig
 from rdopt.study.peers import Model
 from rdopt.study.peers.own import encode_own
 from rdopt.study.peers.report import Cell, curves
-from rdopt.study.peers.table import Curve, add_arguments, tabulate
+from rdopt.study.peers.table import Curve, add_arguments, run_table
 from rdopt.study.peers.world import World
 from rdopt.sweep import bd_rate, saved_bits_with_error
 
@@ -63,6 +62,7 @@ def variants(finetune: int) -> dict[str, Variant]:
         "trellis of 8 states": Variant(replace(full, states=8)),
         "rate term off": Variant(replace(full, rdo=0.0)),
         "gains off": Variant(replace(full, gains="none")),
+        "gains by least squares": Variant(replace(full, gains="least-squares")),
         "drift off": Variant(replace(full, drift="none")),
         "sensitivity off": Variant(full, equal_error),
         "allocation off": Variant(full, equal_matrices),
@@ -150,15 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     names = list(variants(args.finetune))
-    try:
-        rows, failed = tabulate(
-            args, names, lambda world: curves_of(world, args.finetune), summary, partial(print, flush=True)
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join([*summary_lines(rows), *failed]))
-    return 1 if failed else 0
+    return run_table(args, names, lambda world: curves_of(world, args.finetune), summary, summary_lines)
 
 
 if __name__ == "__main__":

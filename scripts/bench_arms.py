@@ -19,13 +19,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
-from rdopt.config import EncodeConfig, UserError
+from rdopt.config import EncodeConfig
 from rdopt.evaluate import compare
 from rdopt.study.peers import Coded, Model, PeerSettings, encode_nncodec, encode_peer, has_nncodec, tune
 from rdopt.study.peers.cells import ForeignCellError
 from rdopt.study.peers.own import encode_own
 from rdopt.study.peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
-from rdopt.study.peers.table import Curve, add_arguments, tabulate
+from rdopt.study.peers.table import Curve, add_arguments, run_table
 from rdopt.study.peers.world import World
 
 TUNED_AT = 2.5
@@ -133,15 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     python = args.nncodec_python if has_nncodec(args.nncodec_python) else ""
     if not python:
         print(f"nncodec: not installed in {args.nncodec_python}")
-    say = partial(print, flush=True)
-    try:
-        names = names_of(python, args.finetune)
-        rows, failed = tabulate(args, names, lambda world: curves_of(world, python, args.finetune), summary, say)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join([*summary_lines(rows), *failed]))
-    return 1 if failed else 0
+    names = names_of(python, args.finetune)
+    return run_table(args, names, lambda world: curves_of(world, python, args.finetune), summary, summary_lines)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import numpy as np
 from rdopt.codec.allocation import pack_spreads
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.classes import rank1_spreads
-from rdopt.codec.columns import Rates, quantize_columns
+from rdopt.codec.columns import quantize_columns
 from rdopt.codec.entropy import pack_lists
 from rdopt.codec.steps import exp_steps, log_steps
 from rdopt.codec.trellis_file import pack_trellis, unpack_trellis
 from rdopt.codec.trellis_model import SLOPE
-from rdopt.codec.trellis_plan import fit_plan, rate_table, starting_plan
+from rdopt.codec.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.rate import reverse_waterfill
 
 OUT, IN = 1024, 512
@@ -74,9 +74,7 @@ def code(layer: Layer, grid: Grid, c: float) -> tuple[float, float]:
     row, col = np.ones(m), exp_steps(logs).astype(np.float64) * c
     plan = starting_plan([rank1_spreads(layer.W / col)])
     for mu in (0.0, SLOPE * grid.rdo):
-        bits, low = rate_table(plan)
-        spreads = plan.spreads[0]
-        rates = Rates(spreads.row.astype(np.int64), (spreads.col - low).astype(np.int64), bits, mu)
+        (rates,) = rates_of(plan, mu)
         path = quantize_columns(layer.W, layer.L, row, col, rates, grid.states)
         plan = fit_plan([path])
     packed = pack_trellis([path], ["columns"], plan, grid.states, 1)

@@ -40,7 +40,7 @@ from rdopt.codec.trellis import SEGMENT, next_states
 from rdopt.codec.trellis_file import CODERS, pack_trellis, unpack_trellis
 from rdopt.codec.trellis_jax import quantize_columns_jax
 from rdopt.codec.trellis_model import SLOPE, STEP
-from rdopt.codec.trellis_plan import fit_plan, rate_table, starting_plan
+from rdopt.codec.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.codec.wavefront import quantize_wavefront
 from rdopt.config import Config, load_config
 from rdopt.evaluate import compare
@@ -121,9 +121,8 @@ def random_matrix(n: int) -> Matrix:
     L, M = (np.tril(0.5 * rng.standard_normal((n, n)) / np.sqrt(n), -1) + np.eye(n) for _ in range(2))
     W, row, col = rng.standard_normal((n, n)), np.ones(n), np.full(n, _STEP * STEP)
     plan = starting_plan([rank1_spreads(W / np.outer(row, col))])
-    bits, low = rate_table(plan)
-    rows, cols = plan.spreads[0].row.astype(np.int64), plan.spreads[0].col.astype(np.int64) - low
-    return Matrix(W, L, M, row, col, Rates(rows, cols, bits, 0.4 * SLOPE))
+    (rates,) = rates_of(plan, 0.4 * SLOPE)
+    return Matrix(W, L, M, row, col, rates)
 
 
 def quantizers(x: Matrix) -> dict[str, Callable[[], Any]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_codec_huffman import MIDDLES, blank_of, coder_of, lanes_of
 
-from rdopt.codec.adaptive import BINS, CUT, Binary, starting_contexts
+from rdopt.codec.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.columns import Path
 from rdopt.codec.rans import LARGEST, PRECISION, Lanes, Rans, code_lengths
@@ -115,7 +115,7 @@ def test_spreads_beyond_any_table_are_refused_as_a_sentence():
 
 def test_starting_contexts_are_the_conditional_probabilities_of_the_tables():
     coder, contexts = coder_of(), starting_contexts(coder_of())
-    assert contexts.shape == (2 * len(MIDDLES), BINS)
+    assert len(contexts) == 2 * len(MIDDLES)
     for row, symbols in enumerate(coder.symbols):
         p = np.diff(coder.start[row, : symbols + 1].astype(np.int64)) / (1 << PRECISION)
         for place in range(min(CUT, symbols)):

@@ -16,7 +16,6 @@ from rdopt.codec.trellis import (
     TRIALS,
     next_states,
     subset_index,
-    value_table,
     viterbi,
     walk,
     walk_lanes,
@@ -83,6 +82,12 @@ def test_the_two_ways_into_a_state_use_different_subsets_of_one_grid_pair(states
 def test_a_trellis_without_a_code_is_a_value_error(states):
     with pytest.raises(ValueError, match="use one of 1, 4, 8, 16, 32, 64"):
         next_states(states)
+
+
+def value_table(size):
+    """Values of k = 0..size-1 on both grids."""
+    k = np.arange(size)
+    return np.stack([2 * k, 2 * k - (k > 0)])
 
 
 @given(a=st.floats(0, 1000))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rdopt.codec.columns import Rates, quantize_columns
 from rdopt.codec.feedback import quantize_feedback
-from rdopt.codec.lanes import ORDERS, from_lanes, to_lanes
+from rdopt.codec.lanes import from_lanes, to_lanes
 from rdopt.codec.trellis import STATES, next_states, viterbi, walk, walk_lanes
 from rdopt.codec.wavefront import quantize_wavefront
 
@@ -42,7 +42,7 @@ def residual(W, L, M, row, col, values):
 # lanes
 
 
-@given(m=st.integers(1, 12), n=st.integers(1, 12), order=st.sampled_from(ORDERS))
+@given(m=st.integers(1, 12), n=st.integers(1, 12), order=st.sampled_from(["columns", "diagonals"]))
 def test_lanes_give_the_matrix_back(m, n, order):
     x = np.arange(m * n).reshape(m, n)
     lanes = to_lanes(x, order)

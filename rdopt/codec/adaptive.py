@@ -17,7 +17,6 @@ from rdopt.codec.rans import LARGEST, PRECISION, Blank, Coder, Lanes, Rans
 
 CUT = 13  # greater-than flags before the Exp-Golomb code
 _EXPONENTS = 8  # contexts of its prefix, and as many of the first bit behind it
-BINS = CUT + 2 * _EXPONENTS
 FAST, SLOW = 8, 11  # log2 of the two memories: long ones, because the tables fit well already
 _CERTAIN = 64  # least probability, of 2^16, to begin with
 _TOP = 1 << 24  # the range stays above

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 Order = Literal["columns", "diagonals"]
-ORDERS: tuple[Order, ...] = ("columns", "diagonals")
 
 
 def to_lanes(x: Shaped[np.ndarray, "m n"], order: Order) -> Shaped[np.ndarray, "n m"]:

@@ -12,7 +12,7 @@ More states come from Ungerboeck's one-dimensional codes (1987, table I); one st
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Int, Integer
 from numba import njit
 
 # Parity checks (h0, h1) of Ungerboeck's codes, octal as in his table; 8 states give the standard's machine.
@@ -157,9 +157,3 @@ def walk_lanes(
     values, grids = np.empty(k.shape, np.int32), np.empty(k.shape, np.uint8)
     _walk_lanes(np.ascontiguousarray(k), next_states(states), segment, values, grids)
     return values, grids
-
-
-def value_table(size: int) -> Float[np.ndarray, "2 size"]:
-    """Values of k = 0..size-1 on both grids."""
-    k = np.arange(size)
-    return np.stack([2.0 * k, 2.0 * k - (k > 0)])

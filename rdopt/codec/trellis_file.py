@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.adaptive import Binary
-from rdopt.codec.allocation import pack_spreads
 from rdopt.codec.bits import BitReader
 from rdopt.codec.classes import Spreads
 from rdopt.codec.columns import Path
@@ -61,7 +60,6 @@ class Packed(NamedTuple):
 
     codes: bytes
     tables: bytes
-    scales: bytes
     index: tuple[int, ...]
     bits: float
 
@@ -120,7 +118,6 @@ def pack_trellis(
     return Packed(
         b"".join(codes),
         write_shapes(plan),
-        pack_spreads(plan.spreads),
         (PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
         float(sum(bits)),
     )

@@ -3,14 +3,15 @@
 import argparse
 import hashlib
 import json
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdopt.checkpoint import open_checkpoint
-from rdopt.config import EvaluateConfig
+from rdopt.config import EvaluateConfig, UserError
 from rdopt.study.peers.cells import Clock, ForeignCellError, minutes
 from rdopt.study.peers.model import Coded
 from rdopt.study.peers.report import Cell, row
@@ -79,6 +80,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens in a sequence and in a window")
     parser.add_argument("--max-tokens", type=int, default=65536, help="test tokens")
     parser.add_argument("--finetune", type=int, default=FINETUNE_STEPS, help="steps of finetuning after coding")
+
+
+def run_table(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    curves: Callable[[World], Iterator[Curve]],
+    summarize: Callable[[Sequence[Cell], float], list[Cell]],
+    lines: Callable[[Sequence[Cell]], Iterable[str]],
+) -> int:
+    """`tabulate` with everything printed, the summary by `lines`; the exit code."""
+    try:
+        rows, failed = tabulate(args, names, curves, summarize, partial(print, flush=True))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join([*lines(rows), *failed]))
+    return 1 if failed else 0
 
 
 def tabulate(
