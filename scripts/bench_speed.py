@@ -47,7 +47,7 @@ from rdopt.evaluate import compare
 from rdopt.export import reference_of
 from rdopt.transforms import starting_gauges
 
-ONE_SIDED, TWO_SIDED, JAX = (256, 512, 1024, 2048, 4096), 2048, 512
+ONE_SIDED, TWO_SIDED, JAX = (256, 512, 1024, 2048, 4096), 4096, 512
 _STEP = 0.5  # base step in standard deviations of the weights: about 3 bits/weight
 _PATIENCE = 20.0  # seconds after which no more repeats begin
 

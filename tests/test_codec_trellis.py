@@ -15,12 +15,13 @@ from rdopt.codec.trellis import (
     STATES,
     TRIALS,
     next_states,
+    predecessors,
     subset_index,
     viterbi,
     walk,
     walk_lanes,
 )
-from rdopt.codec.trellis_jax import predecessors, quantize_blocks, quantize_columns_jax
+from rdopt.codec.trellis_jax import quantize_blocks, quantize_columns_jax
 from rdopt.codec.trellis_jax import viterbi as viterbi_jax
 
 # Granular gains in dB over the uniform grid (Marcellin and Fischer 1990, table I; 1.53 is the limit).
@@ -189,7 +190,7 @@ def test_the_granular_gain_is_the_published_one(states, source):
 
 @every_trellis
 def test_the_predecessors_are_the_transposed_machine(states):
-    before, subset = predecessors(states)
+    before, subset = predecessors(next_states(states))
     step = next_states(states)
     assert np.all(np.diff(before * 2 + (subset & 1), axis=1) > 0)  # the order in which the kernel meets them
     for s in range(states):

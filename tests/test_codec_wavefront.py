@@ -11,7 +11,7 @@ from rdopt.codec.lanes import from_lanes, to_lanes
 from rdopt.codec.trellis import STATES, next_states, viterbi, walk, walk_lanes
 from rdopt.codec.wavefront import quantize_wavefront
 
-SHAPES = [(1, 1), (1, 9), (9, 1), (13, 8), (8, 13), (20, 20)]
+SHAPES = [(1, 1), (1, 9), (9, 1), (13, 8), (8, 13), (20, 20), (70, 131), (131, 70)]
 
 
 def factor(rng, n):

@@ -41,12 +41,12 @@ class Path(NamedTuple):
 @njit(cache=True, nogil=True)
 @no_type_check
 def _block_of_columns(Y, M, low, high, rows, cols, bits, mu, step, segment, k, values, grids):
-    """Quantizes columns high-1 .. low of Y (in, out), feeding errors back inside the block."""
+    """Quantizes columns high-1 .. low, the rows of Y (high - low, out), feeding errors back inside the block."""
     length = Y.shape[1]
     x, classes = np.empty(length), np.empty(length, np.int64)
     for j in range(high - 1, low - 1, -1):
         for i in range(length):
-            x[i] = Y[j, i] / M[j, j]
+            x[i] = Y[j - low, i] / M[j, j]
             classes[i] = rows[i] + cols[j]
         for first in range(0, length, segment):
             part = slice(first, first + segment)
@@ -57,7 +57,7 @@ def _block_of_columns(Y, M, low, high, rows, cols, bits, mu, step, segment, k, v
         for before in range(low, j):
             factor = M[j, before]
             for i in range(length):
-                Y[before, i] -= factor * x[i]
+                Y[before - low, i] -= factor * x[i]
 
 
 def quantize_columns(
@@ -70,7 +70,7 @@ def quantize_columns(
 ) -> Path:
     """Minimises |(W - row values col) L|^2 + rate greedily, column by column from the last.
 
-    Updates are lazy: inside a block of columns at once, to the left of it as one matrix product.
+    Updates are lazy: inside a block of columns at once, from the columns behind it as one matrix product.
 
     Args:
         W: weights.
@@ -82,15 +82,16 @@ def quantize_columns(
     Returns:
         indices with W ~ row_i values_ij col_j. Computed in float64.
     """
-    Y = np.ascontiguousarray(((np.asarray(W, np.float64) / row[:, None]) @ L).T)
+    E = np.asarray(W, np.float64).T / row  # what is left: the weights, then the errors they are coded with
     M = col[:, None] * L
-    shape, step = Y.shape, next_states(states)
+    shape, step = E.shape, next_states(states)
     k, values, grids = np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.uint8)
     bits = np.ascontiguousarray(rates.bits, np.float32)
     for high in range(shape[0], 0, -BLOCK):
         low = max(high - BLOCK, 0)
+        Y = L[low:, low:high].T @ E[low:]
         _block_of_columns(
             Y, M, low, high, rates.rows, rates.cols, bits, rates.mu, step, SEGMENT, k, values, grids
         )
-        Y[:low] -= M[low:high, :low].T @ values[low:high].astype(np.float64)
+        E[low:high] -= col[low:high, None] * values[low:high]
     return Path(k.T, values.T, grids.T)

@@ -32,9 +32,9 @@ def quantize_feedback(
 ) -> Int[np.ndarray, "out in"]:
     """Quantizes W on the grid of steps row_i col_j with error feedback over the columns.
 
-    Minimises |(W - row z col) L|^2 greedily: Y = W L / row; for j from the last column to the first,
-    z_j = Q(Y_j / (L_jj col_j)) and Y <- Y - col_j z_j L_j,:. Updates are lazy: inside a block of columns at
-    once, to the left of it as one matrix product.
+    Minimises |(W - row z col) L|^2 greedily: for j from the last column to the first, with E = W / row - z col behind
+    it and E = W / row up to it, z_j = Q((E L)_j / (L_jj col_j)). Updates are lazy: inside a block of columns at
+    once, from the columns behind it as one matrix product.
 
     Args:
         W: weights.
@@ -46,14 +46,14 @@ def quantize_feedback(
     Returns:
         int32 indices z with W ~ row_i z_ij col_j. Computed in float64.
     """
-    Y = (np.asarray(W, np.float64) / np.asarray(row, np.float64)[:, None]) @ L
+    E = np.asarray(W, np.float64).T / np.asarray(row, np.float64)
     M = np.asarray(col, np.float64)[:, None] * L
-    pivot = np.diagonal(M)
-    z = np.zeros(W.shape, np.int32)
-    for high in range(W.shape[1], 0, -BLOCK):
+    z = np.zeros(E.shape, np.int32)
+    for high in range(len(E), 0, -BLOCK):
         low = max(high - BLOCK, 0)
+        Y = L[low:, low:high].T @ E[low:]
         for j in range(high - 1, low - 1, -1):
-            z[:, j] = round_dead_zone(Y[:, j] / pivot[j], dead_zone)
-            Y[:, low:j] -= np.outer(z[:, j], M[j, low:j])
-        Y[:, :low] -= z[:, low:high] @ M[low:high, :low]
-    return z
+            z[j] = round_dead_zone(Y[j - low] / M[j, j], dead_zone)
+            Y[: j - low] -= np.outer(M[j, low:j], z[j])
+        E[low:high] -= col[low:high, None] * z[low:high]
+    return np.ascontiguousarray(z.T)

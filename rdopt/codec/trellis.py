@@ -80,6 +80,21 @@ def subset_costs(a, bits, mu, costs, indices):
 
 @njit(cache=True, nogil=True)
 @no_type_check
+def predecessors(step):
+    """The two ways into every state, the lower state first: (state before, its subset 2 grid + parity)."""
+    states = step.shape[0]
+    before, subset = np.empty((states, 2), np.int64), np.empty((states, 2), np.int64)
+    found = np.zeros(states, np.int64)
+    for s in range(states):
+        for parity in range(2):
+            to = step[s, parity]
+            before[to, found[to]], subset[to, found[to]] = s, 2 * (s & 1) + parity
+            found[to] += 1
+    return before, subset
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
 def viterbi(x, classes, bits, mu, step, start, k):
     """The index sequence of least sum of (x - value)^2 + mu bits(k); the path begins in `start`, its end is free.
 
@@ -98,26 +113,24 @@ def viterbi(x, classes, bits, mu, step, start, k):
     length, states = x.shape[0], step.shape[0]
     total, new = np.full(states, np.inf), np.empty(states)
     total[start] = 0.0
-    came, used = np.empty((length, states), np.uint8), np.empty((length, states), np.uint8)
+    before, subset = predecessors(step)
+    second = np.empty((length, states), np.bool_)  # which of its two predecessors a state came from
     indices, costs = np.empty((length, 4), np.int32), np.empty(4)
     for t in range(length):
         subset_costs(abs(x[t]), bits[classes[t]], mu, costs, indices[t])
-        new[:] = np.inf
         for s in range(states):
-            if total[s] == np.inf:
-                continue
-            for parity in range(2):
-                subset, to = 2 * (s & 1) + parity, step[s, parity]
-                cost = total[s] + costs[subset]
-                if cost < new[to]:
-                    new[to], came[t, to], used[t, to] = cost, s, subset
+            a = total[before[s, 0]] + costs[subset[s, 0]]
+            b = total[before[s, 1]] + costs[subset[s, 1]]
+            second[t, s] = b < a
+            new[s] = min(a, b)
         total, new = new, total
     end = np.argmin(total)
     s = end
     for t in range(length - 1, -1, -1):
-        index = indices[t, used[t, s]]
+        choice = int(second[t, s])
+        index = indices[t, subset[s, choice]]
         k[t] = index if x[t] >= 0 else -index
-        s = came[t, s]
+        s = before[s, choice]
     return end
 
 

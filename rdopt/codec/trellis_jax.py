@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdopt.codec.columns import BLOCK, Path, Rates
-from rdopt.codec.trellis import SEGMENT, TRIALS, next_states
+from rdopt.codec.trellis import SEGMENT, TRIALS, next_states, predecessors
 
 
 class Sequences(NamedTuple):
@@ -25,17 +25,6 @@ class Sequences(NamedTuple):
     k: Int[Array, "length sequences"]
     values: Int[Array, "length sequences"]
     grids: Int[Array, "length sequences"]
-
-
-def predecessors(states: int) -> tuple[Int[np.ndarray, "states 2"], Int[np.ndarray, "states 2"]]:
-    """The two ways into every state, in the order of the kernel: (state before, subset 2 grid + parity)."""
-    step = next_states(states)
-    ways: list[list[tuple[int, int]]] = [[] for _ in range(states)]
-    for s in range(states):
-        for parity in range(2):
-            ways[step[s, parity]].append((s, 2 * (s & 1) + parity))
-    found = np.array(ways)
-    return found[..., 0], found[..., 1]
 
 
 def branch_costs(
@@ -93,7 +82,7 @@ def viterbi(
         bits, mu, trials: see `branch_costs`.
         states: of the trellis.
     """
-    before, subset = predecessors(states)
+    before, subset = predecessors(next_states(states))
     costs, indices = branch_costs(jnp.abs(x), classes, bits, mu, trials)
 
     def forward(total: Array, entry: tuple[Array, Array]) -> tuple[Array, Array]:
