@@ -48,14 +48,16 @@ class Own(NamedTuple):
 
 
 def own_arms(finetune: int) -> dict[str, Own]:
-    """rdopt's arms, from the scalar grid up."""
-    everything = EncodeConfig(grid="trellis", states=64, finetune=finetune)
+    """rdopt's arms, each with more than the one before: trellis, all of the encoder, principal axes, finetuning."""
+    encoder = EncodeConfig(grid="trellis", states=64)
+    tuned = {"rdopt-everything": Own(replace(encoder, finetune=finetune), aligned=True)} if finetune else {}
     bare = EncodeConfig(grid="trellis", states=64, drift="none", gains="none", rdo=0, output="diagonal")
     return {
         "rdopt-scalar": Own(EncodeConfig(grid="feedback")),
         "rdopt-trellis": Own(bare),
-        "rdopt-encoder": Own(everything),
-        "rdopt-everything": Own(everything, aligned=True),
+        "rdopt-encoder": Own(encoder),
+        "rdopt-aligned": Own(encoder, aligned=True),
+        **tuned,
     }
 
 

@@ -117,7 +117,7 @@ def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
     monkeypatch.setattr(bench, "PEERS", {k: bench.PEERS[k] for k in ("rtn", "watersic-pooled")})
     choices = {"rtn": (("rows", ("tensor",)),), "watersic": (("damping", (1e-2,)),)}
     monkeypatch.setattr("rdopt.study.peers.tuning.CHOICES", choices)
-    own = ("rdopt-scalar", "rdopt-everything")
+    own = ("rdopt-scalar", "rdopt-aligned")
     arms = bench.own_arms(0)
     monkeypatch.setattr(bench, "own_arms", lambda finetune: {k: arms[k] for k in own})
     model, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.jsonl")
