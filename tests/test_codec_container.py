@@ -29,6 +29,7 @@ from rdopt.codec import (
     encode_model,
     make_source,
     read_container,
+    structure_saved,
     write_container,
 )
 from rdopt.codec.container import STREAMS, pack, unpack
@@ -102,7 +103,7 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
     assert decoded.parameters == source.parameters and decoded.c == np.float32(c)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert all(v.dtype == np.float32 for v in decoded.tensors.values())
-    for (layer, name), z in quantize_model(source.params, source.grid, c, encode).items():
+    for (layer, name), z in quantize_model(source.params, source.grid, c, encode)[0].items():
         np.testing.assert_array_equal(decoded.indices[layer, name], z)
         rows, cols = source.grid.rows[layer, name], source.grid.cols[layer, INPUT_OF[name]]
         np.testing.assert_array_equal(decoded.tensors[hf_name(layer, name)], dequantize(z, rows, cols, c))
@@ -125,6 +126,44 @@ def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, ch
         plain = dequantize(path.values, rows, cols, trellis_step(0.02))
         np.testing.assert_array_equal(decoded.plain[key], plain)
         np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], model.gains.apply(key, plain))
+
+
+@pytest.mark.parametrize("encode", [
+    EncodeConfig(gains="least-squares"),
+    EncodeConfig(gains="none"),
+    EncodeConfig(grid="feedback", loop_gains="shrink"),
+])
+def test_other_gains_come_back_as_they_were_applied(tiny_llama, encode):
+    source = source_of(tiny_llama(), encode)
+    encoded = encode_at_step(source, 0.05, encode)
+    decoded, gains = decode_model(encoded.data), encoded.coded.gains
+    assert (gains is None) == (encode.gains == "none")
+    for key, plain in decoded.plain.items():
+        W = plain if gains is None else gains.apply(key, plain)
+        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], W)
+    if gains is not None:
+        assert any(np.any(k) for k in gains.cols.values())
+
+
+def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
+    checkpoint = open_checkpoint(tiny_llama(hidden_size=64, intermediate_size=160))
+    params, arch = load_params(checkpoint), checkpoint.arch
+    rng = np.random.default_rng(0)
+    wave = np.cos(np.arange(160) / 9)[:, None] * np.cos(np.arange(64) / 5) + 0.02 * rng.standard_normal((160, 64))
+    params["blocks"]["up"][0] += 8 * wave.astype(np.float32)
+    plain = EncodeConfig()
+    files = {}
+    for encode in (plain, replace(plain, structured="svd")):
+        moments = synthetic_moments(arch)
+        source = make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
+        files[encode.structured] = encode_at_step(source, 0.02, encode)
+    found = files["svd"]
+    _, low_rank = structure_saved(source, found.coded)
+    assert low_rank[hf_name(0, "up")][0] >= 1 and low_rank[hf_name(0, "up")][1] > 0
+    assert found.bits["structured"] > 0 and files["none"].bits["structured"] == 0
+    assert found.bpw(source) < files["none"].bpw(source)
+    W, original = decode_model(found.data).tensors[hf_name(0, "up")], params["blocks"]["up"][0]
+    assert np.linalg.norm(W - original) < 0.1 * np.linalg.norm(original)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -68,13 +68,18 @@ def moments_of(
     folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Callable[[int, int], None] | None = None
 ) -> Moments:
     """The moments of a model on its calibration text, measured once and kept in the folder."""
-    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed}"
+    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed} {config.text.token_weights}"
     path = folder / MOMENTS
     found = load_moments(path, key)
     if found is None:
         path.unlink(missing_ok=True)
         found = second_moments(
-            subject.params, subject.arch, corpus.calibration, seed=config.text.seed, progress=progress
+            subject.params,
+            subject.arch,
+            corpus.calibration,
+            seed=config.text.seed,
+            token_weights=config.text.token_weights,
+            progress=progress,
         )
         save_moments(path, found, key)
     return found

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.config.schema import TokenWeights
 from rdopt.operator import Params, embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
 
 # Input groups in the order of the computation: matrices of one group read the same activations.
@@ -65,22 +66,30 @@ class Moments(NamedTuple):
         return G if G.ndim == 1 else np.diagonal(G)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _probe(wants_sigma: bool, full: bool, x: Array, y: Array, sigma: Array | None, G: Array) -> Array:
-    """Returns y; its backward pass hands out the sums of x x^T and g g^T as gradients of sigma and G."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _probe(weighted: bool, x: Array, y: Array, sigma: Array | None, G: Array, energy: Array) -> Array:
+    """Returns y; its backward pass hands out sums over tokens as gradients of what else it is given.
+
+    Of x x^T to sigma, of g g^T to G (where G is a vector, of g^2), of |g|^2 to energy; weighted: of |g|^2 x x^T and
+    of |x|^2 g g^T.
+    """
     return y
 
 
 def _probe_forward(
-    wants_sigma: bool, full: bool, x: Array, y: Array, sigma: Array | None, G: Array
-) -> tuple[Array, Array]:
-    return y, x
+    weighted: bool, x: Array, y: Array, sigma: Array | None, G: Array, energy: Array
+) -> tuple[Array, tuple[Array, Array | None, Array]]:
+    return y, (x, sigma, G)
 
 
-def _probe_backward(wants_sigma: bool, full: bool, x: Array, g: Array) -> tuple[Any, ...]:
+def _probe_backward(weighted: bool, saved: tuple[Array, Array | None, Array], g: Array) -> tuple[Any, ...]:
+    x, sigma, G = saved
     rows, grads = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    sigma = _gram(rows) if wants_sigma else None
-    return jnp.zeros_like(x), g, sigma, _gram(grads) if full else jnp.sum(grads**2, axis=0)
+    energy = jnp.sum(grads**2, axis=1, keepdims=True)
+    if weighted:
+        rows, grads = jnp.sqrt(energy) * rows, jnp.linalg.norm(rows, axis=1, keepdims=True) * grads
+    outputs = _gram(grads) if G.ndim == 2 else jnp.sum(grads**2, axis=0)
+    return jnp.zeros_like(x), g, None if sigma is None else _gram(rows), outputs, jnp.sum(energy)
 
 
 def _gram(rows: Array) -> Array:
@@ -91,13 +100,11 @@ def _gram(rows: Array) -> Array:
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def _probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
+def _probed_linear(weighted: bool, name: str, p: Mapping[str, Any], x: Any) -> Array:
     probes, group = p["probes"], INPUT_OF[name]
-    # Matrices that share an input share one sigma; the first of them reports it.
-    wants_sigma = name == MATRICES_OF[group][0]
-    sigma = probes["sigma"][group] if wants_sigma else None
-    y = linear(name, p, x)
-    return _probe(wants_sigma, full_G(name, y.shape[-1]), x, y, sigma, probes["G"][name])
+    # Matrices that share an input share one sigma: the first of them reports it, or all add what they weight it with.
+    sigma = probes["sigma"][group] if weighted or name == MATRICES_OF[group][0] else None
+    return _probe(weighted, x, linear(name, p, x), sigma, probes["G"][name], probes["energy"][name])
 
 
 def full_G(name: str, width: int) -> bool:
@@ -105,18 +112,18 @@ def full_G(name: str, width: int) -> bool:
     return name in ROTATED or width <= FULL_WIDTH
 
 
-@partial(jax.jit, static_argnames="arch")
+@partial(jax.jit, static_argnames=("arch", "weighted"))
 def _batch_sums(
-    params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture
+    params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture, weighted: bool
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Sums over the tokens of a batch: of x x^T and g g^T as a tree of probes, and those of `EmbeddingMoments`.
+    """Sums over the tokens of a batch: a tree of probes (see `_probe`), and those of `EmbeddingMoments`.
 
     In place of the frequency, the sum of |g|^2 over a token's occurrences.
     """
     rope = rope_tables(arch, tokens.shape[1])
 
     def log_likelihood(probes: dict[str, Any], x: Array) -> tuple[Array, tuple[Array, Array]]:
-        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, _probed_linear)
+        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, partial(_probed_linear, weighted))
         scores = head_logits(params, x, arch)
         labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
         logp = jax.nn.log_softmax(scores)
@@ -140,7 +147,9 @@ def _zero_probes(blocks: dict[str, Any]) -> dict[str, Any]:
     layers = shapes["q"][0]
     sigma = {INPUT_OF[k]: (layers, s[2], s[2]) for k, s in shapes.items()}
     G = {k: (layers, s[1], s[1]) if full_G(k, s[1]) else (layers, s[1]) for k, s in shapes.items()}
-    return {"sigma": {k: jnp.zeros(s) for k, s in sigma.items()}, "G": {k: jnp.zeros(s) for k, s in G.items()}}
+    energy = dict.fromkeys(MATRICES, (layers,))
+    kinds = {"sigma": sigma, "G": G, "energy": energy}
+    return {kind: {k: jnp.zeros(s) for k, s in held.items()} for kind, held in kinds.items()}
 
 
 def second_moments(
@@ -150,9 +159,15 @@ def second_moments(
     *,
     seed: int = 0,
     batch: int = 8,
+    token_weights: TokenWeights = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Moments:
     """Measures the moments of a model on calibration sequences.
+
+    A matrix's own D is 1/2 mean (g^T E x)^2, the mean over tokens of g g^T (x) x x^T as a quadratic form in E. With
+    token weights a token counts in sigma by |g|^2, summed over the matrices that read the input, and in G by |x|^2:
+    the first step of the power iteration to the nearest Kronecker product (Van Loan and Pitsianis 1993), instead of the
+    product of the two means.
 
     Args:
         params: the model, float32.
@@ -161,6 +176,7 @@ def second_moments(
         seed: of the sampled labels.
         batch: sequences per pass; sigma depends on it only through summation order, G also through
             the labels, which are drawn pass by pass.
+        token_weights: none, or by sensitivity.
         progress: called with (sequences done, of how many).
 
     Returns:
@@ -169,13 +185,28 @@ def second_moments(
     total: Any = None
     for start, part in _batches(tokens, batch):
         key = jax.random.fold_in(jax.random.key(seed), start)
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), _batch_sums(params, part, key, arch))
+        found = _batch_sums(params, part, key, arch, token_weights == "sensitivity")
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         if progress is not None:
             progress(start + len(part), len(tokens))
     probes, embed = jax.tree.map(lambda x: x / tokens.size, total)
     embed["frequency"] /= max(np.trace(embed["G"]), np.finfo(np.float64).tiny)
+    if token_weights == "sensitivity":
+        _normalize(probes)
     return Moments(probes["sigma"], probes["G"], int(tokens.size), EmbeddingMoments(**embed))
+
+
+def _normalize(probes: dict[str, Any]) -> None:
+    """Weighted means in place: tr(sigma) tr(G) becomes the mean of |x|^2 |g|^2 in every matrix."""
+    for group, names in MATRICES_OF.items():
+        energy = sum(probes["energy"][name] for name in names)
+        sigma = probes["sigma"][group] / np.maximum(energy, np.finfo(np.float64).tiny)[:, None, None]
+        power = np.maximum(np.trace(sigma, axis1=1, axis2=2), np.finfo(np.float64).tiny)
+        probes["sigma"][group] = sigma
+        for name in names:
+            G = probes["G"][name]
+            probes["G"][name] = G / power.reshape(-1, *[1] * (G.ndim - 1))
 
 
 def _batches(tokens: Int[np.ndarray, "n length"], batch: int) -> Iterator[tuple[int, np.ndarray]]:

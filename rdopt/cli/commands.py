@@ -9,7 +9,15 @@ from typing import Any
 from rdopt.align import Progress, train
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan
-from rdopt.codec import FinetuneProgress, coded_bits, decode, embedding_distortion, encode, estimated_distortion
+from rdopt.codec import (
+    FinetuneProgress,
+    coded_bits,
+    decode,
+    embedding_distortion,
+    encode,
+    estimated_distortion,
+    structure_saved,
+)
 from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
 from rdopt.integrations import decoded_card
@@ -77,12 +85,14 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     seconds = time.perf_counter() - begun
     source = prepared.source
     found, decoded, floor = measure_file(args.out, args.source, prepared.config)
+    scales, low_rank = structure_saved(source, encoded.coded)
     figures: dict[str, Any] = {
         "bpw": encoded.bpw(source),
         "bpw_estimated": encoded.bpw_estimated(source),
         "bpw_all": encoded.bpw_all(source),
         "bytes": len(encoded.data),
         "parts": {k: v / source.weights for k, v in encoded.bits.items()},
+        "structure_saved": {"scales": scales, "low_rank": low_rank},
         "distortion_estimated": estimated_distortion(source.params, decoded, source.moments)
         + embedding_distortion(source.params, decoded, source.moments),
         "kl": found.kl_mean,
@@ -96,6 +106,10 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         say(tuned.sentence)
     parts = "  ".join(f"{k} {v:.4f}" for k, v in figures["parts"].items())
     say(f"{len(encoded.data)} bytes in {seconds:.1f} s; bits per coded weight: {parts}")
+    say(
+        f"structure saves (bits/weight): smooth scales {scales:.4f}, low-rank components "
+        f"{sum(saved for _, saved in low_rank.values()):.4f} in {len(low_rank)} matrices"
+    )
     say(
         f"bits/weight {figures['bpw']:.4f} (ideal {figures['bpw_estimated']:.4f}) in the matrices of the blocks, "
         f"{coded_bits(encoded.bits) // 8} bytes; whole file {figures['bpw_all']:.4f} per parameter, embedding and head "

@@ -13,7 +13,7 @@ from rdopt.codec.encode import (
     make_judge,
     prepare,
 )
-from rdopt.codec.encoder import Encoded, coded_bits, encode_at_step, encode_model
+from rdopt.codec.encoder import Encoded, coded_bits, encode_at_step, encode_model, structure_saved
 from rdopt.codec.finetune_train import FinetuneProgress
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.source import Source, make_source
@@ -46,5 +46,6 @@ __all__ = [
     "make_judge",
     "make_source",
     "read_container",
+    "structure_saved",
     "write_container",
 ]

@@ -56,7 +56,12 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
     checkpoint = subject.checkpoint
     corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
     moments = second_moments(
-        subject.params, subject.arch, corpus.calibration, seed=config.text.seed, progress=progress
+        subject.params,
+        subject.arch,
+        corpus.calibration,
+        seed=config.text.seed,
+        token_weights=config.text.token_weights,
+        progress=progress,
     )
     aligned = (checkpoint.folder / "transforms.json").is_file()
     parameters = (

@@ -24,11 +24,11 @@ from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
 from rdopt.codec.lloyd_model import quantize_lloyd, write_levels
 from rdopt.codec.quantize import Key, matrix_shapes, quantize_model
-from rdopt.codec.smooth_scales import pack_scales
+from rdopt.codec.smooth_scales import pack_scales, plain_size
 from rdopt.codec.source import Source
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import pack_stored
-from rdopt.codec.structured import Structured, pack_structured
+from rdopt.codec.structured import Gain, Structured, pack_structured
 from rdopt.codec.trellis_file import pack_trellis
 from rdopt.codec.trellis_model import quantize_trellis
 from rdopt.codec.uncoded import pack_uncoded
@@ -52,6 +52,7 @@ class Coded(NamedTuple):
     bits: float
     gains: Gains | None = None
     components: Mapping[Key, Structured] = {}
+    component_gains: Mapping[Key, Gain] = {}
     embeddings: bytes = b""
 
 
@@ -126,9 +127,9 @@ def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick
 
 
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
-    indices = quantize_model(source.params, source.grid, c, encode, progress)
+    indices, gains = quantize_model(source.params, source.grid, c, encode, progress)
     matrices = list(indices.values())
-    return _code_plan(SCALAR, matrices, choose_plan(matrices), encode.threads)
+    return _code_plan(SCALAR, matrices, choose_plan(matrices), encode.threads)._replace(gains=gains)
 
 
 def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
@@ -160,6 +161,7 @@ def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick
         bits=packed.bits,
         gains=model.gains,
         components=model.components,
+        component_gains=model.component_gains,
     )
 
 
@@ -189,6 +191,23 @@ def coded_streams(source: Source, coded: Coded) -> dict[str, bytes]:
         "gains": pack_gains(coded.gains, shapes),
         "transforms": pack_stored(source.stored),
     }
+
+
+def structure_saved(source: Source, coded: Coded) -> tuple[float, dict[str, tuple[int, float]]]:
+    """What describing scales and weights as functions of layer and channel saves, in bits/weight.
+
+    Returns:
+        (smooth scales against every kind of list coded by itself, name of each matrix with a low-rank component ->
+        its rank and what the component is expected to save).
+    """
+    spreads = dict(zip(matrix_shapes(source.arch), coded.spreads, strict=True))
+    lists = source.grid.rows, source.grid.cols, spreads
+    scales = 8 * (plain_size(*lists) - len(pack_scales(*lists))) / source.weights
+    parts = {
+        hf_name(*key): (coded.components[key].rank, gain.saved / source.weights)
+        for key, gain in coded.component_gains.items()
+    }
+    return scales, parts
 
 
 def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:

@@ -13,11 +13,13 @@ from jaxtyping import Float, Int
 
 from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
-from rdopt.codec.feedback import quantize_feedback, quantize_rounding
+from rdopt.codec.feedback import quantize_feedback, quantize_rounding, quantize_with_gains
+from rdopt.codec.gains import Gains
 from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps, log_steps
 from rdopt.config import EncodeConfig
 from rdopt.operator import Params
 
+_GAIN_PRECISION = 32  # of gains in the loop, steps in an octave: a relative error of 4e-5, far below any grid's
 Key = tuple[int, str]
 
 
@@ -92,40 +94,45 @@ def quantize_model(
     c: float,
     encode: EncodeConfig,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[Key, Int[np.ndarray, "out in"]]:
-    """Indices of every coded matrix at the base step c.
+) -> tuple[dict[Key, Int[np.ndarray, "out in"]], Gains | None]:
+    """Indices of every coded matrix at the base step c, and the gains of their columns where the loop has any.
 
     Args:
         params: the model in the coordinates that the grid was made for.
         grid: of `make_grid`.
         c: base step.
-        encode: grid kind, dead zone, threads.
+        encode: grid kind, dead zone, gains in the loop, threads.
         progress: called with (matrices done, of how many).
 
     Returns:
-        (layer, matrix) -> int16 or int32 indices.
+        ((layer, matrix) -> int16 or int32 indices, gains).
     """
     keys = list(coded_matrices(len(params["blocks"]["q"])))
 
-    def one(key: Key) -> Int[np.ndarray, "out in"]:
+    def one(key: Key) -> tuple[Int[np.ndarray, "out in"], Int[np.ndarray, " in"]]:
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)
         col = exp_steps(grid.cols[group]).astype(np.float64) * c
         W = params["blocks"][name][layer]
+        logs = np.zeros(W.shape[1], np.int32)
         if encode.grid == "round":
             z = quantize_rounding(W, row, col, encode.dead_zone)
-        else:
+        elif encode.loop_gains == "none":
             z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
-        return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
+        else:
+            steps = row, col, encode.dead_zone
+            z, logs = quantize_with_gains(W, grid.factors[group], *steps, encode.loop_gains, _GAIN_PRECISION)
+        return (z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z), logs
 
-    found = {}
+    found, gains = {}, {}
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        for done, (key, z) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
-            found[key] = z
+        for done, (key, result) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
+            found[key], gains[key] = result
             if progress is not None:
                 progress(done, len(keys))
-    return found
+    gained = any(np.any(logs) for logs in gains.values())
+    return found, Gains(_GAIN_PRECISION, {}, gains) if gained else None
 
 
 def dequantize(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rdopt.codec.classes import Spreads
+from rdopt.codec.entropy import pack_lists
 from rdopt.codec.smooth_lists import pack_families, unpack_families
 
 Key = tuple[int, str]
@@ -18,8 +19,19 @@ Ints = Int[np.ndarray, " _"]
 
 def pack_scales(rows: Mapping[Key, Ints], cols: Mapping[Key, Ints], spreads: Mapping[Key, Spreads]) -> bytes:
     """Row steps and spreads per (layer, matrix), column steps per (layer, group) as one string."""
+    return pack_families(_all_families(rows, cols, spreads))
+
+
+def plain_size(rows: Mapping[Key, Ints], cols: Mapping[Key, Ints], spreads: Mapping[Key, Spreads]) -> int:
+    """Bytes of the same lists without any prediction, a table for each family."""
+    return sum(len(pack_lists(family)) for family in _all_families(rows, cols, spreads))
+
+
+def _all_families(
+    rows: Mapping[Key, Ints], cols: Mapping[Key, Ints], spreads: Mapping[Key, Spreads]
+) -> list[list[Ints]]:
     parts = (rows, cols, {k: s.row for k, s in spreads.items()}, {k: s.col for k, s in spreads.items()})
-    return pack_families([[part[key] for key in family] for part in parts for family in _families(part)])
+    return [[part[key] for key in family] for part in parts for family in _families(part)]
 
 
 def unpack_scales(

@@ -43,6 +43,7 @@ class TrellisModel(NamedTuple):
     plan: TrellisPlan
     gains: Gains | None
     components: dict[Key, Structured]
+    component_gains: dict[Key, Gain]
 
 
 def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker = None) -> TrellisModel:
@@ -57,7 +58,8 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     keys = list(matrix_shapes(source.arch))
     count = _Counter(progress, 2 * len(keys))
     weights = {key: source.params["blocks"][key[1]][key[0]] for key in keys}
-    components = _components(source, c, encode, weights)
+    fitted = _components(source, c, encode, weights)
+    components = {key: f for key, (f, _) in fitted.items()}
     guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
     first = _Pass(source, c, encode, guess, components, mu=0.0)
 
@@ -72,7 +74,8 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     ordered = [done[key] for key in keys]
     plan = fit_plan([x.path for x in ordered], [x.spread for x in ordered])
     gains = None if encode.gains == "none" else _joined([x.gains for x in ordered])
-    return TrellisModel({key: done[key].path for key in keys}, plan, gains, components)
+    worth = {key: gain for key, (_, gain) in fitted.items()}
+    return TrellisModel({key: done[key].path for key in keys}, plan, gains, components, worth)
 
 
 class Done(NamedTuple):
@@ -158,8 +161,8 @@ class _Pass:
 
 def _components(
     source: Source, c: float, encode: EncodeConfig, weights: Mapping[Key, Float[np.ndarray, "out in"]]
-) -> dict[Key, Structured]:
-    """The low-rank components that pay."""
+) -> dict[Key, tuple[Structured, Gain]]:
+    """The low-rank components that pay, and what they are worth."""
     if encode.structured == "none":
         return {}
 
@@ -168,7 +171,7 @@ def _components(
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         found = zip(weights, threads.map(fit, weights), strict=True)
-        return {key: fitted[0] for key, fitted in found if fitted is not None}
+        return {key: fitted for key, fitted in found if fitted is not None}
 
 
 def step_factors(grid: Grid, key: Key, c: float) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:

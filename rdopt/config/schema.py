@@ -23,6 +23,8 @@ Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
+TokenWeights = Literal["none", "sensitivity"]
+LoopGain = Literal["none", "shrink", "unbiased"]
 Correction = Literal["unbiased", "least-squares", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
@@ -68,6 +70,8 @@ class TextConfig(_Section):
     seq_len: int = _option(256, "tokens in a calibration sequence", low=2)
     calibration_sequences: int = _option(256, "calibration sequences", low=1)
     seed: int = _option(0, "which sequences are drawn", low=0)
+    token_weights: TokenWeights = _option(
+        "none", "how tokens count in the second moments: alike, or by the sensitivity of the outputs behind them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,7 @@ class EncodeConfig(_Section):
     coder: EntropyCoder = _option(
         "rans", "entropy coder of the trellis's indices: static rANS or Huffman, or adaptive binary arithmetic coding")
     embeddings: Embeddings = _option("16bit", "embedding and head: kept in 16 bit, or coded at the same slope")
+    loop_gains: LoopGain = _option("none", "a gain a column of the feedback grid, before its error is passed on")
     dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
                                low=0, high=0.5)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
