@@ -38,6 +38,27 @@ def rank1_spreads(
     return np.sqrt(rho2), np.sqrt(kappa2)
 
 
+def coordinate_spreads(
+    values: Num[np.ndarray, "out in"],
+    error: Float[np.ndarray, "out in"],
+    L: Float[np.ndarray, "in in"],
+    M: Float[np.ndarray, "out out"] | None,
+    row: Float[np.ndarray, " out"],
+    col: Float[np.ndarray, " in"],
+) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """`rank1_spreads` of the coordinates that feedback rounded, which predict indices better than these themselves.
+
+    Args:
+        values: what the coordinates were rounded to, in steps.
+        error: W - W^, which holds what is left over: the coordinates are values + M^T error L in steps.
+        L, M: lower Cholesky factors of input and output moment; no M without feedback over the rows.
+        row, col: step factors.
+    """
+    left = error @ L if M is None else M.T @ error @ L
+    rows = row if M is None else row * np.diagonal(M)
+    return rank1_spreads(values + left / np.outer(rows, col * np.diagonal(L)))
+
+
 def quantize_spreads(
     rho: Float[np.ndarray, " out"], kappa: Float[np.ndarray, " in"], precision: int
 ) -> Spreads:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rdopt.checkpoint import EMBED, HEAD, hf_name
-from rdopt.codec.allocation import Plan, choose_plan, table_classes, write_tables
+from rdopt.codec.allocation import Fit, Plan, choose_plan, table_classes, write_tables
 from rdopt.codec.bits import BitWriter
 from rdopt.codec.classes import Spreads
 from rdopt.codec.container import pack
@@ -23,7 +23,7 @@ from rdopt.codec.entropy import encode_indices
 from rdopt.codec.gains import Gains, pack_gains
 from rdopt.codec.lanes import Order
 from rdopt.codec.lloyd_model import quantize_lloyd, write_levels
-from rdopt.codec.quantize import Key, matrix_shapes, quantize_model
+from rdopt.codec.quantize import Key, index_spreads, matrix_shapes, quantize_model
 from rdopt.codec.smooth_scales import pack_scales, plain_size
 from rdopt.codec.source import Source
 from rdopt.codec.steps import base_step
@@ -129,7 +129,13 @@ def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
     indices, gains = quantize_model(source.params, source.grid, c, encode, progress)
     matrices = list(indices.values())
-    return _code_plan(SCALAR, matrices, choose_plan(matrices), encode.threads)._replace(gains=gains)
+
+    def spreads(key: Key) -> Fit:
+        return index_spreads(source.params, source.grid, key, indices[key], gains, c, encode.grid)
+
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        fits = list(threads.map(spreads, indices))
+    return _code_plan(SCALAR, matrices, choose_plan(matrices, fits), encode.threads)._replace(gains=gains)
 
 
 def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
+from rdopt.codec.classes import coordinate_spreads, rank1_spreads
 from rdopt.codec.feedback import quantize_feedback, quantize_rounding, quantize_with_gains
 from rdopt.codec.gains import Gains
 from rdopt.codec.steps import damped_cholesky, damped_weights, exp_steps, log_steps
@@ -133,6 +134,28 @@ def quantize_model(
                 progress(done, len(keys))
     gained = any(np.any(logs) for logs in gains.values())
     return found, Gains(_GAIN_PRECISION, {}, gains) if gained else None
+
+
+def index_spreads(
+    params: Params,
+    grid: Grid,
+    key: Key,
+    z: Int[np.ndarray, "out in"],
+    gains: Gains | None,
+    c: float,
+    kind: str,
+) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """Row and column spreads that predict the indices of a matrix: those of the coordinates before rounding."""
+    layer, name = key
+    group = (layer, INPUT_OF[name])
+    W = np.asarray(params["blocks"][name][layer], np.float64)
+    row, col = exp_steps(grid.rows[key]).astype(np.float64), exp_steps(grid.cols[group]).astype(np.float64) * c
+    if kind == "round":
+        return rank1_spreads(W / np.outer(row, col))
+    decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
+    if gains is not None:
+        decoded = gains.apply(key, decoded)
+    return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
 
 
 def dequantize(

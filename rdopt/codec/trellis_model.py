@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from rdopt.calibration import INPUT_OF, MATRICES_OF
 from rdopt.checkpoint import MATRICES
-from rdopt.codec.classes import rank1_spreads
+from rdopt.codec.classes import coordinate_spreads, rank1_spreads
 from rdopt.codec.columns import Path, quantize_columns
 from rdopt.codec.drift import Prefix
 from rdopt.codec.gain_fit import fit_gains, gain_precision
@@ -143,14 +143,11 @@ class _Pass:
         return quantize_wavefront(W, L, M, row, col, rates, self._states)
 
     def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: Path) -> Spread:
-        """Row and column spreads of the coordinates that were rounded: the values plus what M^T (W - W^) L leaves."""
+        """Row and column spreads of the coordinates that were rounded."""
         grid = self.source.grid
-        row, col = step_factors(grid, key, self.c)
         L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
-        left = np.asarray(W, np.float64) - self.decoded(key, path)
-        error = left @ L if M is None else M.T @ left @ L
-        rows = row if M is None else row * np.diagonal(M)
-        return rank1_spreads(path.values + error / np.outer(rows, col * np.diagonal(L)))
+        error = np.asarray(W, np.float64) - self.decoded(key, path)
+        return coordinate_spreads(path.values, error, L, M, *step_factors(grid, key, self.c))
 
     def decoded(self, key: Key, path: Path) -> Float[np.ndarray, "out in"]:
         """The weights that the decoder makes of a path, before gains; float32."""
