@@ -92,7 +92,7 @@ def _behind_prefix(
 ) -> dict[Key, Done]:
     """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
     source = second.source
-    prefix = None if source.tokens is None else Prefix(source.params, source.arch, source.tokens, encode.damping)
+    prefix = None if source.tokens is None else Prefix(source.params, source.arch, source.tokens, encode.drift_damping)
     precision, found = _gain_precision(source, second.c, encode.gains), {}
     for layer, group in input_groups(source.arch.num_layers):
         names = MATRICES_OF[group]

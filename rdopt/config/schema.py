@@ -117,6 +117,8 @@ class EncodeConfig(_Section):
     structured: Component = _option("none", "a low-rank component beside the codes where it saves bits, or none")
     drift: Drift = _option("prefix", "aim at what the original gives on the inputs of the model quantized so far")
     drift_sequences: int = _option(128, "calibration sequences that measure the drift", low=1)
+    drift_damping: float = _option(
+        0.2, "added to the second moments behind the drift's correction, as a share of their mean diagonal", low=0)
     gains: Correction = _option(
         "unbiased", "a gain a row that makes its error uncorrelated with its output, or gains of rows and columns "
         "by least squares, or none")
