@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdopt.calibration import INPUT_OF
+from rdopt.calibration import INPUT_OF, second_moments
 from rdopt.codec.quantize import coded_matrices
 from rdopt.config import EncodeConfig
 from rdopt.study.peers import Model
@@ -25,12 +25,13 @@ from rdopt.study.peers.report import Cell, curves
 from rdopt.study.peers.table import Curve, add_arguments, run_table
 from rdopt.study.peers.world import World
 from rdopt.sweep import bd_rate, saved_bits_with_error
+from rdopt.transforms import fold_moments, starting_gauges
 
 EVERYTHING = "everything"
 COMPARED_AT = (2.0, 3.0)
 
 
-def unchanged(model: Model) -> Model:
+def unchanged(world: World, model: Model) -> Model:
     """The model as it is."""
     return model
 
@@ -40,12 +41,12 @@ class Variant(NamedTuple):
 
     Attributes:
         encode: its settings.
-        change: what becomes of the model in the principal axes of its weights, where everything is coded.
+        change: what becomes of the model and its moments before it is coded.
         aligned: False codes the model in its own coordinates.
     """
 
     encode: EncodeConfig
-    change: Callable[[Model], Model] = unchanged
+    change: Callable[[World, Model], Model] = unchanged
     aligned: bool = True
 
 
@@ -69,16 +70,27 @@ def variants(finetune: int) -> dict[str, Variant]:
         "rANS off: Huffman": Variant(replace(full, coder="huffman")),
         "rANS off: adaptive binary": Variant(replace(full, coder="binary")),
         "low-rank component on": Variant(replace(full, structured="svd")),
+        "token weights on": Variant(full, weighted_tokens),
+        "scalar grid, shrink in the loop": Variant(replace(full, grid="feedback", loop_gains="shrink")),
+        "Lloyd-Max grid": Variant(replace(full, grid="lloyd")),
         **({"finetuning off": Variant(replace(full, finetune=0))} if finetune else {}),
     }
 
 
-def equal_error(model: Model) -> Model:
+def weighted_tokens(world: World, model: Model) -> Model:
+    """Moments in which a token counts by its sensitivity."""
+    params, arch = world.subject.params, world.subject.arch
+    moments = second_moments(params, arch, world.calibration, token_weights="sensitivity")
+    gauges = starting_gauges("pca", params, arch, moments)
+    return model._replace(moments=fold_moments(moments, params, arch, gauges))
+
+
+def equal_error(world: World, model: Model) -> Model:
     """No end-to-end sensitivity: every matrix the same relative error, every row of a matrix the same weight."""
     return _weighted(model, lambda G: np.eye(len(G)))
 
 
-def equal_matrices(model: Model) -> Model:
+def equal_matrices(world: World, model: Model) -> Model:
     """No slope in common: every matrix the same relative error in its own metric."""
     return _weighted(model, lambda G: G)
 
@@ -105,7 +117,7 @@ def _weighted(model: Model, shape: Callable[[np.ndarray], np.ndarray]) -> Model:
 def curves_of(world: World, finetune: int) -> Iterator[Curve]:
     """Every curve of a model."""
     for name, variant in variants(finetune).items():
-        model = variant.change(world.aligned if variant.aligned else world.model)
+        model = variant.change(world, world.aligned if variant.aligned else world.model)
         settings = {**asdict(variant.encode), "aligned": variant.aligned, "moments": variant.change.__name__}
         yield Curve("rdopt", name, settings, partial(encode_own, world, model, variant.encode))
 

@@ -47,7 +47,7 @@ def power(model: Model, layer: int, name: str) -> float:
 def test_without_allocation_every_matrix_has_the_same_power_a_weight_and_the_model_the_same(
     ablate: ModuleType, model: Model, change: str
 ):
-    changed = getattr(ablate, change)(model)
+    changed = getattr(ablate, change)(None, model)
     powers = [power(changed, *key) for key in coded_matrices(model.arch.num_layers)]
     assert powers == pytest.approx([powers[0]] * len(powers))
     total = estimated_distortion(model.params, None, model.moments)
@@ -58,7 +58,7 @@ def test_without_allocation_the_weights_within_a_matrix_stay_and_without_sensiti
     ablate: ModuleType, model: Model
 ):
     for name, G in model.moments.G.items():
-        kept, flat = ablate.equal_matrices(model).moments.G[name], ablate.equal_error(model).moments.G[name]
+        kept, flat = ablate.equal_matrices(None, model).moments.G[name], ablate.equal_error(None, model).moments.G[name]
         for layer, g in enumerate(G):
             assert kept[layer] / np.trace(kept[layer]) == pytest.approx(g / np.trace(g))
             assert flat[layer] == pytest.approx(flat[layer][0, 0] * np.eye(len(g)))
@@ -92,7 +92,7 @@ def test_an_arm_that_needs_a_fifth_of_a_bit_more_loses_a_fifth_of_a_bit(ablate: 
 def test_a_run_measures_every_variant_and_resumes(
     ablate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    chosen = (ablate.EVERYTHING, "trellis off: scalar grid", "sensitivity off", "alignment off")
+    chosen = (ablate.EVERYTHING, "trellis off: scalar grid", "sensitivity off", "alignment off", "token weights on")
     every = ablate.variants(0)
     monkeypatch.setattr(ablate, "variants", lambda finetune: {name: every[name] for name in chosen})
     model, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.jsonl")
