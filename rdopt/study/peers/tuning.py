@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rdopt.study.peers.encode import PeerSettings
 
-DAMPINGS = (1e-2, 3e-2, 1e-1)
+DAMPINGS = (1e-2, 3e-2, 1e-1, 3e-1)
 CHOICES: dict[str, tuple[tuple[str, tuple[float | str, ...]], ...]] = {
     "rtn": (("rows", ("row", "tensor")),),
     "gptq": (
