@@ -115,8 +115,10 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         f"{coded_bits(encoded.bits) // 8} bytes; whole file {figures['bpw_all']:.4f} per parameter, embedding and head "
         + (f"coded in {encoded.bits['embeddings'] // 8} bytes" if encoded.bits["embeddings"] else "in 16 bit")
     )
+    corrected = source.tokens is not None and prepared.config.encode.grid == "trellis"
+    counted = ", the drift's correction counted as error" if corrected else ""
     say(
-        f"KL {found.kl_mean:.5f} nats/token (estimated {figures['distortion_estimated']:.5f}), perplexity "
+        f"KL {found.kl_mean:.5f} nats/token (D {figures['distortion_estimated']:.5f}{counted}), perplexity "
         f"{figures['perplexity_before']:.3f} -> {figures['perplexity_after']:.3f}"
     )
     say(f"wrote {args.out} and {report}")
