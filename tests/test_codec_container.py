@@ -158,7 +158,7 @@ def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
         source = make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
         files[encode.structured] = encode_at_step(source, 0.02, encode)
     found = files["svd"]
-    _, low_rank = structure_saved(source, found.coded)
+    _, low_rank = structure_saved(source, found)
     assert low_rank[hf_name(0, "up")][0] >= 1 and low_rank[hf_name(0, "up")][1] > 0
     assert found.bits["structured"] > 0 and files["none"].bits["structured"] == 0
     assert found.bpw(source) < files["none"].bpw(source)

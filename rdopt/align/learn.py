@@ -68,6 +68,7 @@ def _compiled(module: Alignment, settings: Settings, train: TrainConfig, devices
     adam = optimizer(train)
 
     def step(state: State, problem: Problem, start: Rotations, tokens: Any, lam: Any, number: Any) -> Any:
+        """One Adam step on J = R + lam D, averaged over devices: the new state and its terms."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:

@@ -104,6 +104,7 @@ def rate_and_distortion(
     x = embed_tokens(problem.params, tokens)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
+        """One block: its activations passed on, its bits and its distortion in nats/token."""
         p, sigma, G, V, log_scale, layer_key = layer
         bits, D, errors = _block_terms(p, sigma, G, Rotations(variables["R"], V), log_scale, c, layer_key, settings)
         noisy = {**p, **{k: p[k] + errors[k] for k in errors}}

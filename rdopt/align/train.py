@@ -19,11 +19,11 @@ from rdopt.calibration import (
     Corpus,
     Moments,
     Subject,
+    corpus_moments,
     fingerprint,
     load_moments,
     open_subject,
     save_moments,
-    second_moments,
     token_batch,
 )
 from rdopt.checkpoint import MATRICES
@@ -73,14 +73,7 @@ def moments_of(
     found = load_moments(path, key)
     if found is None:
         path.unlink(missing_ok=True)
-        found = second_moments(
-            subject.params,
-            subject.arch,
-            corpus.calibration,
-            seed=config.text.seed,
-            token_weights=config.text.token_weights,
-            progress=progress,
-        )
+        found = corpus_moments(subject, corpus, config.text, progress)
         save_moments(path, found, key)
     return found
 

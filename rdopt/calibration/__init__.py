@@ -4,6 +4,7 @@ from rdopt.calibration.moments import INPUT_OF, MATRICES_OF, EmbeddingMoments, M
 from rdopt.calibration.subject import (
     Corpus,
     Subject,
+    corpus_moments,
     load_corpus,
     load_moments,
     load_subject,
@@ -16,6 +17,7 @@ from rdopt.calibration.tokens import fingerprint, load_tokenizer, token_batch, t
 __all__ = [
     "Corpus",
     "Subject",
+    "corpus_moments",
     "load_corpus",
     "load_moments",
     "load_subject",

@@ -1,6 +1,7 @@
 """What every command works on: a model, and its text cut into token sequences that it may and may not look at."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 
-from rdopt.calibration.moments import EmbeddingMoments, Moments
+from rdopt.calibration.moments import EmbeddingMoments, Moments, second_moments
 from rdopt.calibration.text import read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
 from rdopt.checkpoint import Architecture, Checkpoint, new_file, open_checkpoint
@@ -101,6 +102,20 @@ def open_subject(config: Config) -> tuple[Subject, Corpus]:
     """The model and the text of a configuration."""
     subject = load_subject(config.model)
     return subject, load_corpus(config.text, subject.checkpoint.folder, subject.arch.vocab_size)
+
+
+def corpus_moments(
+    subject: Subject, corpus: Corpus, text: TextConfig, progress: Callable[[int, int], None] | None = None
+) -> Moments:
+    """The second moments of a model on its calibration sequences; see `second_moments`."""
+    return second_moments(
+        subject.params,
+        subject.arch,
+        corpus.calibration,
+        seed=text.seed,
+        token_weights=text.token_weights,
+        progress=progress,
+    )
 
 
 def save_moments(path: Path, moments: Moments, key: str) -> None:

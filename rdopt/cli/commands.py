@@ -38,6 +38,7 @@ def run_train(args: argparse.Namespace, config: Config) -> None:
     begun: list[tuple[int, float]] = []
 
     def report(p: Progress) -> None:
+        """Says every twentieth of the steps, with the time left."""
         begun.append((p.step, time.perf_counter()))
         if p.step % max(1, p.steps // 20) and p.step != p.steps:
             return
@@ -85,7 +86,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     seconds = time.perf_counter() - begun
     source = prepared.source
     found, decoded, floor = measure_file(args.out, args.source, prepared.config)
-    scales, low_rank = structure_saved(source, encoded.coded)
+    scales, low_rank = structure_saved(source, encoded)
     figures: dict[str, Any] = {
         "bpw": encoded.bpw(source),
         "bpw_estimated": encoded.bpw_estimated(source),

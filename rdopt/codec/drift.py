@@ -20,7 +20,7 @@ from rdopt.calibration import MATRICES_OF
 from rdopt.checkpoint import Architecture
 from rdopt.operator import Params, attend, embed_tokens, gated, linear, rms_norm, rope_tables
 
-PRODUCERS = ("o", "down")
+PRODUCERS = ("o", "down")  # the matrices behind which the residual stream adds up, and their input groups
 _STAGES = (*MATRICES_OF, "end")
 _BATCH = 8
 
@@ -31,12 +31,12 @@ class Sums(NamedTuple):
     Attributes:
         S: E[x^ x^^T].
         C: E[x x^^T].
-        R: E[r x^^T], r the error that the residual stream carries past the group.
+        R: E[r x^^T], r the error that the residual stream carries past the group; of the producers' inputs only.
     """
 
     S: Float[np.ndarray, "in in"]
     C: Float[np.ndarray, "in in"]
-    R: Float[np.ndarray, "d in"]
+    R: Float[np.ndarray, "d in"] | None
 
 
 class Prefix:
@@ -79,10 +79,12 @@ class Prefix:
         self._behind = wanted
         total: list[np.ndarray] | None = None
         for (x, a), (x_hat, a_hat) in zip(*self._states, strict=True):
-            found = [np.asarray(v, np.float64) for v in _products(x, a, x_hat, a_hat)]
+            pairs = [(a_hat, a_hat), (a, a_hat), *([(x - x_hat, a_hat)] if group in PRODUCERS else [])]
+            found = [np.asarray(_product(u, v), np.float64) for u, v in pairs]
             total = found if total is None else [t + f for t, f in zip(total, found, strict=True)]
         assert total is not None
-        return Sums(*(t / self._tokens for t in total))
+        S, C, *R = (t / self._tokens for t in total)
+        return Sums(S, C, R[0] if R else None)
 
     def targets(
         self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]
@@ -97,8 +99,8 @@ class Prefix:
         found = {}
         for name in MATRICES_OF[group]:
             W = np.asarray(self._params["blocks"][name][layer], np.float64)
-            moved = W @ (C - S) + (R if name in PRODUCERS else 0.0)
-            found[name] = W + moved @ inverse
+            moved = W @ (C - S)
+            found[name] = W + (moved if R is None else moved + R) @ inverse
         return found
 
     def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
@@ -133,11 +135,7 @@ def _stage(p: dict, stream: Array, inputs: Array, arch: Architecture, stage: str
 
 
 @jax.jit
-def _products(x: Array, a: Array, x_hat: Array, a_hat: Array) -> tuple[Array, Array, Array]:
-    """Sums over tokens of a^ a^^T, a a^^T and (x - x^) a^^T."""
-
-    def product(u: Array, v: Array) -> Array:
-        rows = (t.reshape(-1, t.shape[-1]) for t in (u, v))
-        return jnp.einsum("ti,tj->ij", *rows, precision=jax.lax.Precision.HIGHEST)
-
-    return product(a_hat, a_hat), product(a, a_hat), product(x - x_hat, a_hat)
+def _product(u: Array, v: Array) -> Array:
+    """Sum over tokens of u v^T."""
+    rows = (t.reshape(-1, t.shape[-1]) for t in (u, v))
+    return jnp.einsum("ti,tj->ij", *rows, precision=jax.lax.Precision.HIGHEST)

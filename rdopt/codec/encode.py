@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rdopt.align import moments_of
-from rdopt.calibration import Corpus, Moments, Subject, load_corpus, load_subject, second_moments
+from rdopt.calibration import Corpus, Moments, Subject, corpus_moments, load_corpus, load_subject
 from rdopt.checkpoint import Architecture, carried_files, write_checkpoint
 from rdopt.codec.container import write_container
 from rdopt.codec.decoder import Decoded, decode_model
@@ -55,14 +55,7 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
     subject = load_subject(path if path.is_dir() else str(path))
     checkpoint = subject.checkpoint
     corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
-    moments = second_moments(
-        subject.params,
-        subject.arch,
-        corpus.calibration,
-        seed=config.text.seed,
-        token_weights=config.text.token_weights,
-        progress=progress,
-    )
+    moments = corpus_moments(subject, corpus, config.text, progress)
     aligned = (checkpoint.folder / "transforms.json").is_file()
     parameters = (
         int(load_alignment(checkpoint.folder).original["parameters"]) if aligned else checkpoint.num_parameters

@@ -199,21 +199,21 @@ def coded_streams(source: Source, coded: Coded) -> dict[str, bytes]:
     }
 
 
-def structure_saved(source: Source, coded: Coded) -> tuple[float, dict[str, tuple[int, float]]]:
+def structure_saved(source: Source, encoded: Encoded) -> tuple[float, dict[str, tuple[int, float]]]:
     """What describing scales and weights as functions of layer and channel saves, in bits/weight.
 
     Returns:
         (smooth scales against every kind of list coded by itself, name of each matrix with a low-rank component ->
         its rank and what the component is expected to save).
     """
+    coded = encoded.coded
     spreads = dict(zip(matrix_shapes(source.arch), coded.spreads, strict=True))
-    lists = source.grid.rows, source.grid.cols, spreads
-    scales = 8 * (plain_size(*lists) - len(pack_scales(*lists))) / source.weights
+    scales = 8 * plain_size(source.grid.rows, source.grid.cols, spreads) - encoded.bits["scales"]
     parts = {
         hf_name(*key): (coded.components[key].rank, gain.saved / source.weights)
         for key, gain in coded.component_gains.items()
     }
-    return scales, parts
+    return scales / source.weights, parts
 
 
 def bits_of(data: bytes, streams: Mapping[str, bytes]) -> dict[str, int]:

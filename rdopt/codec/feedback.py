@@ -76,8 +76,8 @@ def quantize_with_gains(
     """
     gains = {"shrink": lambda z, y: (z @ y, z @ z), "unbiased": lambda z, y: (y @ y, z @ y)}
 
-    def gain(z: Float[np.ndarray, " out"], y: Float[np.ndarray, " out"]) -> int:
-        over, under = gains[kind](z, y)
+    def gain(z: Int[np.ndarray, " out"], y: Float[np.ndarray, " out"]) -> int:
+        over, under = gains[kind](z.astype(np.float64), y)
         return round(precision * float(np.log2(over / under))) if over > 0 and under > 0 else 0
 
     return _successively(W, L, row, col, dead_zone, gain, precision)
@@ -89,7 +89,7 @@ def _successively(
     row: Float[np.ndarray, " out"],
     col: Float[np.ndarray, " in"],
     dead_zone: float,
-    gain: Callable[[Float[np.ndarray, " out"], Float[np.ndarray, " out"]], int],
+    gain: Callable[[Int[np.ndarray, " out"], Float[np.ndarray, " out"]], int],
     precision: int,
 ) -> tuple[Int[np.ndarray, "out in"], Int[np.ndarray, " in"]]:
     """(indices, log gains) with `gain` of a column's indices and targets."""
@@ -102,8 +102,8 @@ def _successively(
         for j in range(high - 1, low - 1, -1):
             y = Y[j - low] / M[j, j]
             z[j] = round_dead_zone(y, dead_zone)
-            logs[j] = gain(z[j].astype(np.float64), y)
-            taken = 2.0 ** (logs[j] / precision) * z[j]
-            Y[: j - low] -= np.outer(M[j, low:j], taken)
-            E[j] -= col[j] * taken
+            logs[j] = gain(z[j], y)
+            Y[: j - low] -= np.outer(2.0 ** (logs[j] / precision) * M[j, low:j], z[j])
+        steps = col[low:high] * 2.0 ** (logs[low:high] / precision)
+        E[low:high] -= steps[:, None] * z[low:high]
     return np.ascontiguousarray(z.T), logs

@@ -129,6 +129,7 @@ def _compiled(
     adam = optimizer(steps)
 
     def step(state: State, models: tuple[Params, Params], rates: Trained, tokens: Array) -> tuple[State, Array]:
+        """One Adam step, averaged over devices: the new state and the KL before it, nats/token."""
         params, teacher = models
 
         def loss(trained: Trained) -> Float[Array, ""]:

@@ -111,6 +111,7 @@ def quantize_model(
     keys = list(coded_matrices(len(params["blocks"]["q"])))
 
     def one(key: Key) -> tuple[Int[np.ndarray, "out in"], Int[np.ndarray, " in"]]:
+        """Indices of one matrix, and the log gains of its columns in 1 / _GAIN_PRECISION octave."""
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)

@@ -4,9 +4,9 @@ The lanes of all matrices in the order of the file are cut into segments of abou
 of bytes of the entropy coder. The decoder uses integers until the indices are values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,23 +28,8 @@ _ENDLESS = 1 << 30
 _MAX_OCTAVE = 20  # of a spread in steps; classes beyond are damage, or steps far too fine
 
 
-class SegmentCoder(Protocol):
-    """An entropy coder with the tables of a file."""
-
-    def lengths(self) -> Float[np.ndarray, "tables symbols"]:
-        """Bits of every symbol of every table."""
-        ...
-
-    def encode(self, parts: Sequence[Lanes]) -> bytes:
-        """The bytes of a segment, an even number."""
-        ...
-
-    def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
-        """Fills the lanes of a segment or raises ValueError."""
-        ...
-
-
-CODERS: dict[EntropyCoder, Callable[[Coder], SegmentCoder]] = {"rans": Rans, "huffman": Huffman, "binary": Binary}
+SegmentCoder = type[Rans] | type[Huffman] | type[Binary]
+CODERS: dict[EntropyCoder, SegmentCoder] = {"rans": Rans, "huffman": Huffman, "binary": Binary}
 
 
 class Piece(NamedTuple):

@@ -210,10 +210,11 @@ class _LearnedArm:
 
 
 def _steps(say: Say, label: str) -> Callable[[align.Progress], None]:
-    """Says every tenth of a training's steps, with the time left."""
+    """A reporter that says how far a training is and the time left."""
     begun: list[tuple[int, float]] = []
 
     def report(p: align.Progress) -> None:
+        """Says every fifth of the steps."""
         begun.append((p.step, time.perf_counter()))
         if p.step % max(1, p.steps // 5) and p.step != p.steps:
             return

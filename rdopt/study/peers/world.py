@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from rdopt.calibration import Subject, fingerprint, load_moments, open_subject, save_moments, second_moments
+from rdopt.calibration import Subject, corpus_moments, fingerprint, load_moments, open_subject, save_moments
 from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
 from rdopt.evaluate import Comparison, Reference, compare, noise_floor_bf16, windows
 from rdopt.export import reference_of
@@ -100,7 +100,7 @@ def make_world(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: P
     moments = load_moments(path, inputs)
     if moments is None:
         path.unlink(missing_ok=True)
-        moments = second_moments(subject.params, subject.arch, corpus.calibration, seed=text.seed)
+        moments = corpus_moments(subject, corpus, text)
         save_moments(path, moments, inputs)
     chosen = min(SELECTION_TOKENS, evaluate.max_tokens)
     picked = windows(corpus.selection, evaluate.context, evaluate.stride, chosen)
