@@ -51,8 +51,8 @@ class Variant(NamedTuple):
 
 
 def variants(finetune: int) -> dict[str, Variant]:
-    """Everything, then each part off alone; and what is off by default, on."""
-    full = EncodeConfig(grid="trellis", states=64, finetune=finetune)
+    """Everything, then each part off alone; and what is off by default, on: finetuning of so many steps too."""
+    full = EncodeConfig(grid="trellis", states=64)
     return {
         EVERYTHING: Variant(full),
         "alignment off": Variant(full, aligned=False),
@@ -73,7 +73,7 @@ def variants(finetune: int) -> dict[str, Variant]:
         "token weights on": Variant(full, weighted_tokens),
         "scalar grid, shrink in the loop": Variant(replace(full, grid="feedback", loop_gains="shrink")),
         "Lloyd-Max grid": Variant(replace(full, grid="lloyd")),
-        **({"finetuning off": Variant(replace(full, finetune=0))} if finetune else {}),
+        **({"finetuning on": Variant(replace(full, finetune=finetune))} if finetune else {}),
     }
 
 

@@ -1,14 +1,23 @@
 """Claims about files searched by size, KL or perplexity, and about finetuning inside rdopt encode."""
 
+import importlib
 import math
 
 import numpy as np
 import pytest
 from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, sha256, strict_json
 
-from rdopt.codec import decode_file
-from rdopt.codec.target import Goal, divergence_goal, search_step, size_goal
+from rdopt.calibration import load_subject
+from rdopt.checkpoint import MATRICES
+from rdopt.codec import decode_file, decode_model, encode_at_step, encode_source, make_source
+from rdopt.codec.encoder import code_matrices
+from rdopt.codec.judge import Judge
+from rdopt.codec.quantize import make_grid
+from rdopt.codec.target import Goal, divergence_goal, search_step, size_goal, some_rows
 from rdopt.config import EncodeConfig, UserError
+from rdopt.evaluate import Reference, windows
+
+FEEDBACK = EncodeConfig(grid="feedback")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,48 @@ def test_a_goal_out_of_reach_is_refused_with_what_was_closest():
     goal = Goal("a perplexity of 9", 1.0, 2.0, 0.1, 0.1, lambda value: 2 * value)
     with pytest.raises(UserError, match=r"a perplexity of 9 cannot be reached: the closest file has 6"):
         search_step(lambda c: 3.0, float, goal, 1.0)
+
+
+@pytest.fixture(scope="module")
+def demo(demo_model, demo_tokens, demo_moments):
+    """(source, judge) of the demo model, its matrices wide enough for searches on a part."""
+    subject = load_subject(demo_model)
+    source = make_source(
+        subject.params, subject.arch, subject.checkpoint.config, {}, demo_moments, FEEDBACK, subject.arch.num_layers
+    )
+    inputs, scored = windows(demo_tokens.reshape(-1), 128, 128, 4096)
+    return source, Judge(Reference(subject.params, subject.arch, inputs, scored, 8), demo_tokens)
+
+
+def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(demo):
+    whole_moments, c = demo[0].moments, 0.02
+    flat = {name: np.ones_like(G[..., 0]) for name, G in whole_moments.G.items()}  # so that rows do not share damping
+    moments = whole_moments._replace(G=flat)
+    grid = make_grid(moments, demo[0].arch.num_layers, FEEDBACK)
+    source = demo[0]._replace(moments=moments, grid=grid)
+    part = some_rows(source, FEEDBACK)
+    found = part.model(code_matrices(part.source, c, FEEDBACK), c)
+    whole = decode_model(encode_at_step(source, c, FEEDBACK).data).plain
+    assert 0.08 < part.source.weights / source.weights < 0.3
+    for name in MATRICES:
+        rows, original = part.rows[name], source.params["blocks"][name]
+        others = np.setdiff1d(np.arange(original.shape[1]), rows)
+        np.testing.assert_array_equal(found["blocks"][name][:, others], original[:, others])
+        for layer in range(source.arch.num_layers):
+            np.testing.assert_array_equal(found["blocks"][name][layer, rows], whole[layer, name][rows])
+            assert len(np.unique(whole[layer, name])) > 9
+
+
+@pytest.mark.parametrize("target", [{"target_bpw": 3.0}, {"target_kl": 0.05}, {"target_ppl": 1.1}])
+def test_a_search_codes_few_whole_files(demo, target, monkeypatch):
+    source, judge = demo
+    if "target_ppl" in target:
+        target = {"target_ppl": 1.1 * judge.selection.perplexity.value}
+    encode, whole = EncodeConfig(grid="feedback", **target), []
+    room = importlib.import_module("rdopt.codec.encode")  # the package has a function of this name
+    monkeypatch.setattr(room, "encode_at_step", lambda *args: whole.append(1) or encode_at_step(*args))
+    encode_source(source, encode, 1000.0, judge)
+    assert len(whole) <= 3
 
 
 @pytest.mark.parametrize("bpw", [3.0, 5.0])

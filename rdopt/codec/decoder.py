@@ -84,39 +84,84 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
         raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
 
 
-def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
-    config, files = unpack_files(streams["files"])
-    arch = architecture_from_config(config)
-    shapes = matrix_shapes(arch)
-    keys = list(shapes)
+class Matrices(NamedTuple):
+    """Decoded matrices, by (layer, matrix).
+
+    Attributes:
+        c: base step.
+        parameters: of the original model.
+        coded: indices, values and bits.
+        gains: of the file, if any.
+        plain: float32 weights before gains.
+        weights: float32 weights, in the coordinates of the stored transforms if any.
+    """
+
+    c: float
+    parameters: int
+    coded: dict[Key, Matrix]
+    gains: Gains | None
+    plain: dict[Key, Float[np.ndarray, "out in"]]
+    weights: dict[Key, Float[np.ndarray, "out in"]]
+
+
+def decode_matrices(
+    streams: Mapping[str, bytes], index: bytes, shapes: Shapes, widths: Mapping[Key, int], threads: int = 0
+) -> Matrices:
+    """The coded matrices from their streams.
+
+    Args:
+        streams: of the file.
+        index: its index behind the hashes.
+        shapes: of every matrix, in the order of the file.
+        widths: of every input group.
+        threads: decoding threads, 0 for all cores.
+
+    Raises:
+        ValueError: damaged streams.
+    """
     (c,) = struct.unpack_from("<f", index)
     source = BitReader(index[4:])
     method, parameters = source.gammas(2)
     if method not in (SCALAR, TRELLIS, LLOYD):
         raise ValueError(f"coding method {method}")
-    rows, cols, found = unpack_scales(streams["scales"], shapes, group_widths(arch))
-    spreads = [found[key] for key in keys]
+    rows, cols, spreads = unpack_scales(streams["scales"], shapes, widths)
     components = unpack_structured(streams["structured"], shapes)
     read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
-    matrices = read(streams, spreads, source, shapes, threads)
+    found = read(streams, [spreads[key] for key in shapes], source, shapes, threads)
+    coded = dict(zip(shapes, found, strict=True))
     step = {SCALAR: c, TRELLIS: trellis_step(c), LLOYD: lloyd_step(c)}[method]
     gains = unpack_gains(streams["gains"], shapes)
-    stored = unpack_stored(streams["transforms"], arch)
 
-    def weight(i: int) -> tuple[np.ndarray, np.ndarray]:
-        layer, name = key = keys[i]
+    def weight(key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """A matrix before and after its gains."""
+        layer, name = key
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
-            plain = rebuild(matrices[i].values, components.get(key), rows[key], cols[layer, INPUT_OF[name]], step)
+            plain = rebuild(coded[key].values, components.get(key), rows[key], cols[layer, INPUT_OF[name]], step)
             W = plain if gains is None else gains.apply(key, plain)
         if not np.isfinite(W).all():
             raise ValueError(f"{hf_name(*key)} has weights that are not finite")
-        return plain, W if stored is None else stored.undo(layer, name, W)
+        return plain, W
 
     with ThreadPoolExecutor(threads or None) as pool:
-        pairs = list(pool.map(weight, range(len(keys))))
-    weights = {hf_name(*key): W for key, (_, W) in zip(keys, pairs, strict=True)}
+        pairs = dict(zip(shapes, pool.map(weight, shapes), strict=True))
+    plain = {key: pair[0] for key, pair in pairs.items()}
+    return Matrices(c, parameters, coded, gains, plain, {key: pair[1] for key, pair in pairs.items()})
+
+
+def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
+    config, files = unpack_files(streams["files"])
+    arch = architecture_from_config(config)
+    found = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), threads)
+    stored = unpack_stored(streams["transforms"], arch)
+
+    def undone(key: Key) -> np.ndarray:
+        """A matrix without the stored transforms."""
+        return found.weights[key] if stored is None else stored.undo(*key, found.weights[key])
+
+    with ThreadPoolExecutor(threads or None) as pool:
+        weights = dict(zip((hf_name(*key) for key in found.weights), pool.map(undone, found.weights), strict=True))
     if streams["embeddings"]:
-        weights |= decode_embeddings(streams["embeddings"], arch, c, threads)
+        weights |= decode_embeddings(streams["embeddings"], arch, found.c, threads)
     weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))
     return Decoded(
         tensors={k: weights[k] for k in expected_tensors(arch)},
@@ -124,12 +169,12 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
         config=config,
         files=files,
         bits=bits_of(data, streams),
-        c=c,
-        parameters=parameters,
-        code_bits={key: x.bits for key, x in zip(keys, matrices, strict=True)},
-        indices={key: x.indices for key, x in zip(keys, matrices, strict=True)},
-        plain={key: plain for key, (plain, _) in zip(keys, pairs, strict=True)},
-        gains=gains,
+        c=found.c,
+        parameters=found.parameters,
+        code_bits={key: x.bits for key, x in found.coded.items()},
+        indices={key: x.indices for key, x in found.coded.items()},
+        plain=found.plain,
+        gains=found.gains,
         stored=stored,
     )
 

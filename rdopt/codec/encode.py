@@ -20,7 +20,7 @@ from rdopt.codec.judge import Judge, Report, finetune_file
 from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step
 from rdopt.codec.stored import Stored
-from rdopt.codec.target import search_size, search_step
+from rdopt.codec.target import search_file, size_goal
 from rdopt.config import Config, EncodeConfig, UserError
 from rdopt.evaluate import Reference, windows
 from rdopt.export import aligned_config, open_trained
@@ -141,10 +141,13 @@ def encode_source(
         raise ValueError("aiming at KL or perplexity, and finetuning, need a text to judge by")
     c = base_step(lam, source.weights)
     if encode.target_bpw is not None:
-        encoded = search_size(source, encode, encode.target_bpw, c, whole)
+        goal = size_goal(encode.target_bpw)
+        encoded = search_file(
+            source, encode, goal, c, whole, lambda x: x.bpw(source), lambda part, coded, _: part.bits_per_weight(coded)
+        )
     elif judge is not None and (encode.target_kl is not None or encode.target_ppl is not None):
         goal, value = judge.goal(encode)
-        encoded = search_step(whole, value, goal, c)
+        encoded = search_file(source, encode, goal, c, whole, value, judge.expected)
     else:
         encoded = whole(c)
     if not encode.finetune or judge is None:

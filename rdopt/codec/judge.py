@@ -11,17 +11,17 @@ from jaxtyping import Int
 
 from rdopt.align import StateStore
 from rdopt.calibration import fingerprint
-from rdopt.checkpoint import MATRICES
+from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import Encoded, assemble
+from rdopt.codec.encoder import Coded, Encoded, assemble
 from rdopt.codec.finetune import Finetuned, finetune
 from rdopt.codec.finetune_train import FinetuneProgress, FinetuneSettings
 from rdopt.codec.source import Source
 from rdopt.codec.steps import lam_of_base_step
-from rdopt.codec.target import Goal, divergence_goal
+from rdopt.codec.target import Goal, Part, divergence_goal
 from rdopt.config import EncodeConfig, UserError
-from rdopt.evaluate import Comparison, Reference, compare
-from rdopt.operator import params_from_tensors
+from rdopt.evaluate import Reference, compare
+from rdopt.operator import Params, params_from_tensors
 
 Report = Callable[[FinetuneProgress], None]
 
@@ -39,18 +39,14 @@ class Judge(NamedTuple):
     tokens: Int[np.ndarray, "n length"]
     folder: Path | None = None
 
-    def divergence(self, encoded: Encoded) -> float:
-        """KL of a file on the selection text, nats/token."""
-        return self._compared(encoded).kl_mean
+    def divergence(self, params: Params, arch: Architecture) -> float:
+        """KL of a model on the selection text, nats/token."""
+        return compare(self.selection, params, arch).kl_mean
 
-    def excess(self, encoded: Encoded) -> float:
-        """Loss of a file above the original's on the selection text, nats/token."""
-        found = self._compared(encoded)
+    def excess(self, params: Params, arch: Architecture) -> float:
+        """Loss of a model above the original's on the selection text, nats/token."""
+        found = compare(self.selection, params, arch)
         return found.perplexity.nll - found.reference_perplexity.nll
-
-    def _compared(self, encoded: Encoded) -> Comparison:
-        decoded = decode_model(encoded.data)
-        return compare(self.selection, params_from_tensors(decoded.tensors, decoded.arch), decoded.arch)
 
     def goal(self, encode: EncodeConfig) -> tuple[Goal, Callable[[Encoded], float]]:
         """The search that encode.target_kl or encode.target_ppl asks for: (goal, log2 of the value of a file).
@@ -60,7 +56,7 @@ class Judge(NamedTuple):
         """
         if encode.target_kl is not None:
             name = f"a KL of {encode.target_kl:g} nats/token"
-            return divergence_goal(name, encode.target_kl, float), lambda x: math.log2(self.divergence(x))
+            return divergence_goal(name, encode.target_kl, float), lambda x: math.log2(self.divergence(*_model(x)))
         assert encode.target_ppl is not None
         before = self.selection.perplexity
         excess = math.log(encode.target_ppl) - before.nll
@@ -72,7 +68,21 @@ class Judge(NamedTuple):
         goal = divergence_goal(
             f"a perplexity of {encode.target_ppl:g}", excess, lambda nats: math.exp(before.nll + nats)
         )
-        return goal, lambda x: math.log2(max(self.excess(x), 1e-9))
+        return goal, lambda x: math.log2(max(self.excess(*_model(x)), 1e-9))
+
+    def expected(self, part: Part, coded: Coded, c: float) -> float:
+        """log2 of the KL that a whole file would have, by what its part does to the model.
+
+        Errors of different rows add up in KL. A loss above the original's is expected to equal it: the excess of a
+        tenth of the errors would drown in the noise of the labels.
+        """
+        nats = self.divergence(part.model(coded, c), part.whole.arch)
+        return math.log2(nats * part.whole.weights / part.source.weights)
+
+
+def _model(encoded: Encoded) -> tuple[Params, Architecture]:
+    decoded = decode_model(encoded.data)
+    return params_from_tensors(decoded.tensors, decoded.arch), decoded.arch
 
 
 def finetune_file(

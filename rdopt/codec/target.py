@@ -1,6 +1,6 @@
 """The base step that makes a file of a wanted size, KL or perplexity: secant searches on log2 of the step.
 
-A step twice as large saves about one bit/weight and quadruples the KL, so both are near lines in log2(c). The size is
+A step twice as large saves about one bit/weight and quadruples the KL, so both are near lines in log2(c). The step is
 first sought on a tenth of the rows; only then is the whole model encoded.
 """
 
@@ -9,14 +9,17 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from rdopt.calibration import Moments
 from rdopt.checkpoint import MATRICES
-from rdopt.codec.encoder import Coded, Encoded, code_matrices, coded_streams
-from rdopt.codec.quantize import estimated_distortion, make_grid
+from rdopt.codec.decoder import decode_matrices
+from rdopt.codec.encoder import Coded, Encoded, code_matrices, coded_streams, write_index
+from rdopt.codec.quantize import estimated_distortion, group_widths, make_grid, matrix_shapes
 from rdopt.codec.source import Source
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
+from rdopt.operator import Params
 
 TOLERANCE = 0.02
 SHARE = 10
@@ -93,45 +96,84 @@ def search_step(
     return best[1]
 
 
-def search_size(
-    source: Source, encode: EncodeConfig, bpw: float, start: float, whole: Callable[[float], Encoded]
+class Part(NamedTuple):
+    """A tenth of the rows of a model's matrices, for estimates of what the whole would give.
+
+    Attributes:
+        whole: the model.
+        source: the same with these rows only.
+        rows: matrix -> which rows they are.
+    """
+
+    whole: Source
+    source: Source
+    rows: dict[str, Int[np.ndarray, " some"]]
+
+    def bits_per_weight(self, coded: Coded) -> float:
+        """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
+        part, whole = self.source, self.whole
+        bits = {name: 8 * len(x) for name, x in coded_streams(part, coded).items()}
+        lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
+        side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
+        return bits["codes"] / part.weights + (side + bits["tables"] + bits["transforms"]) / whole.weights
+
+    def model(self, coded: Coded, c: float) -> Params:
+        """The whole model with the part's rows as a file would give them back, all others as they were."""
+        index = write_index(c, self.source.parameters, coded)
+        shapes = {key: (len(self.rows[key[1]]), n) for key, (_, n) in matrix_shapes(self.whole.arch).items()}
+        found = decode_matrices(coded_streams(self.source, coded), index, shapes, group_widths(self.whole.arch)).weights
+        blocks = dict(self.whole.params["blocks"])
+        for name, rows in self.rows.items():
+            blocks[name] = np.array(blocks[name])
+            blocks[name][:, rows] = np.stack([found[layer, name] for layer in range(self.whole.arch.num_layers)])
+        return {**self.whole.params, "blocks": blocks}
+
+
+def search_file(
+    source: Source,
+    encode: EncodeConfig,
+    goal: Goal,
+    start: float,
+    whole: Callable[[float], Encoded],
+    value: Callable[[Encoded], float],
+    rough: Callable[[Part, Coded, float], float],
 ) -> Encoded:
-    """A file of `bpw` bits/weight: a search on a tenth of the rows, then on whole files from there.
+    """The file that meets a goal: a search on a tenth of the rows, then on whole files from there.
 
     Args:
         source: the model.
         encode: its configuration.
-        bpw: wanted.
+        goal: wanted value and tolerance.
         start: first base step.
         whole: from a base step to the file.
+        value: of a file.
+        rough: the value of the whole file, expected from a part coded at a base step.
+
+    Raises:
+        UserError: no file came within the tolerance.
     """
     if min(source.params["blocks"][k].shape[1] for k in MATRICES) >= 2 * _FEWEST:
         part = some_rows(source, encode)
-        rough = size_goal(bpw)._replace(aim=TOLERANCE, tolerance=math.inf)
         _, start = search_step(
-            lambda c: (code_matrices(part, c, encode), c), lambda x: _extrapolated(x[0], part, source), rough, start
+            lambda c: (rough(part, code_matrices(part.source, c, encode), c), c),
+            lambda found: found[0],
+            goal._replace(aim=goal.tolerance, tolerance=math.inf),
+            start,
         )
-    return search_step(whole, lambda x: x.bpw(source), size_goal(bpw), start)
+    return search_step(whole, value, goal, start)
 
 
-def _extrapolated(coded: Coded, part: Source, whole: Source) -> float:
-    """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
-    bits = {name: 8 * len(x) for name, x in coded_streams(part, coded).items()}
-    lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
-    side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
-    return bits["codes"] / part.weights + (side + bits["tables"] + bits["transforms"]) / whole.weights
-
-
-def some_rows(source: Source, encode: EncodeConfig) -> Source:
-    """The model with every tenth row of its matrices (but enough of them), for estimates of size only."""
-    blocks, G = dict(source.params["blocks"]), dict(source.moments.G)
+def some_rows(source: Source, encode: EncodeConfig) -> Part:
+    """Every tenth row of the matrices, but enough of them; without the correction of the drift."""
+    blocks, G, kept = dict(source.params["blocks"]), dict(source.moments.G), {}
     for name in MATRICES:
         rows = np.arange(0, blocks[name].shape[1], max(1, min(SHARE, blocks[name].shape[1] // _FEWEST)))
         blocks[name] = blocks[name][:, rows]
         G[name] = G[name][:, rows][:, :, rows] if G[name].ndim == 3 else G[name][:, rows]
+        kept[name] = rows
     moments: Moments = source.moments._replace(G=G)
     params = {**source.params, "blocks": blocks}
-    return source._replace(
+    part = source._replace(
         params=params,
         moments=moments,
         signal=estimated_distortion(params, None, moments),
@@ -139,3 +181,4 @@ def some_rows(source: Source, encode: EncodeConfig) -> Source:
         weights=sum(blocks[k].size for k in MATRICES),
         tokens=None,
     )
+    return Part(source, part, kept)
