@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,18 @@ from conftest import random_tensors, synthetic_moments, tiny_config
 
 from rdopt.align import Problem, StateStore, learn, make_problem, rate_and_distortion
 from rdopt.align import devices as pool
-from rdopt.align.alignment import orthogonality, starting_rotations
+from rdopt.align.alignment import Alignment, orthogonality, single_precision, starting_rotations, trained_records
 from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.align.coordinates import (
-    Factor,
-    Rotations,
-    left_right,
-    turn_back,
-    turn_weight,
-    turned_diag_G,
-    turned_factors,
+    OutputMetric,
+    fed_back,
+    input_sides,
+    kept,
+    output_side,
+    turned_outputs,
 )
 from rdopt.align.learn import batch_indices
+from rdopt.align.objective import stacked_blocks
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
 from rdopt.calibration import INPUT_OF, load_subject
 from rdopt.checkpoint import MATRICES, hf_name, open_checkpoint, write_checkpoint
@@ -36,17 +37,21 @@ from rdopt.codec import decode_model, encode_model, make_source
 from rdopt.codec.allocation import choose_plan, table_classes
 from rdopt.codec.entropy import encode_indices
 from rdopt.codec.feedback import quantize_feedback, quantize_rounding
+from rdopt.codec.trellis_plan import rates_of, starting_plan
+from rdopt.codec.wavefront import quantize_wavefront
 from rdopt.config import Config, EncodeConfig, TrainConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import load_params, logits
 from rdopt.transforms import (
     Gauges,
+    Map,
     fold,
     fold_moments,
     gauges_of,
     orthogonality_error,
     random_orthogonal,
     record_to_dict,
+    sides_of,
     starting_gauges,
 )
 
@@ -100,31 +105,65 @@ def test_the_cholesky_gradient_is_that_of_autodiff_in_float64():
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9, atol=1e-10)
 
 
-def test_trial_coordinates_are_those_of_the_fold(tiny_llama):
-    folder = tiny_llama("qwen2")
-    problem, settings, _, _ = tiny_problem(folder)
+SITES = ("residual", "value", "stretch", "query", "norm", "hidden")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_trial_coordinates_are_those_of_the_fold(tiny_llama, family):
+    """Random parameters at every site, as training sees them and as the records fold them in float64."""
+    folder = tiny_llama(family)
+    problem, settings, _, start = tiny_problem(folder, replace(TRAIN, sites=SITES))
     subject, arch = load_subject(folder), settings.arch
-    gauges = Gauges(random_orthogonal(1, arch.hidden_size), random_orthogonal(2, arch.head_dim, (2, 2)))
+    module, rng = Alignment(arch=arch, sites=SITES, rate="analytic"), np.random.default_rng(0)
+    params: Any = module.init(jax.random.key(0), starting_rotations(start, arch))["params"]
+    params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), params)
+    gauges = gauges_of(trained_records(params, start, arch))
+    trial: Any = module.apply({"params": params}, starting_rotations(start, arch))
+    for found, expected in zip(trial["gauges"], single_precision(gauges, arch), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            np.testing.assert_allclose(found, expected, atol=2e-5)
     folded, _ = fold(subject.params, subject.arch, gauges)
     moments = fold_moments(synthetic_moments(subject.arch), subject.params, subject.arch, gauges)
-    R, V = starting_rotations(gauges, arch)
-    rotations = Rotations(R, V[1])
-    sigma = {k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}
-    factors = turned_factors(sigma, rotations, arch, 0.02)
+    block = jax.tree.map(lambda x: x[1], stacked_blocks(trial["gauges"], arch))
+    turns = {k: sides_of(k, (None, None), arch, block._replace(residual=trial["gauges"].residual)) for k in MATRICES}
+    sides = input_sides({k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}, turns, 0.02, feedback=True)
     for name in MATRICES:
-        A, B = left_right(name, rotations, arch)
-        W = problem.params["blocks"][name][1]
-        turned = turn_weight(jnp.asarray(W), A, B)
-        np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-5)
-        np.testing.assert_allclose(turn_back(turned, A, B), W, atol=1e-5)
-        expected = moments.diag_G(name, 1)
-        found = turned_diag_G(jnp.asarray(problem.G[name][1]), A, 0.02)
-        np.testing.assert_allclose(found, expected + 0.02 * expected.mean(), rtol=1e-3)
-        S = moments.sigma[INPUT_OF[name]][1]
-        L, inverse = factors[INPUT_OF[name]]
-        damped = S + 0.02 * np.mean(np.diagonal(S)) * np.eye(len(S))
-        np.testing.assert_allclose(L @ L.T, damped, atol=1e-4 * np.abs(S).max())
-        np.testing.assert_allclose(L @ inverse, np.eye(len(S)), atol=1e-3)
+        W = jnp.asarray(problem.params["blocks"][name][1])
+        turned = turns[name].fold(W)
+        np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-4)
+        np.testing.assert_allclose(turns[name].unfold(turned), W, atol=1e-4)
+        assert (turns[name].outputs == Map()) == (name not in turned_outputs(SITES))
+        check_side(sides[INPUT_OF[name]], moments.sigma[INPUT_OF[name]][1], 0.02)
+        if name in problem.G:
+            side = output_side(jnp.asarray(problem.G[name][1]), turns[name].outputs, OutputMetric(0.02, 0.05))
+            check_side(side, moments.G[name][1], 0.05)
+        else:
+            L = np.linalg.cholesky(damped(moments.G[name][1], 0.05))
+            np.testing.assert_allclose(problem.fixed[name].weights[1], np.diagonal(L), rtol=1e-3)
+
+
+def damped(S, damping):
+    return S + damping * np.mean(np.diagonal(S)) * np.eye(len(S))
+
+
+def check_side(side, S, damping):
+    """The factor of a side is that of the damped moment."""
+    L, inverse = side.factor
+    np.testing.assert_allclose(L @ L.T, damped(S, damping), atol=1e-3 * np.abs(S).max())
+    np.testing.assert_allclose(L @ inverse, np.eye(len(S)), atol=1e-3)
+    np.testing.assert_array_equal(side.weights, np.diagonal(L))
+
+
+def test_outputs_without_feedback_cost_by_the_turned_diagonal():
+    rng = np.random.default_rng(0)
+    A, root = random_orthogonal(1, 12), rng.standard_normal((12, 12))
+    G = root @ root.T
+    turn = Map(dense=(jnp.asarray(A), jnp.asarray(A.T)))
+    side = output_side(jnp.asarray(G, jnp.float32), turn, OutputMetric(0.02, None))
+    diagonal = np.diagonal(A @ G @ A.T)
+    assert side.factor is None
+    np.testing.assert_allclose(side.weights**2, diagonal + 0.02 * diagonal.mean(), rtol=1e-3)
 
 
 ACCURACY = [(0.4, 0.02, 0.05), (1.5, 0.02, 0.05), (4.0, 0.15, 0.15)]
@@ -135,10 +174,14 @@ def synthetic_matrix(rows=256, columns=192):
     rng = np.random.default_rng(0)
     W = np.outer(np.exp(0.4 * rng.standard_normal(rows)), np.exp(0.4 * rng.standard_normal(columns)))
     W = (W * rng.standard_normal((rows, columns))).astype(np.float32)
-    x = rng.standard_normal((4 * columns, columns)) * np.exp(0.5 * rng.standard_normal(columns))
-    x = x @ np.linalg.qr(rng.standard_normal((columns, columns)))[0] + 0.3 * x[:, :1]
-    L = np.linalg.cholesky(x.T @ x / len(x))
-    return W, L, np.exp(rng.standard_normal(rows))
+    return W, synthetic_factor(rng, columns), np.exp(rng.standard_normal(rows))
+
+
+def synthetic_factor(rng, n):
+    """L of a moment with a decaying spectrum and one direction in common."""
+    x = rng.standard_normal((4 * n, n)) * np.exp(0.5 * rng.standard_normal(n))
+    x = x @ np.linalg.qr(rng.standard_normal((n, n)))[0] + 0.3 * x[:, :1]
+    return np.linalg.cholesky(x.T @ x / len(x))
 
 
 @pytest.mark.parametrize("grid", ["feedback", "round"])
@@ -158,21 +201,45 @@ def test_the_relaxed_encoder_has_the_real_ones_bits_and_distortion(grid, c, bits
     E = W - np.outer(row, col) * z
     D = 0.5 * np.sum(g[:, None] * (E @ L) ** 2)
     arguments = (jnp.asarray(x, jnp.float32) for x in (W, L, g, c))
-    relaxed = jax.jit(relax, static_argnums=(4, 5))(*arguments, feedback, "gaussian")
+    W, L, g, c = arguments
+    rows, cols = kept(g, 0.0), fed_back(L @ L.T, 0.0) if feedback else kept(jnp.diagonal(L @ L.T), 0.0)
+    relaxed = jax.jit(relax, static_argnums=4)(W, rows, cols, c, "gaussian")
     assert float(relaxed.rate.sum()) == pytest.approx(bits, rel=bits_within)
     assert float(analytic_distortion(relaxed, jnp.float32(c))) == pytest.approx(D, rel=distortion_within)
 
 
-@pytest.mark.parametrize("feedback", [True, False])
-def test_relaxed_weight_errors_have_the_analytic_distortion(feedback):
+@pytest.mark.parametrize(("over_rows", "over_columns"), [(True, True), (False, True), (False, False)])
+def test_relaxed_weight_errors_have_the_analytic_distortion(over_rows, over_columns):
     W, L, g = synthetic_matrix()
     c = jnp.float32(0.4)
-    W, L, g = (jnp.asarray(x, jnp.float32) for x in (W, L, g))
-    relaxed = relax(W, L, g, c, feedback, "gaussian")
+    S, M = L @ L.T, synthetic_factor(np.random.default_rng(2), len(W))
+    G = M @ M.T
+    rows = fed_back(jnp.asarray(G, jnp.float32), 0.0) if over_rows else kept(jnp.asarray(g, jnp.float32), 0.0)
+    cols = jnp.asarray(S, jnp.float32)
+    cols = fed_back(cols, 0.0) if over_columns else kept(jnp.diagonal(cols), 0.0)
+    relaxed = relax(jnp.asarray(W), rows, cols, c, "gaussian")
     noise = jnp.asarray(np.random.default_rng(1).uniform(-0.5, 0.5, W.shape), jnp.float32)
-    E = np.asarray(weight_error(noise, Factor(L, jnp.linalg.inv(L)), g, c, feedback), np.float64)
-    found = 0.5 * np.sum(np.asarray(g)[:, None] * (E @ np.asarray(L)) ** 2)
+    E = np.asarray(weight_error(noise, rows, cols, c), np.float64)
+    weighted = G @ E if over_rows else g[:, None] * E
+    found = 0.5 * np.sum(weighted * (E @ S))
     assert found == pytest.approx(float(analytic_distortion(relaxed, c)), rel=0.05)
+
+
+@pytest.mark.parametrize(("c", "within"), [(0.4, 0.01), (1.5, 0.03)])
+def test_the_relaxed_encoder_feeds_errors_back_over_both_sides_as_the_real_one_does(c, within):
+    """Against the scalar grid (a trellis of one state) behind feedback over rows and columns."""
+    W, L, _ = synthetic_matrix()
+    M = synthetic_factor(np.random.default_rng(2), len(W))
+    row, col = 1 / np.diagonal(M), c / np.diagonal(L)
+    rates = rates_of(starting_plan([(np.ones(len(row)), np.ones(len(col)))]), 0.0)[0]
+    z = quantize_wavefront(W, L, M, row, col / 2, rates, 1).values / 2
+    error = M.T @ (W - np.outer(row, col) * z) @ L / c
+    rows, cols = (fed_back(jnp.asarray(X @ X.T, jnp.float32), 0.0) for X in (M, L))
+    relaxed = relax(jnp.asarray(W), rows, cols, jnp.float32(c), "gaussian")
+    assert float(relaxed.error.sum()) == pytest.approx(np.sum(error**2), rel=within)
+    alike, y = [kept(jnp.ones(n), 0.0) for n in W.shape], jnp.asarray(z + error, jnp.float32)
+    fitted = relax(y, alike[0], alike[1], jnp.float32(1.0), "gaussian")
+    assert float(relaxed.rate.sum()) == pytest.approx(float(fitted.rate.sum()), rel=within)
 
 
 def test_batches_walk_through_every_sequence_once_an_epoch():
@@ -193,10 +260,10 @@ def demo(demo_model, demo_tokens, demo_moments):
 
 def terms_of(demo, lam, **changes):
     subject, moments, tokens = demo
-    problem, settings = make_problem(subject, moments, Config(train=TrainConfig(lam=lam)))
-    R, V = starting_rotations(Gauges(), settings.arch)
+    config = Config(train=TrainConfig(lam=lam), encode=EncodeConfig(grid="feedback"))
+    problem, settings = make_problem(subject, moments, config)
     run = jax.jit(rate_and_distortion, static_argnames="settings")
-    variables = {"R": R, "V": V, "log_scale": {}}
+    variables = {"gauges": single_precision(Gauges(), settings.arch), "log_scale": {}}
     settings, key = replace(settings, **changes), jax.random.key(0)
     return run(variables, problem, jnp.asarray(tokens[:16]), jnp.float32(lam), key, settings=settings)
 
@@ -205,7 +272,7 @@ def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(
     lam = 70.0
     found = {k: float(terms_of(demo, lam, distortion=k).distortion) for k in ("matrix", "block", "model")}
     subject, moments, tokens = demo
-    encode = EncodeConfig(grid="feedback")  # training models the scalar grid
+    encode = EncodeConfig(grid="feedback")
     # The gains are folded in training; the file is of the same coordinates.
     params, arch = fold(subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))
     moved = fold_moments(moments, subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))
@@ -287,10 +354,37 @@ def test_the_cost_falls(whole):
 
 def test_learned_rotations_are_orthogonal_in_float32_and_in_float64(whole):
     gauges = gauges_of(whole[0].records)
-    for Q in gauges:
+    for Q in (gauges.residual, gauges.value):
         assert Q is not None and Q.dtype == np.float64
         assert orthogonality_error(Q) < 1e-9
         assert orthogonality(jnp.asarray(Q, jnp.float32)) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama, family):
+    """J in hard terms of training: the same tokens before and after; under QK-norm queries have no angle."""
+    folder, train = tiny_llama(family), replace(TRAIN, sites=SITES)
+    problem, settings, tokens, start = tiny_problem(folder, train)
+    settings = replace(settings, distortion="matrix")
+    learned = learn(problem, settings, tokens, start, train, devices=CPU)
+    gauges = gauges_of(learned.records)
+    assert set(learned.records) == {"residual", "value", "query", "norm", "hidden"}
+    query: Any = gauges.query
+    assert np.iscomplexobj(query) and bool(np.any(query.imag)) == (family == "qwen2")
+    run = jax.jit(rate_and_distortion, static_argnames="settings")
+    J = []
+    for found in (start, gauges):
+        variables = {"gauges": single_precision(found, settings.arch), "log_scale": {}}
+        terms = run(variables, problem, jnp.asarray(tokens), jnp.float32(20), jax.random.key(0), settings=settings)
+        J.append(float(terms.rate + 20 * terms.distortion))
+    assert J[1] < J[0] - 0.02
+    subject = load_subject(folder)
+    arch = replace(subject.arch, norm_eps=1e-12)  # scales of queries under QK-norm are exact without eps
+    folded, folded_arch = fold(subject.params, arch, gauges)
+    forward = jax.jit(logits, static_argnames="arch")
+    np.testing.assert_allclose(
+        forward(folded, tokens, folded_arch), forward(subject.params, tokens, arch), atol=2e-3
+    )
 
 
 def test_the_learned_network_is_the_original(whole, tiny_folder):

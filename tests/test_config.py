@@ -57,12 +57,15 @@ def test_options_name_exactly_the_leaves_of_the_dictionary() -> None:
     assert {option.name for option in options()} == leaves
 
 
+sites = st.lists(st.sampled_from(["residual", "value", "query"]), min_size=1).map(tuple)
+
+
 @given(
     st.builds(
         Config,
         model=st.text(min_size=1),
         text=st.builds(TextConfig, sources=st.lists(st.text(), min_size=1).map(tuple), seed=st.integers(0)),
-        train=st.builds(TrainConfig, lam=positive, learning_rate=positive, residual=st.booleans()),
+        train=st.builds(TrainConfig, lam=positive, learning_rate=positive, sites=sites),
         encode=st.builds(EncodeConfig, lam=st.none() | positive, dead_zone=st.floats(0, 0.5)),
         evaluate=st.builds(EvaluateConfig, context=st.integers(64, 512), stride=st.integers(1, 64)),
         sweep=st.builds(SweepConfig, lams=st.lists(positive, min_size=1).map(tuple)),
@@ -126,7 +129,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(key: str, nearest: str,
         ("train.lam", "0", "train.lam is 0.0, but it must be greater than 0"),
         ("train.lam", ".nan", "train.lam is nan, but it must be finite"),
         ("train.lam", "null", "train.lam is null, but it must be a number"),
-        ("train.residual", "1", "train.residual is 1, but it must be true or false"),
+        ("train.sites", "residual,hands", "must be a list, each one of residual, value"),
         ("train.rate", "huffman", "must be one of analytic, noise, ste, l1, log"),
         ("text.split_on", "word", "must be one of line, blank, blank2, file"),
         ("encode.lam", "-1", "encode.lam is -1.0, but it must be greater than 0"),

@@ -1,5 +1,7 @@
 """Claims about gauges: logits, inverses, moments and traces; a float64 network and new passes as oracles."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,32 @@ def random_gauges(arch, seed=5, residual=True, value=True):
     )
 
 
+def every_gauge(arch, seed=5):
+    """Random gauges at every site that the network has: the scale of queries under QK-norm needs eps = 0."""
+    rng = np.random.default_rng(seed)
+    layers, kv, h = arch.num_layers, arch.num_kv_heads, arch.head_dim
+    group = arch.num_heads // kv
+    size = np.exp(0.3 * rng.standard_normal((layers, kv, 1 if arch.qk_norm else h // 2)))
+    signs, angles = rng.choice([-1.0, 1.0], (layers, kv, h // 2)), rng.uniform(0, 2 * np.pi, (layers, kv, h // 2))
+    turn = signs if arch.qk_norm else np.exp(1j * angles)
+    order = [[(k, i) for k in rng.permutation(kv) for i in rng.permutation(group)] for _ in range(layers)]
+    rotations = random_gauges(arch, seed)
+    assert rotations.value is not None
+    return rotations._replace(
+        value=rotations.value + 0.1 * rng.standard_normal((layers, kv, h, h)),
+        norm=np.exp(0.3 * rng.standard_normal((2 * layers + 1, arch.hidden_size))),
+        query=(size * turn).astype(complex),
+        hidden=rng.choice([-1.0, 1.0], (layers, arch.ffn_size)) * np.exp(rng.standard_normal((layers, arch.ffn_size))),
+        channels=np.stack([rng.permutation(arch.ffn_size) for _ in range(layers)]),
+        heads=np.array(order) @ np.array([group, 1]),
+    )
+
+
+def without_eps(arch, gauges):
+    """The architecture in which the gauges are exact."""
+    return replace(arch, norm_eps=0.0) if arch.qk_norm and gauges.query is not None else arch
+
+
 def tokens_of(arch, shape=(2, 16), seed=0):
     return np.random.default_rng(seed).integers(0, arch.vocab_size, shape).astype(np.int32)
 
@@ -73,16 +101,22 @@ def test_folding_keeps_the_logits(tiny_llama, family, changes, sites):
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS)
-def test_the_fold_is_exact_in_float64(tiny_llama, family, changes, monkeypatch):
+@pytest.mark.parametrize("sites", [*((site,) for site in Gauges._fields), Gauges._fields])
+def test_the_fold_is_exact_in_float64(tiny_llama, family, changes, sites, monkeypatch):
     """Stored in float64 instead of float32, the folded network has the same logits to 1e-10."""
     params, arch = load(tiny_llama(family, **changes))
     # The forward pass rounds norms and scores to float32: this one runs wholly in float64.
     monkeypatch.setattr("rdopt.transforms.gauges._f32", lambda x: np.asarray(x, np.float64))
-    folded, folded_arch = fold(wide(params), arch, random_gauges(arch))
     tokens = tokens_of(arch)
+    gauges = {site: value for site, value in every_gauge(arch)._asdict().items() if site in sites}
+    arch = without_eps(arch, Gauges(**gauges))
+    folded, folded_arch = fold(wide(params), arch, Gauges(**gauges))
     before, after = (reference_logits(p, tokens, a) for p, a in ((wide(params), arch), (folded, folded_arch)))
     np.testing.assert_allclose(after, before, atol=1e-10)
     np.testing.assert_allclose(before, run(params, tokens, arch), atol=1e-4)
+    assert folded_arch.tied == (arch.tied and not {"residual", "norm"} & set(sites))
+    moved = [np.abs(folded["blocks"][k] - params["blocks"][k]).max() > 1e-3 for k in MATRICES]
+    assert any(moved)
 
 
 def reference_logits(params, tokens, arch):
@@ -127,10 +161,10 @@ def reference_logits(params, tokens, arch):
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS)
-@pytest.mark.parametrize("sites", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("sites", [("residual",), ("value",), ("norm",), ("query", "heads"), Gauges._fields])
 def test_unfolding_returns_the_original(tiny_llama, family, changes, sites):
     params, arch = load(tiny_llama(family, **changes))
-    gauges = random_gauges(arch, residual=sites[0], value=sites[1])
+    gauges = Gauges(**{site: getattr(every_gauge(arch), site) for site in sites})
     folded, _ = fold(params, arch, gauges)
     again = unfold(folded, arch, gauges, gains_of(params))
     assert jax.tree.structure(again) == jax.tree.structure(params)
@@ -150,7 +184,8 @@ def test_no_gauge_changes_nothing(tiny_llama):
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # biases; norms inside the heads
 def test_folded_moments_are_those_measured_on_the_folded_model(tiny_llama, family):
     params, arch = load(tiny_llama(family))
-    gauges, tokens = random_gauges(arch), tokens_of(arch, (4, 16))
+    gauges, tokens = every_gauge(arch), tokens_of(arch, (4, 16))
+    arch = without_eps(arch, gauges)
     folded, folded_arch = fold(params, arch, gauges)
     moved = fold_moments(second_moments(params, arch, tokens), params, arch, gauges)
     measured = second_moments(folded, folded_arch, tokens)
@@ -165,7 +200,7 @@ def test_folded_moments_are_those_measured_on_the_folded_model(tiny_llama, famil
 def test_the_trace_of_an_error_is_the_same_in_all_coordinates(tiny_llama, family):
     """Errors fold as weights do; D = 1/2 tr(G E sigma E^T) of the same function change is the same number."""
     params, arch = load(tiny_llama(family))
-    gauges = random_gauges(arch)
+    gauges = every_gauge(arch)
     moments = synthetic_moments(arch)
     rng = np.random.default_rng(0)
     noisy = {
@@ -179,6 +214,18 @@ def test_the_trace_of_an_error_is_the_same_in_all_coordinates(tiny_llama, family
     for name in MATRICES:
         sigma = fold_moments(moments, params, arch, gauges).sigma[INPUT_OF[name]]
         np.testing.assert_allclose(sigma, np.swapaxes(sigma, 1, 2), atol=1e-9 * np.abs(sigma).max())
+
+
+def test_what_is_no_symmetry_is_refused(tiny_llama):
+    params, arch = load(tiny_llama("qwen3"))
+    c = np.ones((arch.num_layers, arch.num_kv_heads, arch.head_dim // 2), complex)
+    c[0, 0, 0] = 1j
+    with pytest.raises(ValueError, match="only signs and one scale per head"):
+        fold(params, arch, Gauges(query=c))
+    heads = np.tile(np.arange(arch.num_heads), (arch.num_layers, 1))
+    heads[0, [0, -1]] = heads[0, [-1, 0]]
+    with pytest.raises(ValueError, match="one group have to stay together"):
+        fold(params, arch, Gauges(heads=heads))
 
 
 @pytest.mark.parametrize("kind", BASES)

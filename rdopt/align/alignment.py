@@ -1,102 +1,138 @@
-"""The trainable gauges as one Flax module: a Cayley rotation of the residual stream and one per value head."""
+"""The trainable gauges as one Flax module: every site starts as it is in the starting coordinates."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from rdopt.align.coordinates import Rotations
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
-from rdopt.transforms import CayleyRotation, Gauges, TransformRecord, record_of
+from rdopt.config.schema import Site
+from rdopt.transforms import (
+    CayleyRotation,
+    Gauges,
+    Stretch,
+    TransformRecord,
+    fixed_record,
+    record_of,
+)
 
 # Rates that sample indices need a learned spread per column; the others derive it from the weights.
 SAMPLED_RATES = ("noise", "ste")
 
 
+class Start(NamedTuple):
+    """The rotations that training starts from: R0 (d, d) and V0 (layers, kv_heads, h, h), float32."""
+
+    R: Float[Array, "d d"]
+    V: Float[Array, "layers kv h h"]
+
+
 class Alignment(nn.Module):
-    """Residual rotation R = R0 Cayley(S) and value rotations V = V0 Cayley(S), S = 0 at the start.
+    """R = R0 Cayley(S), A = exp(K) V0 Cayley(S), c = exp(g + i angle), scales exp(t); all parameters zero at the start.
 
     Attributes:
         arch: the network's architecture.
-        residual: whether R is trained.
-        value_heads: whether V is trained.
+        sites: which symmetries are trained.
         rate: the relaxed rate; a sampled one adds a learned log2 spread per column.
     """
 
     arch: Architecture
-    residual: bool
-    value_heads: bool
+    sites: tuple[Site, ...]
     rate: str
 
-    def setup(self) -> None:
-        """Makes the rotations of the sites that are trained, and the spreads of a sampled rate."""
-        if self.residual:
-            self.residual_rotation = residual_module(self.arch)
-        if self.value_heads:
-            self.value_rotation = value_module(self.arch)
+    @nn.compact
+    def __call__(self, start: Start) -> dict[str, Any]:
+        """The variables of the objective: "gauges" and "log_scale", matrix -> (layers, in)."""
+        arch, sites = self.arch, self.sites
+        R = residual_module(arch, "residual")(start.R) if "residual" in sites else start.R
+        A = value_module(arch, "value")(start.V) if "value" in sites else start.V
+        A = stretch_module(arch, "stretch")(A) if "stretch" in sites else A
+        gauges = Gauges(
+            residual=R,
+            value=A,
+            norm=jnp.exp(self._zeros("norm", (2 * arch.num_layers, arch.hidden_size))) if "norm" in sites else None,
+            query=self._query() if "query" in sites else None,
+            hidden=jnp.exp(self._zeros("hidden", (arch.num_layers, arch.ffn_size))) if "hidden" in sites else None,
+        )
+        scales = {}
         if self.rate in SAMPLED_RATES:
-            shapes = block_shapes(self.arch)
-            # log2 relative to the column's root mean square.
-            self.log_scale = {
-                name: self.param(
-                    f"log_scale_{name}", nn.initializers.zeros_init(), (self.arch.num_layers, shapes[name][1])
-                )
-                for name in MATRICES
-            }
+            shapes = block_shapes(arch)  # log2 relative to the column's root mean square
+            scales = {k: self._zeros(f"log_scale_{k}", (arch.num_layers, shapes[k][1])) for k in MATRICES}
+        return {"gauges": gauges, "log_scale": scales}
 
-    def __call__(self, start: Rotations) -> dict[str, Any]:
-        """The variables of the objective: R (d, d), V (layers, kv, h, h), log_scale per matrix.
+    def _query(self) -> jax.Array:
+        """c of every pair; under QK-norm one gain a head, and no angle."""
+        heads, pairs = (self.arch.num_layers, self.arch.num_kv_heads), self.arch.head_dim // 2
+        if self.arch.qk_norm:
+            gain = jnp.broadcast_to(self._zeros("query_gain", (*heads, 1)), (*heads, pairs))
+            return jnp.exp(gain).astype(jnp.complex64)
+        return jnp.exp(self._zeros("query_gain", (*heads, pairs)) + 1j * self._zeros("query_angle", (*heads, pairs)))
 
-        Args:
-            start: R0 (d, d) and V0 (layers, kv_heads, h, h).
-        """
-        R = self.residual_rotation(start.R) if self.residual else start.R
-        V = self.value_rotation(start.V) if self.value_heads else start.V
-        scales = dict(self.log_scale) if self.rate in SAMPLED_RATES else {}
-        return {"R": R, "V": V, "log_scale": scales}
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+        return self.param(name, nn.initializers.zeros_init(), shape)
 
 
-def residual_module(arch: Architecture) -> CayleyRotation:
+def residual_module(arch: Architecture, name: str | None = None) -> CayleyRotation:
     """The rotation of the residual stream."""
-    return CayleyRotation(n=arch.hidden_size)
+    return CayleyRotation(n=arch.hidden_size, name=name)
 
 
-def value_module(arch: Architecture) -> CayleyRotation:
+def value_module(arch: Architecture, name: str | None = None) -> CayleyRotation:
     """The rotations of all value heads, batched over (layers, kv_heads)."""
-    return CayleyRotation(n=arch.head_dim, batch=(arch.num_layers, arch.num_kv_heads))
+    return CayleyRotation(n=arch.head_dim, batch=(arch.num_layers, arch.num_kv_heads), name=name)
 
 
-def starting_rotations(start: Gauges, arch: Architecture) -> Rotations:
+def stretch_module(arch: Architecture, name: str | None = None) -> Stretch:
+    """The stretches of all value heads."""
+    return Stretch(n=arch.head_dim, batch=(arch.num_layers, arch.num_kv_heads), name=name)
+
+
+def starting_rotations(start: Gauges, arch: Architecture) -> Start:
     """Float32 R0 and V0 on the device; identities where the gauges have none."""
     R = np.eye(arch.hidden_size) if start.residual is None else start.residual
     shape = (arch.num_layers, arch.num_kv_heads, arch.head_dim, arch.head_dim)
     V = np.broadcast_to(np.eye(arch.head_dim), shape) if start.value is None else start.value
-    return Rotations(jnp.asarray(R, jnp.float32), jnp.asarray(V, jnp.float32))
+    return Start(jnp.asarray(R, jnp.float32), jnp.asarray(V, jnp.float32))
 
 
 def trained_records(
     params: Mapping[str, Any], start: Gauges, arch: Architecture
 ) -> dict[str, TransformRecord]:
-    """What was learned, by site ("residual", "value"), as records on the float64 starting bases."""
-    modules = {"residual": residual_module(arch), "value": value_module(arch)}
-    records = {}
-    for site, basis in zip(("residual", "value"), start, strict=True):
-        trained = params.get(f"{site}_rotation")
-        if basis is None and trained is None:
-            continue
-        base = None
-        if basis is not None:
-            base = TransformRecord(kind="matrix", site=site, shape=basis.shape, parameters={"matrix": basis})
-        if trained is None:
-            assert base is not None
-            records[site] = base
-        else:
-            records[site] = record_of(modules[site], trained, site=site, base=base)
+    """What was learned, by site, as records on the float64 starting bases."""
+    records = {site: fixed_record(site, x) for site, x in start._asdict().items() if x is not None}
+    for site, module in (("residual", residual_module(arch)), ("value", value_module(arch))):
+        if site in params:
+            records[site] = record_of(module, params[site], site=site, base=records.get(site))
+    if "stretch" in params:
+        stretched = record_of(stretch_module(arch), params["stretch"], site="value")
+        parts = (stretched, records["value"]) if "value" in records else (stretched,)
+        records["value"] = TransformRecord(kind="composition", site="value", shape=stretched.shape, parts=parts)
+    exact = {k: np.asarray(x, np.float64) for k, x in params.items() if not isinstance(x, Mapping)}
+    if "norm" in exact:
+        final = np.ones((1, arch.hidden_size))  # of the head's input, which no coded matrix reads
+        records["norm"] = fixed_record("norm", np.concatenate([np.exp(exact["norm"]), final]))
+    if "hidden" in exact:
+        records["hidden"] = fixed_record("hidden", np.exp(exact["hidden"]))
+    if "query_gain" in exact:
+        shape = (arch.num_layers, arch.num_kv_heads, arch.head_dim // 2)
+        c = np.exp(exact["query_gain"] + 1j * exact.get("query_angle", np.zeros(1)))
+        records["query"] = fixed_record("query", np.array(np.broadcast_to(c, shape)))
     return records
+
+
+def single_precision(gauges: Gauges, arch: Architecture) -> Gauges:
+    """Float64 coordinates as the objective takes them: float32 on the device, no final norm, identities for none."""
+    start = starting_rotations(gauges, arch)
+    exact = gauges._replace(norm=None if gauges.norm is None else gauges.norm[:-1])
+    return jax.tree.map(_single, exact)._replace(residual=start.R, value=start.V)
+
+
+def _single(x: Shaped[np.ndarray, "..."]) -> Shaped[Array, "..."]:
+    return jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32)
 
 
 def orthogonality(x: Float[Array, "*batch n n"]) -> float:

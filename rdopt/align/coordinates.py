@@ -1,91 +1,83 @@
-"""One block in trial coordinates: its weights and moments turned by the gauges, in JAX, float32.
+"""What errors cost in trial coordinates: the moments of one block turned by the gauges, in JAX, float32."""
 
-The block's norm gains are folded into its consumers beforehand, so the gauges are orthogonal matrices A and B:
-W' = A W B, sigma' = B^T sigma B, G' = A G A^T.
-"""
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.cholesky import cholesky_and_inverse
-from rdopt.calibration.moments import INPUT_OF
-from rdopt.checkpoint import Architecture
-
-_EXACT = jax.lax.Precision.HIGHEST
-
-
-class Rotations(NamedTuple):
-    """R of the residual stream (d, d) and V of the value heads (kv_heads, h, h) of one block."""
-
-    R: Float[Array, "d d"]
-    V: Float[Array, "kv h h"]
-
-
-def left_right(name: str, rotations: Rotations, arch: Architecture) -> tuple[Array | None, Array | None]:
-    """(A, B) of one matrix: W' = A W B; None is the identity."""
-    R, V = rotations
-    if name in ("q", "k", "gate", "up"):
-        return None, R
-    if name == "v":
-        return jax.scipy.linalg.block_diag(*V), R
-    if name == "down":
-        return R.T, None
-    group = arch.num_heads // arch.num_kv_heads
-    return R.T, jax.scipy.linalg.block_diag(*jnp.repeat(V, group, axis=0)).T
-
-
-def _times(*factors: Array | None) -> Array:
-    present = [f for f in factors if f is not None]
-    out = present[0]
-    for f in present[1:]:
-        out = jnp.matmul(out, f, precision=_EXACT)
-    return out
-
-
-def _transpose(x: Array | None) -> Array | None:
-    return None if x is None else x.T
-
-
-def turn_weight(W: Float[Array, "out in"], A: Array | None, B: Array | None) -> Float[Array, "out in"]:
-    """A W B."""
-    return _times(A, W, B)
-
-
-def turn_back(E: Float[Array, "out in"], A: Array | None, B: Array | None) -> Float[Array, "out in"]:
-    """A^T E B^T, the inverse of `turn_weight`."""
-    return _times(_transpose(A), E, _transpose(B))
+from rdopt.calibration.moments import MATRICES_OF
+from rdopt.config.schema import Site
+from rdopt.transforms import Map, Sides
 
 
 class Factor(NamedTuple):
-    """Cholesky factor of a damped input moment, and its inverse."""
+    """Cholesky factor of a damped moment, and its inverse."""
 
-    L: Float[Array, "in in"]
-    inverse: Float[Array, "in in"]
-
-
-def turned_factors(
-    sigma: Mapping[str, Array], rotations: Rotations, arch: Architecture, damping: float
-) -> dict[str, Factor]:
-    """Factors of the damped sigma' of each input group; damping is a share of the mean diagonal."""
-    factors = {}
-    for name in ("q", "o", "gate", "down"):
-        group = INPUT_OF[name]
-        _, B = left_right(name, rotations, arch)
-        turned = _times(_transpose(B), sigma[group], B)
-        n = turned.shape[0]
-        floor = damping * jnp.trace(turned) / n
-        factors[group] = Factor(*cholesky_and_inverse(turned + floor * jnp.eye(n, dtype=turned.dtype)))
-    return factors
+    L: Float[Array, "n n"]
+    inverse: Float[Array, "n n"]
 
 
-def turned_diag_G(G: Any, A: Array | None, damping: float) -> Float[Array, " out"]:
-    """Diagonal of G' = A G A^T, damped by a share of its mean; a diagonal G is left as it is."""
-    if A is not None and G.ndim == 2:
-        diag = jnp.sum(jnp.matmul(A, G, precision=_EXACT) * A, axis=1)
-    else:
-        diag = jnp.diagonal(G) if G.ndim == 2 else G
-    return diag + damping * jnp.mean(diag)
+class Side(NamedTuple):
+    """How an error of a matrix counts along its rows or its columns.
+
+    Attributes:
+        weights: root of what a squared error in a row (or column) costs; steps are in inverse proportion.
+        factor: of the damped moment, where the encoder feeds errors back over this side; the weights are its diagonal.
+    """
+
+    weights: Float[Array, " n"]
+    factor: Factor | None = None
+
+
+def fed_back(S: Float[Array, "n n"], damping: float) -> Side:
+    """The side of a moment over which errors are fed back; damping is a share of the mean diagonal."""
+    n = S.shape[0]
+    floor = damping * jnp.trace(S) / n
+    factor = Factor(*cholesky_and_inverse(S + floor * jnp.eye(n, dtype=S.dtype)))
+    return Side(jnp.diagonal(factor.L), factor)
+
+
+def kept(diagonal: Float[Array, " n"], damping: float) -> Side:
+    """The side of a moment's diagonal, where every error stays where it is made."""
+    return Side(jnp.sqrt(diagonal + damping * jnp.mean(diagonal)))
+
+
+def input_sides(
+    sigma: Mapping[str, Array], turns: Mapping[str, Sides], damping: float, feedback: bool
+) -> dict[str, Side]:
+    """The sides of U sigma U^T of each input group."""
+    sides = {}
+    for group, names in MATRICES_OF.items():
+        turned = turns[names[0]].inputs.moment(sigma[group])
+        sides[group] = fed_back(turned, damping) if feedback else kept(jnp.diagonal(turned), damping)
+    return sides
+
+
+class OutputMetric(NamedTuple):
+    """How G becomes a side (static).
+
+    Attributes:
+        damping: of its diagonal.
+        full_damping: of the whole, where errors are fed back over it.
+    """
+
+    damping: float
+    full_damping: float | None
+
+
+def output_side(G: Float[Array, "..."], outputs: Map, metric: OutputMetric) -> Side:
+    """The side of T^-T G T^-1; of a diagonal G, (out,), where that is all there is."""
+    if G.ndim == 1:
+        return kept(outputs.dual().diagonal_moment(G), metric.damping)
+    turned = outputs.dual().moment(G)
+    if metric.full_damping is not None:
+        return fed_back(turned, metric.full_damping)
+    return kept(jnp.diagonal(turned), metric.damping)
+
+
+def turned_outputs(sites: Sequence[Site]) -> frozenset[str]:
+    """The matrices whose outputs the gauges turn."""
+    found = {"o", "down", "v"} | ({"q", "k"} if "query" in sites else set()) | ({"up"} if "hidden" in sites else set())
+    return frozenset(found)

@@ -13,9 +13,8 @@ import optax
 from jaxtyping import Float, Int
 
 from rdopt.align import devices as pool
-from rdopt.align.alignment import Alignment, starting_rotations, trained_records
+from rdopt.align.alignment import Alignment, Start, starting_rotations, trained_records
 from rdopt.align.checkpoints import StateStore
-from rdopt.align.coordinates import Rotations
 from rdopt.align.devices import Device
 from rdopt.align.interrupt import Interrupt
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
@@ -67,7 +66,7 @@ def _compiled(module: Alignment, settings: Settings, train: TrainConfig, devices
     """The pmapped step; cached, so that points of one sweep share one compilation."""
     adam = optimizer(train)
 
-    def step(state: State, problem: Problem, start: Rotations, tokens: Any, lam: Any, number: Any) -> Any:
+    def step(state: State, problem: Problem, start: Start, tokens: Any, lam: Any, number: Any) -> Any:
         """One Adam step on J = R + lam D, averaged over devices: the new state and its terms."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
 
@@ -123,7 +122,7 @@ def learn(
         KeyboardInterrupt: after the state was saved.
     """
     arch = settings.arch
-    module = Alignment(arch=arch, residual=train.residual, value_heads=train.value_heads, rate=train.rate)
+    module = Alignment(arch=arch, sites=train.sites, rate=train.rate)
     rotations = starting_rotations(start, arch)
     key = jax.random.key(train.seed)
     variables: Any = module.init(key, rotations)

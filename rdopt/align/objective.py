@@ -13,12 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rdopt.align.coordinates import (
-    Rotations,
-    left_right,
-    turn_back,
-    turn_weight,
-    turned_diag_G,
-    turned_factors,
+    OutputMetric,
+    Side,
+    input_sides,
+    output_side,
 )
 from rdopt.align.relaxation import (
     Relaxed,
@@ -31,6 +29,7 @@ from rdopt.calibration.moments import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
 from rdopt.rate import Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.transforms import BlockGauges, Gauges, Sides, sides_of
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26
@@ -45,8 +44,9 @@ class Settings:
         rate: "analytic", "noise", "ste", "l1" or "log".
         density: "gaussian", "laplace" or "logistic".
         distortion: "matrix", "block" or "model".
-        feedback: whether the encoder feeds errors back.
-        damping: of the second moments.
+        feedback: whether the encoder feeds errors back over the columns.
+        damping: of the inputs' second moments.
+        outputs: what the encoder makes of the outputs' gradient moments.
         weights: N, the number of coded weights.
     """
 
@@ -56,15 +56,24 @@ class Settings:
     distortion: str
     feedback: bool
     damping: float
+    outputs: OutputMetric
     weights: int
 
 
 class Problem(NamedTuple):
-    """The arrays that training reads: the gain-folded model and its moments, float32, blocks stacked."""
+    """The arrays that training reads, float32, blocks stacked.
+
+    Attributes:
+        params: the gain-folded model.
+        sigma: second moments of the inputs, by group.
+        G: of the gradients at the outputs, of the matrices whose outputs a gauge turns.
+        fixed: the sides of the other matrices' outputs.
+    """
 
     params: Params
     sigma: Mapping[str, Array]
     G: Mapping[str, Array]
+    fixed: Mapping[str, Side]
 
 
 class Terms(NamedTuple):
@@ -90,8 +99,8 @@ def rate_and_distortion(
     """R and D at the given gauges.
 
     Args:
-        variables: "R" (d, d), "V" (layers, kv_heads, h, h), and for the sampled rates "log_scale",
-            matrix -> (layers, in): learned log2 of each column's spread over its root mean square.
+        variables: "gauges", and for the sampled rates "log_scale", matrix -> (layers, in): learned log2 of each
+            column's spread over its root mean square.
         problem: model and moments.
         tokens: calibration sequences (unused by the "matrix" distortion).
         lam: the slope; it fixes the steps.
@@ -102,11 +111,14 @@ def rate_and_distortion(
     c = base_step(lam, settings.weights)
     rope = rope_tables(arch, tokens.shape[1])
     x = embed_tokens(problem.params, tokens)
+    R, blocks = variables["gauges"].residual, stacked_blocks(variables["gauges"], arch)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
         """One block: its activations passed on, its bits and its distortion in nats/token."""
-        p, sigma, G, V, log_scale, layer_key = layer
-        bits, D, errors = _block_terms(p, sigma, G, Rotations(variables["R"], V), log_scale, c, layer_key, settings)
+        p, sigma, G, fixed, gauges, log_scale, layer_key = layer
+        turns = {k: sides_of(k, (None, None), arch, gauges._replace(residual=R)) for k in MATRICES}
+        rows = fixed | {k: output_side(G[k], turns[k].outputs, settings.outputs) for k in G}
+        bits, D, errors = _block_terms(p, sigma, rows, turns, log_scale, c, layer_key, settings)
         noisy = {**p, **{k: p[k] + errors[k] for k in errors}}
         if settings.distortion == "block":
             x = carry
@@ -120,7 +132,8 @@ def rate_and_distortion(
         problem.params["blocks"],
         problem.sigma,
         problem.G,
-        variables["V"],
+        problem.fixed,
+        blocks,
         variables["log_scale"],
         jax.random.split(key, arch.num_layers),
     )
@@ -132,6 +145,12 @@ def rate_and_distortion(
     if settings.distortion == "model":
         D = model_divergence(problem.params, end[0], end[1], arch)
     return Terms(jnp.sum(terms.rate) / settings.weights, D)
+
+
+def stacked_blocks(gauges: Gauges, arch: Architecture) -> BlockGauges:
+    """The coordinates of all blocks with a leading layer axis, the residual rotation aside."""
+    attn, mlp = (None, None) if gauges.norm is None else jnp.split(gauges.norm, 2)
+    return BlockGauges(value=gauges.value, attn=attn, mlp=mlp, query=gauges.query, hidden=gauges.hidden)
 
 
 def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d"]) -> Float[Array, ""]:
@@ -150,26 +169,25 @@ def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture)
 def _block_terms(
     p: Mapping[str, Array],
     sigma: Mapping[str, Array],
-    G: Mapping[str, Array],
-    rotations: Rotations,
+    rows: Mapping[str, Side],
+    turns: Mapping[str, Sides],
     log_scale: Mapping[str, Array],
     c: Array,
     key: Array,
     settings: Settings,
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Bits of one block, its analytic distortion, and relaxed weight errors in the original coordinates."""
-    factors = turned_factors(sigma, rotations, settings.arch, settings.damping)
+    sides = input_sides(sigma, turns, settings.damping, settings.feedback)
     bits = D = jnp.zeros(())
     errors = {}
     for name, noise_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
-        A, B = left_right(name, rotations, settings.arch)
-        factor, g = factors[INPUT_OF[name]], turned_diag_G(G[name], A, settings.damping)
-        relaxed = relax(turn_weight(p[name], A, B), factor.L, g, c, settings.feedback, settings.density)
+        cols = sides[INPUT_OF[name]]
+        relaxed = relax(turns[name].fold(p[name]), rows[name], cols, c, settings.density)
         D = D + analytic_distortion(relaxed, c)
         bits = bits + rate_bits(relaxed, log_scale.get(name), noise_key, settings)
         if settings.distortion != "matrix":
             noise = unit_noise(noise_key, relaxed, settings.rate)
-            errors[name] = turn_back(weight_error(noise, factor, g, c, settings.feedback), A, B)
+            errors[name] = turns[name].unfold(weight_error(noise, rows[name], cols, c))
     return bits, D, errors
 
 

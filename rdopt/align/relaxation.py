@@ -1,8 +1,8 @@
 """What the hard encoder would do to one matrix, as smooth functions of its coordinates.
 
-In units of the step a_ij = c / (sqrt(G_ii) L_jj) the indices have variance t_ij = rho_i^2 kappa_j^2 plus the noise
-that feedback carries into column j from the columns quantized before it. Rate and distortion follow from
-the operational curves of entropy-coded quantization (DESIGN section 3).
+In units of the step a_ij = c / (M_ii L_jj) the indices have variance t_ij = rho_i^2 kappa_j^2 plus the noise that
+feedback carries into an entry from those quantized before it. Rate and distortion follow from the operational curves
+of entropy-coded quantization (DESIGN section 3).
 """
 
 from typing import NamedTuple
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rdopt.align.coordinates import Factor
+from rdopt.align.coordinates import Side
 from rdopt.rate import Density, unit_curves, unit_distortion
 
 _TINY = 1e-8
+_ROUNDS = 2
 
 
 class Relaxed(NamedTuple):
@@ -31,11 +32,6 @@ class Relaxed(NamedTuple):
     error: Float[Array, "out in"]
 
 
-def column_weights(L: Float[Array, "in in"], feedback: bool) -> Float[Array, " in"]:
-    """The encoder's column weights: L_jj with feedback, the root of the moment's diagonal without."""
-    return jnp.diagonal(L) if feedback else jnp.sqrt(jnp.sum(jnp.square(L), axis=1))
-
-
 def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
     """rho_i^2 kappa_j^2, the rank-1 fit that the encoder's classes use (one round of it)."""
     power = jnp.square(codes)
@@ -45,52 +41,60 @@ def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
     return rho2[:, None] * kappa2
 
 
-def feedback_noise(
-    L: Float[Array, "in in"], power: Float[Array, " in"], density: Density
-) -> Float[Array, " in"]:
-    """Variance, in squared steps, that feedback adds to each column: sum_{i>j} error_i (L_ij / L_ii)^2.
+def fed_back_power(
+    power: Float[Array, "out in"], rows: Side, cols: Side, density: Density
+) -> Float[Array, "out in"]:
+    """`power` plus the variance, in squared steps, that feedback adds to every coordinate.
 
-    Column j receives e_i L_ij / L_jj from every later column i; with steps c / L_jj that is
-    (L_ij / L_ii) times the error of column i in its own steps.
+    With G = M M^T and sigma = L L^T the error of an entry (i', j') moves the target of (i, j), i' >= i and j' >= j, by
+    M_i'i L_j'j / (M_ii L_jj) of itself, which in the steps of both is (M_i'i / M_i'i') (L_j'j / L_j'j').
 
     Args:
-        L: lower Cholesky factor of the damped input moment.
-        power: mean of the squared coordinates of each column, in steps.
-        density: marginal density, for the error of a column.
+        power: variance of the coordinates before feedback, in squared steps.
+        rows: of the outputs.
+        cols: of the inputs.
+        density: marginal density, for the error of an entry.
     """
-    error = power * unit_distortion(-0.5 * jnp.log2(power), density)
-    ratio = jnp.tril(L, -1) / jnp.diagonal(L)[:, None]
-    return error @ jnp.square(ratio)
+    if rows.factor is None and cols.factor is None:
+        return power
+    total = power
+    for _ in range(_ROUNDS):  # the errors that are fed back depend on what was fed back into them
+        error = total * unit_distortion(-0.5 * jnp.log2(total), density)
+        carried = error if cols.factor is None else _product(error, _shares(cols.factor.L))
+        carried = carried if rows.factor is None else _product(_shares(rows.factor.L).T, carried)
+        total = power + jnp.maximum(carried - error, 0.0)
+    return total
+
+
+def _shares(L: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """(L_ij / L_ii)^2."""
+    return jnp.square(L / jnp.diagonal(L)[:, None])
+
+
+def _product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def relax(
-    W: Float[Array, "out in"],
-    L: Float[Array, "in in"],
-    g: Float[Array, " out"],
-    c: Float[Array, ""],
-    feedback: bool,
-    density: Density,
+    W: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""], density: Density
 ) -> Relaxed:
     """Models the encoder on one matrix.
 
     Args:
         W: weights in trial coordinates.
-        L: Cholesky factor of the damped input moment there.
-        g: damped output sensitivities of the rows.
+        rows: how errors count over the outputs there.
+        cols: and over the inputs.
         c: base step.
-        feedback: whether errors are fed back (the encoder's "feedback" grid).
         density: marginal density of the indices.
     """
-    codes = W * jnp.sqrt(g)[:, None] * column_weights(L, feedback) / c
-    variance = spread_power(codes)
-    if feedback:
-        variance = variance + feedback_noise(L, jnp.mean(variance, axis=0), density)
+    codes = W * (rows.weights[:, None] * cols.weights / c)
+    variance = fed_back_power(spread_power(codes), rows, cols, density)
     curves = unit_curves(-0.5 * jnp.log2(variance), density)
     return Relaxed(codes, curves.rate, variance * curves.distortion)
 
 
 def analytic_distortion(relaxed: Relaxed, c: Float[Array, ""]) -> Float[Array, ""]:
-    """1/2 sum_ij G_ii L_jj^2 a_ij^2 error_ij = c^2 / 2 sum_ij error_ij, nats/token."""
+    """1/2 sum_ij (M_ii L_jj a_ij)^2 error_ij = c^2 / 2 sum_ij error_ij, nats/token."""
     return 0.5 * c**2 * jnp.sum(relaxed.error)
 
 
@@ -107,10 +111,9 @@ def unit_noise(key: Array, relaxed: Relaxed, kind: str) -> Float[Array, "out in"
 
 
 def weight_error(
-    noise: Float[Array, "out in"], factor: Factor, g: Float[Array, " out"], c: Array, feedback: bool
+    noise: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""]
 ) -> Float[Array, "out in"]:
-    """The weight error that noise in steps makes: E L = c noise / sqrt(g) with feedback, E = a noise without."""
-    rows = c * noise / jnp.sqrt(g)[:, None]
-    if not feedback:
-        return rows / column_weights(factor.L, feedback)
-    return jnp.matmul(rows, factor.inverse, precision=jax.lax.Precision.HIGHEST)
+    """The weight error E that noise in steps makes: M^T E L = c noise, with the weights for a side without factor."""
+    error = c * noise
+    error = error / cols.weights if cols.factor is None else _product(error, cols.factor.inverse)
+    return error / rows.weights[:, None] if rows.factor is None else _product(rows.factor.inverse.T, error)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdopt.align import run_folder
-from rdopt.align.alignment import starting_rotations
+from rdopt.align.alignment import single_precision
 from rdopt.align.checkpoints import StateStore
+from rdopt.align.coordinates import OutputMetric, output_side, turned_outputs
 from rdopt.align.devices import Device
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
@@ -30,6 +31,7 @@ from rdopt.checkpoint import MATRICES
 from rdopt.config import Config, config_yaml
 from rdopt.transforms import (
     Gauges,
+    Map,
     alignment_of,
     fold,
     fold_moments,
@@ -83,17 +85,23 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
     plain = Gauges(residual=np.eye(subject.arch.hidden_size))
     params, arch = fold(subject.params, subject.arch, plain)
     folded = fold_moments(moments, subject.params, subject.arch, plain)
-    train = config.train
+    train, encode = config.train, config.encode
+    two_sided = encode.grid == "trellis" and encode.output == "full"
     settings = Settings(
         arch=arch,
         rate=train.rate,
         density=train.density,
         distortion=train.distortion,
-        feedback=config.encode.grid != "round",
+        feedback=encode.grid != "round",
         damping=train.damping,
+        outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(subject),
     )
-    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, folded.G))
+    side = jax.jit(jax.vmap(lambda G: output_side(G, Map(), settings.outputs)))
+    turns = turned_outputs(train.sites)
+    fixed = {k: side(jnp.asarray(folded.G[k], jnp.float32)) for k in MATRICES if k not in turns}
+    turned = {k: folded.G[k] for k in MATRICES if k in turns}
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, turned, fixed))
     return Problem(*single), settings
 
 
@@ -166,10 +174,10 @@ def measure(
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
 
     def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
-        R, V = starting_rotations(gauges, settings.arch)
         static = replace(settings, distortion=distortion, rate="analytic")
         run = jax.jit(rate_and_distortion, static_argnames="settings")
-        found = run({"R": R, "V": V, "log_scale": {}}, problem, tokens, lam, key, settings=static)
+        variables = {"gauges": single_precision(gauges, settings.arch), "log_scale": {}}
+        found = run(variables, problem, tokens, lam, key, settings=static)
         return float(found.rate), float(found.distortion)
 
     final = gauges_of(learned.records)

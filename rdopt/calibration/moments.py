@@ -25,7 +25,7 @@ MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "dow
 INPUT_OF = {name: group for group, names in MATRICES_OF.items() for name in names}
 # Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
 # over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
-ROTATED = ("v", "o", "down")
+ROTATED = ("q", "k", "v", "o", "down")
 FULL_WIDTH = 4096
 
 
@@ -50,7 +50,7 @@ class Moments(NamedTuple):
 
     Attributes:
         sigma: input group (attn, o, mlp, down) -> (layers, in, in).
-        G: matrix -> (layers, out, out); (layers, out) diagonals for very wide q, k, gate and up.
+        G: matrix -> (layers, out, out); (layers, out) diagonals for very wide gate and up.
         tokens: how many tokens they are the mean of.
         embed: those of the embedding and the head.
     """

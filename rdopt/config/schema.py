@@ -21,6 +21,7 @@ Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
 Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
+Site = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
 TokenWeights = Literal["none", "sensitivity"]
@@ -81,8 +82,10 @@ class TrainConfig(_Section):
     section: ClassVar[str] = "train"
     lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
     init: Init = _option("pca", "the basis that learning starts from")
-    residual: bool = _option(True, "learn the rotation of the residual stream")
-    value_heads: bool = _option(True, "learn a rotation of each value head")
+    sites: tuple[Site, ...] = _option(
+        ("residual", "value"),
+        "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "
+        "head, an angle and a gain of every rotary pair of queries and keys, scales of norms, of hidden channels")
     rate: Rate = _option("analytic", "the rate that is minimised: the operational curve or a relaxed proxy")
     density: Density = _option("gaussian", "the marginal density the rate assumes")
     distortion: Distortion = _option("block", "where the distortion is measured")

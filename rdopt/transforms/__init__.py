@@ -1,6 +1,7 @@
 """Room `transforms`: orthogonal matrices, parametrised, trained, composed, recorded and rebuilt."""
 
 from rdopt.transforms.bases import BASES, starting_gauges
+from rdopt.transforms.block_gauges import BlockGauges, sides_of
 from rdopt.transforms.cayley import (
     apply_block_cayley,
     block_cayley,
@@ -15,7 +16,7 @@ from rdopt.transforms.files import (
     AlignmentFiles,
     alignment_of,
     architecture_of_original,
-    fixed_records,
+    fixed_record,
     gauges_of,
     load_alignment,
     save_alignment,
@@ -31,32 +32,42 @@ from rdopt.transforms.givens import (
     round_robin,
 )
 from rdopt.transforms.hadamard import apply_hadamard, hadamard, hadamard_factors
+from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.metadata import TransformRecord, rebuild, record_from_dict, record_to_dict
 from rdopt.transforms.modules import (
     CayleyRotation,
     ComposedRotation,
     GivensRotation,
+    Stretch,
     materialize,
     record_of,
 )
 from rdopt.transforms.pca import pca, spectrum
 from rdopt.transforms.random import random_orthogonal
+from rdopt.transforms.stretch import stretch, stretch_size
 
 __all__ = [
     "BASES",
     "AlignmentFiles",
     "alignment_of",
     "architecture_of_original",
-    "fixed_records",
+    "fixed_record",
     "gauges_of",
     "load_alignment",
     "save_alignment",
+    "BlockGauges",
     "Gauges",
     "fold",
     "fold_moments",
+    "sides_of",
     "starting_gauges",
     "unfold",
     "CayleyRotation",
+    "Map",
+    "Sides",
+    "Stretch",
+    "stretch",
+    "stretch_size",
     "ComposedRotation",
     "GivensRotation",
     "Pairs",

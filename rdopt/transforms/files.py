@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors.numpy import load_file, save
 
 from rdopt.checkpoint import Architecture, Checkpoint
@@ -28,7 +28,7 @@ class AlignmentFiles(NamedTuple):
     """What the two files hold.
 
     Attributes:
-        records: site ("residual", "value") -> its transform.
+        records: site (a field of `Gauges`) -> its transform.
         gains: the original's norm gains by name; empty when none were folded.
         original: facts about the original: fingerprint, parameters, tied.
     """
@@ -43,13 +43,17 @@ def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
     return Gauges(**{site: rebuild(record) for site, record in records.items()})
 
 
-def fixed_records(gauges: Gauges) -> dict[str, TransformRecord]:
-    """A fixed basis as records of dense matrices."""
-    return {
-        site: TransformRecord(kind="matrix", site=site, shape=Q.shape, parameters={"matrix": Q})
-        for site, Q in gauges._asdict().items()
-        if Q is not None
-    }
+def fixed_record(site: str, value: Shaped[np.ndarray, "..."]) -> TransformRecord:
+    """What a gauge is at one site as a record of its very numbers."""
+    if np.iscomplexobj(value):
+        kind, parameters = "complex", {"real": np.real(value), "imag": np.imag(value)}
+    elif np.issubdtype(value.dtype, np.integer):
+        kind, parameters = "order", {"values": value}
+    elif site in ("residual", "value"):
+        kind, parameters = "matrix", {"matrix": value}
+    else:
+        kind, parameters = "scale", {"values": value}
+    return TransformRecord(kind=kind, site=site, shape=value.shape, parameters=parameters)
 
 
 def alignment_of(
@@ -57,7 +61,7 @@ def alignment_of(
 ) -> AlignmentFiles:
     """The files' contents for transforms of this original model; gains are kept when they are folded."""
     gains = {}
-    if "residual" in records:
+    if "residual" in records or "norm" in records:
         gains = {k: np.asarray(params["blocks"][k]) for k in GAINS[:2]} | {"final_norm": params["final_norm"]}
     original = {
         "fingerprint": fingerprint,

@@ -1,65 +1,80 @@
 """Gauges: the exact symmetries of a Llama-family network, folded into its weights and moments.
 
-A gauge changes every matrix as W -> A W B with A and B fixed by its site; the network's function stays. Two sites:
-the residual rotation R (QuaRot 2404.00456, SliceGPT 2401.15024: norm gains are folded into the consumers first)
-and a rotation V of every value head, undone in o_proj. Folding runs in float64.
+The residual rotation R (QuaRot 2404.00456, SliceGPT 2401.15024: norm gains are folded into the consumers first), the
+norms' gains, which are free behind it, an invertible map of every value head that o_proj undoes, a complex number for
+every rotary pair of queries and keys, scale and order of the hidden channels, and the order of the heads. The network's
+function stays; folding runs in float64.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 
 from rdopt.calibration.moments import INPUT_OF, EmbeddingMoments, Moments
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params
+from rdopt.transforms.arrays import AnyArray
+from rdopt.transforms.block_gauges import BlockGauges, normalised_of, sides_of, stream_of
+from rdopt.transforms.maps import Map, Sides
 
-Left = Float[np.ndarray, "out out"]
-Right = Float[np.ndarray, "in in"]
+NORMS = ("attn_norm", "mlp_norm")
 
 
 class Gauges(NamedTuple):
-    """One choice of coordinates, float64.
+    """One choice of coordinates, float64 (float32 in training); None leaves a site as it is.
 
     Attributes:
-        residual: R, whose columns are the new axes of the residual stream; None leaves the stream and the
-            norm gains as they are.
-        value: V per layer and KV head; a head's values become V v. None leaves them.
+        residual: R, whose columns are the new axes of the residual stream; norm gains are folded away.
+        value: A per layer and KV head, invertible; a head's values become A v.
+        norm: positive scales of the normalised streams, of every attention, every MLP and the final norm.
+        query: c per layer, KV head and rotary pair: queries become c q, keys c / |c|^2 k. Under QK-norm only signs and
+            one scale per head are a symmetry, the scale where the norm's eps is zero.
+        hidden: nonzero scale of every hidden channel of the MLP, in its new place.
+        channels: the old hidden channel in every new place.
+        heads: the old query head in every new place; heads of one group stay together.
     """
 
-    residual: Float[np.ndarray, "d d"] | None = None
-    value: Float[np.ndarray, "layers kv_heads h h"] | None = None
+    residual: Float[AnyArray, "d d"] | None = None
+    value: Float[AnyArray, "layers kv_heads h h"] | None = None
+    norm: Float[AnyArray, "sites d"] | None = None
+    query: Complex[AnyArray, "layers kv_heads pairs"] | None = None
+    hidden: Float[AnyArray, "layers ffn"] | None = None
+    channels: Int[AnyArray, "layers ffn"] | None = None
+    heads: Int[AnyArray, "layers heads"] | None = None
+
+    @property
+    def unties(self) -> bool:
+        """Whether embedding and head part."""
+        return self.residual is not None or self.norm is not None
 
 
-def left_right(
-    name: str, layer: int, params: Params, arch: Architecture, gauges: Gauges
-) -> tuple[Left | None, Right | None, Float[np.ndarray, " in"] | None]:
-    """How one matrix changes: W -> A (W diag(gain)) B.
+    def block(self, layer: int, arch: Architecture) -> BlockGauges:
+        """The coordinates of one block."""
 
-    Returns:
-        (A, B, gain); None stands for the identity.
-    """
-    A = B = gain = None
-    R, V = gauges.residual, gauges.value
-    if R is not None and INPUT_OF[name] in ("attn", "mlp"):
-        gain = np.asarray(params["blocks"][INPUT_OF[name] + "_norm"][layer], np.float64)
-        B = R
-    if R is not None and name in ("o", "down"):
-        A = R.T
-    if V is not None and name == "v":
-        A = _block_diagonal(V[layer])
-    if V is not None and name == "o":
-        group = arch.num_heads // arch.num_kv_heads
-        B = _block_diagonal(np.repeat(V[layer], group, axis=0)).T
-    return A, B, gain
+        def at(field: Any, index: int = layer) -> Any:
+            return None if field is None else field[index]
+
+        return BlockGauges(
+            residual=self.residual,
+            value=at(self.value),
+            attn=at(self.norm),
+            mlp=at(self.norm, layer + arch.num_layers),
+            query=at(self.query),
+            hidden=at(self.hidden),
+            channels=at(self.channels),
+            heads=at(self.heads),
+        )
 
 
-def _block_diagonal(blocks: Float[np.ndarray, "k h h"]) -> Float[np.ndarray, "n n"]:
-    k, h, _ = blocks.shape
-    out = np.zeros((k, h, k, h))
-    out[np.arange(k), :, np.arange(k), :] = blocks
-    return out.reshape(k * h, k * h)
+def _sides(name: str, gains: Mapping[str, np.ndarray], arch: Architecture, gauges: Gauges) -> list[Sides]:
+    """What becomes of a matrix in every block."""
+    exact = [np.asarray(gains[k], np.float64) for k in NORMS]
+    return [
+        sides_of(name, (exact[0][i], exact[1][i]), arch, gauges.block(i, arch)) for i in range(arch.num_layers)
+    ]
 
 
 def fold(params: Params, arch: Architecture, gauges: Gauges) -> tuple[Params, Architecture]:
@@ -67,41 +82,47 @@ def fold(params: Params, arch: Architecture, gauges: Gauges) -> tuple[Params, Ar
 
     Args:
         params: the original weights.
-        arch: its architecture; a tied head is untied when the residual stream is rotated, since the final
-            gain is folded into the head alone.
+        arch: its architecture; a tied head is untied when the stream or its norms change, since the final gain
+            is folded into the head alone.
         gauges: the coordinates.
 
     Returns:
         (params, arch), computed in float64 and stored as float32.
+
+    Raises:
+        ValueError: gauges that are no symmetry of this network.
     """
-    blocks = {k: np.asarray(v) for k, v in params["blocks"].items()}
+    held = {k: np.asarray(v) for k, v in params["blocks"].items()}
     for name in MATRICES:
-        folded = [_fold_matrix(name, i, params, arch, gauges) for i in range(arch.num_layers)]
-        blocks[name] = np.stack([W for W, _ in folded])
-        if name + "_bias" in blocks:
-            blocks[name + "_bias"] = np.stack([b for _, b in folded])
-    out: Params = {**params, "blocks": blocks}
-    if gauges.residual is None:
+        sides = _sides(name, params["blocks"], arch, gauges)
+        held[name] = _each(lambda s, W: s.fold(W), sides, held[name])
+        if name + "_bias" in held:
+            held[name + "_bias"] = _each(lambda s, b: s.outputs.apply(b), sides, held[name + "_bias"])
+    out: Params = {**params, "blocks": held}
+    if not gauges.unties:
         return out, arch
-    R = gauges.residual
-    blocks["attn_norm"], blocks["mlp_norm"] = (np.ones_like(blocks[k]) for k in ("attn_norm", "mlp_norm"))
+    gains = np.concatenate([held[k] for k in NORMS] + [np.asarray(params["final_norm"])[None]])
+    gains = np.ones_like(gains) if gauges.residual is not None else gains
+    gains = _f32(gains if gauges.norm is None else gains * gauges.norm)
+    held["attn_norm"], held["mlp_norm"], final = np.split(gains, [arch.num_layers, 2 * arch.num_layers])
+    stream, last = _ends(params["final_norm"], gauges)
     head = np.asarray(params.get("head", params["embed"]), np.float64)
-    out["embed"] = _f32(np.asarray(params["embed"], np.float64) @ R)
-    out["head"] = _f32((head * np.asarray(params["final_norm"], np.float64)) @ R)
-    out["final_norm"] = np.ones_like(params["final_norm"])
+    out["embed"] = _f32(stream.apply(np.asarray(params["embed"], np.float64).T).T)
+    out["head"] = _f32(Sides(Map(), last).fold(head))
+    out["final_norm"] = final[0]
     return out, replace(arch, tied=False)
 
 
-def _fold_matrix(name: str, layer: int, params: Params, arch: Architecture, gauges: Gauges) -> Any:
-    A, B, gain = left_right(name, layer, params, arch, gauges)
-    W = np.asarray(params["blocks"][name][layer], np.float64)
-    W = W if gain is None else W * gain
-    W = W if B is None else W @ B
-    bias = params["blocks"].get(name + "_bias")
-    b = None if bias is None else np.asarray(bias[layer], np.float64)
-    if A is not None:
-        W, b = A @ W, None if b is None else A @ b
-    return _f32(W), None if b is None else _f32(b)
+def _ends(final_gain: Float[np.ndarray, " d"], gauges: Gauges) -> tuple[Map, Map]:
+    """The maps of the residual stream and of the head's input."""
+    scale = None if gauges.norm is None else gauges.norm[-1]
+    return stream_of(gauges.residual), normalised_of(np.asarray(final_gain, np.float64), gauges.residual, scale)
+
+
+def _each(
+    change: Callable[[Sides, np.ndarray], np.ndarray], sides: list[Sides], arrays: Float[np.ndarray, "layers ..."]
+) -> Float[np.ndarray, "layers ..."]:
+    return np.stack([_f32(change(s, np.asarray(x, np.float64))) for s, x in zip(sides, arrays, strict=True)])
 
 
 def _f32(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -117,67 +138,60 @@ def unfold(
         aligned: what `fold` returned.
         arch: the original architecture (its `tied` decides whether a head is returned).
         gauges: the coordinates.
-        gains: "attn_norm", "mlp_norm", "final_norm" of the original; not needed without a residual rotation.
+        gains: "attn_norm", "mlp_norm", "final_norm" of the original; needed where the stream or its norms changed.
 
     Returns:
         float32 params, equal to the original up to float32 rounding.
     """
-    inverse = Gauges(
-        None if gauges.residual is None else gauges.residual.T,
-        None if gauges.value is None else np.swapaxes(gauges.value, -1, -2),
-    )
-    ones = {k: np.ones_like(aligned["blocks"][k]) for k in ("attn_norm", "mlp_norm")}
-    plain = {**aligned, "blocks": {**aligned["blocks"], **ones}}
-    out, _ = fold(plain, arch, inverse)
-    if gauges.residual is None:
-        out["blocks"] = {**out["blocks"], **{k: aligned["blocks"][k] for k in ones}}
-        return out
-    blocks = dict(out["blocks"])
+    gains = gains or {k: aligned["blocks"][k] for k in NORMS}
+    held = {k: np.asarray(v) for k, v in aligned["blocks"].items()}
     for name in MATRICES:
-        site = INPUT_OF[name] + "_norm"
-        if site in ones:
-            blocks[name] = _f32(blocks[name] / np.asarray(gains[site], np.float64)[:, None, :])
-    for site in ones:
-        blocks[site] = _f32(gains[site])
-    out["blocks"], out["final_norm"] = blocks, _f32(gains["final_norm"])
-    head = out.pop("head")
-    if not arch.tied:
-        out["head"] = _f32(head / np.asarray(gains["final_norm"], np.float64))
-    return out
+        sides = _sides(name, gains, arch, gauges)
+        held[name] = _each(lambda s, W: s.unfold(W), sides, held[name])
+        if name + "_bias" in held:
+            held[name + "_bias"] = _each(lambda s, b: s.outputs.undo(b), sides, held[name + "_bias"])
+    out: Params = {**aligned, "blocks": held}
+    if not gauges.unties:
+        return out
+    held |= {k: _f32(gains[k]) for k in NORMS}
+    stream, last = _ends(gains["final_norm"], gauges)
+    out["embed"] = _f32(stream.undo(np.asarray(aligned["embed"], np.float64).T).T)
+    out["final_norm"] = _f32(gains["final_norm"])
+    head = Sides(Map(), last).unfold(np.asarray(out.pop("head"), np.float64))
+    return out if arch.tied else {**out, "head": _f32(head)}
 
 
 def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: Gauges) -> Moments:
-    """The moments of the folded model: x' = B^-1 diag(1/gain) x and g' = A^-T g, without another pass over text.
+    """The moments of the folded model: x' = U x and g' = T^-T g, without another pass over text.
 
     Args:
         moments: of the original.
         params: the original weights (their gains are needed).
         arch: its architecture.
-        gauges: the coordinates, orthogonal.
+        gauges: the coordinates.
+
+    Raises:
+        ValueError: a dense gauge where only the diagonal of G is held.
     """
-    sigma, G = dict(moments.sigma), dict(moments.G)
+    sigma, G = {}, {}
     for name in MATRICES:
-        parts = [left_right(name, i, params, arch, gauges) for i in range(arch.num_layers)]
+        sides = _sides(name, params["blocks"], arch, gauges)
+        G[name] = np.stack([_gradient_moment(s.outputs.dual(), x) for s, x in zip(sides, moments.G[name], strict=True)])
         group = INPUT_OF[name]
-        if parts[0][1] is not None:
-            sigma[group] = np.stack([_input_moment(moments.sigma[group][i], *p[1:]) for i, p in enumerate(parts)])
-        if parts[0][0] is not None:
-            # A is orthogonal: A^-T = A.
-            G[name] = np.stack([p[0] @ moments.G[name][i] @ p[0].T for i, p in enumerate(parts)])  # type: ignore
-    return Moments(sigma, G, moments.tokens, _fold_embedding(moments.embed, params, gauges.residual))
+        if group not in sigma:
+            sigma[group] = np.stack([s.inputs.moment(x) for s, x in zip(sides, moments.sigma[group], strict=True)])
+    return Moments(sigma, G, moments.tokens, _fold_embedding(moments.embed, params, gauges))
+
+
+def _gradient_moment(dual: Map, G: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    return dual.diagonal_moment(G) if G.ndim == 1 else dual.moment(G)
 
 
 def _fold_embedding(
-    embed: EmbeddingMoments | None, params: Params, R: Float[np.ndarray, "d d"] | None
+    embed: EmbeddingMoments | None, params: Params, gauges: Gauges
 ) -> EmbeddingMoments | None:
-    """The embedding's rows become e R, the head's e diag(gain) R; neither changes tokens or predictions."""
-    if embed is None or R is None:
-        return embed
-    gain = np.asarray(params["final_norm"], np.float64)
-    return embed._replace(G=R.T @ embed.G @ R, S=_input_moment(embed.S, R, gain))
-
-
-def _input_moment(sigma: Right, B: Right | None, gain: Float[np.ndarray, " in"] | None) -> Right:
-    assert B is not None
-    scaled = sigma if gain is None else sigma / np.outer(gain, gain)
-    return B.T @ scaled @ B
+    """The embedding's rows change with the stream, the head's with its input; neither changes the predictions."""
+    if embed is None:
+        return None
+    stream, last = _ends(params["final_norm"], gauges)
+    return embed._replace(G=stream.dual().moment(embed.G), S=last.moment(embed.S))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from rdopt.config.errors import UserError
 from rdopt.transforms.cayley import block_cayley, cayley
@@ -17,23 +17,25 @@ from rdopt.transforms.compose import compose, identity
 from rdopt.transforms.givens import Pairs, as_pairs, butterfly, givens_matrix
 from rdopt.transforms.hadamard import hadamard
 from rdopt.transforms.random import random_orthogonal
+from rdopt.transforms.stretch import stretch
 
 VERSION = 1
 Kind = Literal[
-    "identity", "matrix", "pca", "cayley", "cayley_block", "givens", "hadamard", "random", "composition"
+    "identity", "matrix", "pca", "cayley", "cayley_block", "givens", "hadamard", "random", "composition",
+    "stretch", "scale", "complex", "order"
 ]
 Precision = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransformRecord:
-    """One orthogonal transform (or a batch of one kind) as it was applied.
+    """One transform (or a batch of one kind) as it was applied: a matrix, or a number or a place per entry.
 
     Attributes:
         kind: the construction, one of Kind.
         site: where in the network it acts, e.g. "residual" or "layers.3.value".
-        shape: of the rebuilt matrix, (..., n, n).
-        parameters: the arrays that fix it: theta, angles, pairs, or matrix.
+        shape: of the rebuilt matrix, (..., n, n), or of the numbers, (..., n).
+        parameters: the arrays that fix it: theta, angles, pairs, matrix, or values (of complex numbers: real, imag).
         options: small facts that fix it: block, seed, layers.
         parts: the factors of a composition, left to right.
         precision: float32 or float64, of the stored parameters; they are cast to it here, before anything is
@@ -142,11 +144,15 @@ _BUILDERS: dict[str, Callable[[TransformRecord, int], np.ndarray]] = {
     "hadamard": lambda record, n: np.array(np.broadcast_to(hadamard(n), record.shape)),
     "random": lambda record, n: random_orthogonal(int(record.options["seed"]), n, record.shape[:-2]),
     "composition": lambda record, n: compose([rebuild(part) for part in record.parts]),
+    "stretch": lambda record, n: stretch(_exact(record, "theta"), n),
+    "scale": lambda record, n: _exact(record, "values"),
+    "complex": lambda record, n: _exact(record, "real") + 1j * _exact(record, "imag"),
+    "order": lambda record, n: record.parameters["values"],
 }
 
 
-def rebuild(record: TransformRecord) -> Float[np.ndarray, "*batch n n"]:
-    """The float64 matrix of a record, the very one that was folded into the weights.
+def rebuild(record: TransformRecord) -> Shaped[np.ndarray, "..."]:
+    """The float64 matrix of a record (or its numbers), the very one that was folded into the weights.
 
     Raises:
         UserError: when the record's parameters do not fit its kind and shape.

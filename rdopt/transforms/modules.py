@@ -17,6 +17,7 @@ from rdopt.transforms.arrays import AnyArray, matmul
 from rdopt.transforms.cayley import apply_block_cayley, block_cayley_size, cayley, skew_size
 from rdopt.transforms.givens import Pairs, angle_count, apply_givens, butterfly
 from rdopt.transforms.metadata import TransformRecord, pairs_to_fields, rebuild
+from rdopt.transforms.stretch import stretch, stretch_size
 
 Basis = Float[Array, "*batch n n"]
 
@@ -64,6 +65,15 @@ class GivensRotation(Rotation):
         """The rotated basis (*batch, n, n), float32; ``q0`` (n, n) or (*batch, n, n), identity when None."""
         pairs = butterfly(self.n) if self.pairs is None else self.pairs
         return apply_givens(self._start(q0), self._parameter("angles", angle_count(pairs)), pairs)
+
+
+class Stretch(Rotation):
+    """exp(K) Q0 with a symmetric K of bounded norm; see `stretch`."""
+
+    @nn.compact
+    def __call__(self, q0: Float[AnyArray, "... n n"] | None = None) -> Basis:
+        """The stretched basis (*batch, n, n), float32; ``q0`` (n, n) or (*batch, n, n), identity when None."""
+        return matmul(stretch(self._parameter("theta", stretch_size(self.n)), self.n), self._start(q0))
 
 
 class ComposedRotation(nn.Module):
@@ -119,7 +129,7 @@ def _leaf_record(rotation: Rotation, params: Mapping[str, Any], site: str) -> Tr
     shape = (*rotation.batch, rotation.n, rotation.n)
     fields: dict[str, np.ndarray] = {name: np.asarray(value) for name, value in params.items()}
     options: dict[str, Any] = {}
-    kind = "cayley"
+    kind = "stretch" if isinstance(rotation, Stretch) else "cayley"
     if isinstance(rotation, GivensRotation):
         kind = "givens"
         if rotation.pairs is not None:
