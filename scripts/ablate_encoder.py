@@ -25,7 +25,7 @@ from rdopt.study.peers.report import Cell, curves
 from rdopt.study.peers.table import Curve, add_arguments, run_table
 from rdopt.study.peers.world import World
 from rdopt.sweep import bd_rate, saved_bits_with_error
-from rdopt.transforms import fold_moments, starting_gauges
+from rdopt.transforms import fold, fold_moments, starting_gauges
 
 EVERYTHING = "everything"
 COMPARED_AT = (2.0, 3.0)
@@ -56,6 +56,7 @@ def variants(finetune: int) -> dict[str, Variant]:
     return {
         EVERYTHING: Variant(full),
         "alignment off": Variant(full, aligned=False),
+        "joint instead of principal axes": Variant(full, joint_axes),
         "feedback, trellis off: rounding": Variant(replace(full, grid="round")),
         "trellis off: scalar grid": Variant(replace(full, grid="feedback")),
         "output feedback off": Variant(replace(full, output="diagonal")),
@@ -83,6 +84,13 @@ def weighted_tokens(world: World, model: Model) -> Model:
     moments = second_moments(params, arch, world.calibration, token_weights="sensitivity")
     gauges = starting_gauges("pca", params, arch, moments)
     return model._replace(moments=fold_moments(moments, params, arch, gauges))
+
+
+def joint_axes(world: World, model: Model) -> Model:
+    """The model in the axes that diagonalise the moments of all its matrices together."""
+    params, arch, moments, tokens = world.model
+    gauges = starting_gauges("joint", params, arch, moments)
+    return Model(*fold(params, arch, gauges), fold_moments(moments, params, arch, gauges), tokens)
 
 
 def equal_error(world: World, model: Model) -> Model:

@@ -92,7 +92,10 @@ def test_an_arm_that_needs_a_fifth_of_a_bit_more_loses_a_fifth_of_a_bit(ablate: 
 def test_a_run_measures_every_variant_and_resumes(
     ablate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    chosen = (ablate.EVERYTHING, "trellis off: scalar grid", "sensitivity off", "alignment off", "token weights on")
+    chosen = (
+        *(ablate.EVERYTHING, "trellis off: scalar grid", "sensitivity off", "alignment off"),
+        *("joint instead of principal axes", "token weights on"),
+    )
     every = ablate.variants(0)
     monkeypatch.setattr(ablate, "variants", lambda finetune: {name: every[name] for name in chosen})
     model, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.jsonl")

@@ -15,7 +15,7 @@ from rdopt.config.check import Limits, checked
 from rdopt.config.errors import UserError
 
 SplitOn = Literal["line", "blank", "blank2", "file"]
-Init = Literal["identity", "hadamard", "pca", "pca-act", "random"]
+Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "joint"]
 Rate = Literal["analytic", "noise", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
@@ -30,7 +30,7 @@ Correction = Literal["unbiased", "least-squares", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
 Arm = Literal[
-    "identity", "hadamard", "random", "pca", "pca-act", "learned", "hadamard+learned", "blockwise-pca"
+    "identity", "hadamard", "random", "pca", "pca-act", "joint", "learned", "hadamard+learned", "blockwise-pca"
 ]
 
 
@@ -81,7 +81,7 @@ class TrainConfig(_Section):
 
     section: ClassVar[str] = "train"
     lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
-    init: Init = _option("pca", "the basis that learning starts from")
+    init: Init = _option("joint", "the basis that learning starts from")
     sites: tuple[Site, ...] = _option(
         ("residual", "value"),
         "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "
@@ -174,7 +174,7 @@ class SweepConfig(_Section):
     lams: tuple[float, ...] = _option((7.0, 20.0, 60.0, 200.0, 600.0), "slopes, one point each", above=0)
     target_bpw: tuple[float, ...] | None = _option(
         None, "bits/weight, one point each, instead of slopes", above=0, high=12)
-    arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "learned"), "the coordinates compared")
+    arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "joint", "learned"), "the coordinates compared")
 
 
 @dataclass(frozen=True, kw_only=True)

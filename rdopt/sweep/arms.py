@@ -25,7 +25,8 @@ ARMS = {
     "random": Arm("random rotations of the residual stream and the value heads", "random"),
     "pca": Arm("principal axes of the weights: residual stream and value heads", "pca"),
     "pca-act": Arm("principal axes of the activations: residual stream and value heads", "pca-act"),
-    "learned": Arm("residual and value rotations learned on R + lambda D from the weights' axes", "pca", learned=True),
+    "joint": Arm("joint diagonalisation of all matrices' moments: residual stream and value heads", "joint"),
+    "learned": Arm("residual and value rotations learned on R + lambda D from the joint axes", "joint", learned=True),
     "hadamard+learned": Arm("the same, learned from the Hadamard basis", "hadamard", learned=True),
     "blockwise-pca": Arm(
         "stored principal axes of blocks of 32 input channels, uniform grid without feedback",

@@ -15,6 +15,7 @@ STYLES = {
     "random": ("#b5b5b5", "D", ":"),
     "pca": ("#0072b2", "^", "-"),
     "pca-act": ("#56b4e9", "v", "--"),
+    "joint": ("#cc79a7", "D", "-"),
     "learned": ("#d55e00", "o", "-"),
     "hadamard+learned": ("#e69f00", "s", "--"),
     "blockwise-pca": ("#009e73", "P", ":"),

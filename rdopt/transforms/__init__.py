@@ -32,6 +32,7 @@ from rdopt.transforms.givens import (
     round_robin,
 )
 from rdopt.transforms.hadamard import apply_hadamard, hadamard, hadamard_factors
+from rdopt.transforms.jacobi import joint_cost, joint_diagonalizer
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.metadata import TransformRecord, rebuild, record_from_dict, record_to_dict
 from rdopt.transforms.modules import (
@@ -87,6 +88,8 @@ __all__ = [
     "hadamard_factors",
     "identity",
     "inverse_cayley",
+    "joint_cost",
+    "joint_diagonalizer",
     "materialize",
     "orthogonality_error",
     "pca",

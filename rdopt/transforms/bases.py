@@ -1,21 +1,28 @@
 """Fixed coordinates: the bases that learning starts from and is compared with.
 
 identity leaves the weights; hadamard and random flatten (QuaRot 2404.00456); pca aligns with the weights (the
-eigenvectors of the sum of their normalised Gram matrices), pca-act with the activations (SliceGPT 2401.15024).
+eigenvectors of the sum of their normalised Gram matrices), pca-act with the activations (SliceGPT 2401.15024); joint
+diagonalises the moments of all matrices together as far as one rotation can (Pham 2001), which is what a rate asks for.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from rdopt.calibration.moments import INPUT_OF, Moments
-from rdopt.checkpoint import Architecture
+from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params
 from rdopt.transforms.gauges import Gauges
 from rdopt.transforms.hadamard import hadamard
+from rdopt.transforms.jacobi import joint_diagonalizer
 from rdopt.transforms.pca import pca
 from rdopt.transforms.random import random_orthogonal
 
-BASES = ("identity", "hadamard", "random", "pca", "pca-act")
+BASES = ("identity", "hadamard", "random", "pca", "pca-act", "joint")
+# Added to every moment before its logarithm counts, as a share of its mean diagonal: a column below this power costs no
+# bits at the usual rates, so that making it smaller still must not pay.
+FLOOR = 0.05
 
 
 def starting_gauges(kind: str, params: Params, arch: Architecture, moments: Moments, seed: int = 0) -> Gauges:
@@ -46,7 +53,37 @@ def starting_gauges(kind: str, params: Params, arch: Architecture, moments: Mome
     if kind == "pca-act":
         value = _head_blocks(moments.sigma["o"], arch)
         return Gauges(pca(residual_activation(params, moments)), np.swapaxes(pca(value), -1, -2))
+    if kind == "joint":
+        return joint_gauges(params, arch)
     raise ValueError(f"basis {kind!r} is none of {', '.join(BASES)}")
+
+
+def joint_gauges(params: Params, arch: Architecture) -> Gauges:
+    """Rotations that diagonalise, as far as one can, the moments of all matrices that share a basis.
+
+    Rows count alike, as they do where each has its own step and spread: every row is divided by its norm.
+    """
+    kv, h, group = arch.num_kv_heads, arch.head_dim, arch.num_heads // arch.num_kv_heads
+    stream, heads = [], []
+    for layer in range(arch.num_layers):
+        W = {k: np.asarray(params["blocks"][k][layer], np.float64) for k in MATRICES}
+        for name in MATRICES:
+            norm = f"{INPUT_OF[name]}_norm"
+            stream.append(W[name].T if norm not in params["blocks"] else W[name] * params["blocks"][norm][layer])
+        values = stream[-len(MATRICES) + MATRICES.index("v")].reshape(kv, h, -1)
+        readers = W["o"].reshape(-1, kv, group, h).transpose(1, 2, 0, 3)
+        heads.append([_joint_axes([values[k].T, *readers[k]]) for k in range(kv)])
+    return Gauges(_joint_axes(stream), np.swapaxes(np.array(heads), -1, -2))
+
+
+def _joint_axes(matrices: Sequence[Float[np.ndarray, "_ n"]]) -> Float[np.ndarray, "n n"]:
+    """The joint diagonaliser of the second moments of the rows, each row of norm one."""
+    unit = [W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-30) for W in matrices]
+    C = np.array([X.T @ X / len(X) for X in unit])
+    n = C.shape[1]
+    C += FLOOR * np.trace(C, axis1=1, axis2=2)[:, None, None] / n * np.eye(n)
+    weights = np.array([float(len(X)) for X in unit])
+    return joint_diagonalizer(C, weights, start=pca(np.einsum("k,kij->ij", weights, C)))
 
 
 def residual_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "d d"]:
