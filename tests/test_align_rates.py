@@ -21,6 +21,7 @@ SETTINGS = Settings(
     arch=ARCH,
     rate="analytic",
     density="gaussian",
+    curve="gaussian",
     distortion="matrix",
     feedback=False,
     damping=0.02,

@@ -28,7 +28,7 @@ from rdopt.align.relaxation import (
 from rdopt.calibration.moments import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
-from rdopt.rate import Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.rate import Curve, Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.transforms import BlockGauges, Gauges, Sides, sides_of
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
@@ -42,7 +42,8 @@ class Settings:
     Attributes:
         arch: architecture of the model with its gains folded.
         rate: "analytic", "noise", "ste", "l1" or "log".
-        density: "gaussian", "laplace" or "logistic".
+        density: "gaussian", "laplace" or "logistic", of the sampled rates.
+        curve: of the analytic rate and of all distortions: of that density, or of the trellis.
         distortion: "matrix", "block" or "model".
         feedback: whether the encoder feeds errors back over the columns.
         damping: of the inputs' second moments.
@@ -53,6 +54,7 @@ class Settings:
     arch: Architecture
     rate: str
     density: Density
+    curve: Curve
     distortion: str
     feedback: bool
     damping: float
@@ -182,7 +184,7 @@ def _block_terms(
     errors = {}
     for name, noise_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
         cols = sides[INPUT_OF[name]]
-        relaxed = relax(turns[name].fold(p[name]), rows[name], cols, c, settings.density)
+        relaxed = relax(turns[name].fold(p[name]), rows[name], cols, c, settings.curve)
         D = D + analytic_distortion(relaxed, c)
         bits = bits + rate_bits(relaxed, log_scale.get(name), noise_key, settings)
         if settings.distortion != "matrix":

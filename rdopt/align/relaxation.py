@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import Side
-from rdopt.rate import Density, unit_curves, unit_distortion
+from rdopt.rate import Curve, unit_curves, unit_distortion
 
 _TINY = 1e-8
 _ROUNDS = 2
@@ -42,7 +42,7 @@ def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
 
 
 def fed_back_power(
-    power: Float[Array, "out in"], rows: Side, cols: Side, density: Density
+    power: Float[Array, "out in"], rows: Side, cols: Side, curve: Curve
 ) -> Float[Array, "out in"]:
     """`power` plus the variance, in squared steps, that feedback adds to every coordinate.
 
@@ -53,13 +53,13 @@ def fed_back_power(
         power: variance of the coordinates before feedback, in squared steps.
         rows: of the outputs.
         cols: of the inputs.
-        density: marginal density, for the error of an entry.
+        curve: what an entry of some spread costs.
     """
     if rows.factor is None and cols.factor is None:
         return power
     total = power
     for _ in range(_ROUNDS):  # the errors that are fed back depend on what was fed back into them
-        error = total * unit_distortion(-0.5 * jnp.log2(total), density)
+        error = total * unit_distortion(-0.5 * jnp.log2(total), curve)
         carried = error if cols.factor is None else _product(error, _shares(cols.factor.L))
         carried = carried if rows.factor is None else _product(_shares(rows.factor.L).T, carried)
         total = power + jnp.maximum(carried - error, 0.0)
@@ -76,7 +76,7 @@ def _product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m 
 
 
 def relax(
-    W: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""], density: Density
+    W: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""], curve: Curve
 ) -> Relaxed:
     """Models the encoder on one matrix.
 
@@ -85,11 +85,11 @@ def relax(
         rows: how errors count over the outputs there.
         cols: and over the inputs.
         c: base step.
-        density: marginal density of the indices.
+        curve: what an entry of some spread costs.
     """
     codes = W * (rows.weights[:, None] * cols.weights / c)
-    variance = fed_back_power(spread_power(codes), rows, cols, density)
-    curves = unit_curves(-0.5 * jnp.log2(variance), density)
+    variance = fed_back_power(spread_power(codes), rows, cols, curve)
+    curves = unit_curves(-0.5 * jnp.log2(variance), curve)
     return Relaxed(codes, curves.rate, variance * curves.distortion)
 
 

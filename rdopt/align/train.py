@@ -91,6 +91,7 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         arch=arch,
         rate=train.rate,
         density=train.density,
+        curve="trellis" if encode.grid == "trellis" else train.density,
         distortion=train.distortion,
         feedback=encode.grid != "round",
         damping=train.damping,

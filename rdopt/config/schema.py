@@ -88,7 +88,7 @@ class TrainConfig(_Section):
         "head, an angle and a gain of every rotary pair of queries and keys, scales of norms, of hidden channels")
     rate: Rate = _option("analytic", "the rate that is minimised: the operational curve or a relaxed proxy")
     density: Density = _option("gaussian", "the marginal density the rate assumes")
-    distortion: Distortion = _option("block", "where the distortion is measured")
+    distortion: Distortion = _option("matrix", "where the distortion is measured")
     steps: int = _option(150, "optimizer steps", low=1)
     batch_sequences: int = _option(4, "calibration sequences in a step", low=1)
     learning_rate: float = _option(0.006, "Adam's step on the skew entries and angles (radians)", above=0)

@@ -25,6 +25,7 @@ from rdopt.rate.densities import (
     sample,
 )
 from rdopt.rate.operational import (
+    Curve,
     UnitCurves,
     exact_rate_distortion,
     high_rate,
@@ -51,6 +52,7 @@ from rdopt.rate.waterfill import (
 
 __all__ = [
     "DENSITIES",
+    "Curve",
     "Density",
     "RateDistortion",
     "Spreads",

@@ -5,8 +5,8 @@ on a fine grid of log2 delta and read through a cubic spline: r -> h - log2 delt
 small steps, r -> 0 and d -> 1 for large ones.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,10 @@ from scipy.interpolate import CubicSpline
 from scipy.special import ndtr
 
 from rdopt.rate.densities import Density, entropy_bits
+from rdopt.rate.trellis_curve import measured_rate_distortion
+
+# Entropy-coded scalar quantization of a density, or Gaussian weights in the trellis.
+Curve = Density | Literal["trellis"]
 
 LOG2_STEP_MIN, LOG2_STEP_MAX, KNOTS_PER_OCTAVE = -8, 6, 32
 _SUPPORT = 45.0  # standard deviations; the Laplace tail beyond is below 1e-27
@@ -55,11 +59,12 @@ def exact_rate_distortion(step: float, density: Density) -> tuple[float, float]:
 
 
 @cache
-def _tables(density: Density) -> tuple[np.ndarray, np.ndarray]:
+def _tables(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Spline coefficients (intervals, 4), lowest power first, of the rate and of log2 of the distortion."""
     count = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
     knots = LOG2_STEP_MIN + np.arange(count + 1) / KNOTS_PER_OCTAVE
-    rate, distortion = np.array([exact_rate_distortion(2.0**knot, density) for knot in knots]).T
+    exact = measured_rate_distortion if curve == "trellis" else partial(exact_rate_distortion, density=curve)
+    rate, distortion = np.array([exact(2.0**knot) for knot in knots]).T
     rate_ends: Any = ((1, -1.0), (1, 0.0))  # slopes at the ends; scipy's stubs know only the strings
     distortion_ends: Any = ((1, 2.0), (1, 0.0))
     splines = (
@@ -75,7 +80,7 @@ def _evaluate(table: np.ndarray, interval: jax.Array, t: jax.Array) -> jax.Array
     return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
 
 
-def unit_curves(log2_step: Float[Array, "..."], density: Density = "gaussian") -> UnitCurves:
+def unit_curves(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> UnitCurves:
     """Both curves at a step given as log2(step / standard deviation); twice differentiable, always finite."""
     inside = jnp.clip(log2_step, LOG2_STEP_MIN, LOG2_STEP_MAX)
     below = jnp.minimum(log2_step - LOG2_STEP_MIN, 0)  # high rate: exactly one bit and 6 dB an octave
@@ -83,19 +88,19 @@ def unit_curves(log2_step: Float[Array, "..."], density: Density = "gaussian") -
     position = (jax.lax.stop_gradient(inside) - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
     interval = jnp.clip(position.astype(jnp.int32), 0, count - 1)
     t = inside - (LOG2_STEP_MIN + interval.astype(inside.dtype) / KNOTS_PER_OCTAVE)
-    rate_table, distortion_table = _tables(density)
+    rate_table, distortion_table = _tables(curve)
     rate = _evaluate(rate_table, interval, t) - below
     return UnitCurves(jnp.maximum(rate, 0), jnp.exp2(_evaluate(distortion_table, interval, t) + 2 * below))
 
 
-def unit_rate(log2_step: Float[Array, "..."], density: Density = "gaussian") -> Float[Array, "..."]:
+def unit_rate(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> Float[Array, "..."]:
     """Bits per entry of the unit density at the step 2^log2_step."""
-    return unit_curves(log2_step, density).rate
+    return unit_curves(log2_step, curve).rate
 
 
-def unit_distortion(log2_step: Float[Array, "..."], density: Density = "gaussian") -> Float[Array, "..."]:
+def unit_distortion(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> Float[Array, "..."]:
     """Mean squared error of the unit density at the step 2^log2_step."""
-    return unit_curves(log2_step, density).distortion
+    return unit_curves(log2_step, curve).distortion
 
 
 def high_rate(log2_step: Float[Array, "..."], density: Density = "gaussian") -> UnitCurves:
