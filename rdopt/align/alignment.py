@@ -54,7 +54,7 @@ class Alignment(nn.Module):
         gauges = Gauges(
             residual=R,
             value=A,
-            norm=jnp.exp(self._zeros("norm", (2 * arch.num_layers, arch.hidden_size))) if "norm" in sites else None,
+            norm=norm_scales(self._zeros("norm", (2 * arch.num_layers, arch.hidden_size))) if "norm" in sites else None,
             query=self._query() if "query" in sites else None,
             hidden=jnp.exp(self._zeros("hidden", (arch.num_layers, arch.ffn_size))) if "hidden" in sites else None,
         )
@@ -74,6 +74,12 @@ class Alignment(nn.Module):
 
     def _zeros(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         return self.param(name, nn.initializers.zeros_init(), shape)
+
+
+def norm_scales(t: Float[Array | np.ndarray, "sites d"]) -> Float[Array, "sites d"]:
+    """exp(t) in bfloat16, as a file keeps the norms, so that the gauge stays exact there; gradients pass through."""
+    scale = jnp.exp(t)
+    return scale + jax.lax.stop_gradient(scale.astype(jnp.bfloat16).astype(scale.dtype) - scale)
 
 
 def residual_module(arch: Architecture, name: str | None = None) -> CayleyRotation:
@@ -113,8 +119,9 @@ def trained_records(
         records["value"] = TransformRecord(kind="composition", site="value", shape=stretched.shape, parts=parts)
     exact = {k: np.asarray(x, np.float64) for k, x in params.items() if not isinstance(x, Mapping)}
     if "norm" in exact:
-        final = np.ones((1, arch.hidden_size))  # of the head's input, which no coded matrix reads
-        records["norm"] = fixed_record("norm", np.concatenate([np.exp(exact["norm"]), final]))
+        found = np.asarray(norm_scales(params["norm"]), np.float64)
+        head = np.ones((1, arch.hidden_size))  # its input is no coded matrix's
+        records["norm"] = fixed_record("norm", np.concatenate([found, head]))
     if "hidden" in exact:
         records["hidden"] = fixed_record("hidden", np.exp(exact["hidden"]))
     if "query_gain" in exact:
@@ -133,9 +140,3 @@ def single_precision(gauges: Gauges, arch: Architecture) -> Gauges:
 
 def _single(x: Shaped[np.ndarray, "..."]) -> Shaped[Array, "..."]:
     return jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32)
-
-
-def orthogonality(x: Float[Array, "*batch n n"]) -> float:
-    """max |Q^T Q - I| over a batch, float32 on the device."""
-    gram = jnp.matmul(jnp.swapaxes(x, -1, -2), x, precision=jax.lax.Precision.HIGHEST)
-    return float(jnp.max(jnp.abs(gram - jnp.eye(x.shape[-1]))))

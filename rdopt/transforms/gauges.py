@@ -50,7 +50,6 @@ class Gauges(NamedTuple):
         """Whether embedding and head part."""
         return self.residual is not None or self.norm is not None
 
-
     def block(self, layer: int, arch: Architecture) -> BlockGauges:
         """The coordinates of one block."""
 
