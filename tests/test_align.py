@@ -360,17 +360,15 @@ def test_learned_rotations_are_orthogonal_in_float32_and_in_float64(whole):
         assert orthogonality_error(Q.astype(np.float32)) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama, family):
-    """J in hard terms of training: the same tokens before and after; under QK-norm queries have no angle."""
-    folder, train = tiny_llama(family), replace(TRAIN, sites=SITES)
+def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama):
+    folder, train = tiny_llama("qwen2"), replace(TRAIN, sites=SITES)
     problem, settings, tokens, start = tiny_problem(folder, train)
     settings = replace(settings, distortion="matrix")
     learned = learn(problem, settings, tokens, start, train, devices=CPU)
     gauges = gauges_of(learned.records)
     assert set(learned.records) == {"residual", "value", "query", "norm", "hidden"}
     query: Any = gauges.query
-    assert np.iscomplexobj(query) and bool(np.any(query.imag)) == (family == "qwen2")
+    assert np.iscomplexobj(query) and bool(np.any(query.imag))
     run = jax.jit(rate_and_distortion, static_argnames="settings")
     J = []
     for found in (start, gauges):
@@ -379,11 +377,10 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
         J.append(float(terms.rate + 20 * terms.distortion))
     assert J[1] < J[0] - 0.02
     subject = load_subject(folder)
-    arch = replace(subject.arch, norm_eps=1e-12)  # scales of queries under QK-norm are exact without eps
-    folded, folded_arch = fold(subject.params, arch, gauges)
+    folded, folded_arch = fold(subject.params, subject.arch, gauges)
     forward = jax.jit(logits, static_argnames="arch")
     np.testing.assert_allclose(
-        forward(folded, tokens, folded_arch), forward(subject.params, tokens, arch), atol=2e-3
+        forward(folded, tokens, folded_arch), forward(subject.params, tokens, subject.arch), atol=1e-3
     )
 
 

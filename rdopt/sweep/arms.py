@@ -8,13 +8,13 @@ class Arm(NamedTuple):
 
     Attributes:
         description: one line for tables and curve.json.
-        basis: the fixed basis, or the one that learning starts from.
+        basis: the fixed basis, or the one that learning starts from; None: the one that train.init names.
         learned: whether the transforms are trained from there, once per lambda.
         blockwise: whether stored block-wise principal axes and a plain uniform grid are used instead.
     """
 
     description: str
-    basis: str
+    basis: str | None
     learned: bool = False
     blockwise: bool = False
 
@@ -26,7 +26,7 @@ ARMS = {
     "pca": Arm("principal axes of the weights: residual stream and value heads", "pca"),
     "pca-act": Arm("principal axes of the activations: residual stream and value heads", "pca-act"),
     "joint": Arm("joint diagonalisation of all matrices' moments: residual stream and value heads", "joint"),
-    "learned": Arm("residual and value rotations learned on R + lambda D from the joint axes", "joint", learned=True),
+    "learned": Arm("symmetries (train.sites) learned on R + lambda D from train.init", None, learned=True),
     "hadamard+learned": Arm("the same, learned from the Hadamard basis", "hadamard", learned=True),
     "blockwise-pca": Arm(
         "stored principal axes of blocks of 32 input channels, uniform grid without feedback",

@@ -130,9 +130,9 @@ class _FixedArm:
             params, turned, stored = blockwise_pca(subject.params, subject.arch, moments)
             self._source = aligned_source(subject, params, subject.arch, turned, encode, stored=stored)
             return
-        gauges = starting_gauges(
-            ARMS[name].basis, subject.params, subject.arch, moments, config.train.seed
-        )
+        basis = ARMS[name].basis
+        assert basis is not None
+        gauges = starting_gauges(basis, subject.params, subject.arch, moments, config.train.seed)
         params, arch = fold(subject.params, subject.arch, gauges)
         check_alignment(bench.reference, params, arch)
         self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
@@ -152,9 +152,8 @@ class _LearnedArm:
         self._bench, self._name, self._devices, self._say = bench, name, devices, say
         subject, config = bench.subject, bench.config
         self._problem, self._settings = align.make_problem(subject, bench.moments, config)
-        self._start = starting_gauges(
-            ARMS[name].basis, subject.params, subject.arch, bench.moments, config.train.seed
-        )
+        basis = ARMS[name].basis or config.train.init
+        self._start = starting_gauges(basis, subject.params, subject.arch, bench.moments, config.train.seed)
 
     def take_over(self, label: str) -> None:
         """Takes over the transforms of a finished point."""
