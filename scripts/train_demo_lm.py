@@ -1,4 +1,4 @@
-"""Trains a small Llama from any text and writes a Hugging Face folder: the kind of model rdopt's demo is.
+"""Trains a small Llama or Qwen3 from any text and writes a Hugging Face folder: the kind of model rdopt's demo is.
 
 The forward pass is the package's own operator; Flax owns the parameters, Optax steps them (AdamW, or Muon by
 Jordan 2024), Orbax keeps the state: a killed run started again goes on and ends with the same weights.
@@ -44,6 +44,7 @@ from rdopt.operator import Params, logits, params_to_tensors
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WEIGHT_DECAY = 0.1
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +252,7 @@ def model_config(args: argparse.Namespace, tokenizer: Path) -> dict[str, Any]:
     path = tokenizer / "config.json"
     ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "architectures": [FAMILIES[args.family]], "model_type": args.family, "hidden_act": "silu",
         "vocab_size": 1 + max(load_tokenizer(tokenizer).get_vocab().values()),
         "hidden_size": args.hidden, "intermediate_size": args.ffn, "num_hidden_layers": args.layers,
         "num_attention_heads": args.heads, "num_key_value_heads": args.kv_heads, "head_dim": args.head_dim,
@@ -266,7 +267,7 @@ def model_config(args: argparse.Namespace, tokenizer: Path) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        description="Train a small Llama from text; run the same line again to go on after a kill.",
+        description="Train a small language model from text; run the same line again to go on after a kill.",
         epilog="example: %(prog)s --text texts/ --split-on blank2 --tokens 12e6 --out my-model")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="Hugging Face folder to write")
     p.add_argument("--text", nargs="+", default=["builtin"], metavar="PATH",
@@ -284,6 +285,7 @@ def parser() -> argparse.ArgumentParser:
     for name, value in (("hidden", 192), ("layers", 5), ("heads", 6), ("kv-heads", 3), ("head-dim", 32),
                         ("ffn", 512)):
         p.add_argument(f"--{name}", type=int, default=value)
+    p.add_argument("--family", default="llama", choices=tuple(FAMILIES), help="qwen3 normalises queries and keys")
     p.add_argument("--tied", action="store_true", help="one table for embedding and head")
     p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
     p.add_argument("--save-every", type=int, default=100, metavar="STEPS")
