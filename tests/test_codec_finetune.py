@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import random_tensors, synthetic_moments, tiny_config
+from conftest import random_tensors, tiny_config
 
 from rdopt.align import StateStore
 from rdopt.checkpoint import MATRICES, architecture_from_config
+from rdopt.codec.blockwise import blockwise_pca
 from rdopt.codec.finetune import finetune
 from rdopt.codec.finetune_model import (
     divergence,
@@ -30,11 +31,11 @@ from rdopt.codec.finetune_model import (
 from rdopt.codec.finetune_train import FinetuneSettings, Pupil, Rates, check_steps, train
 from rdopt.codec.gains import Gains
 from rdopt.codec.quantize import matrix_shapes
-from rdopt.codec.stored import blockwise_pca
 from rdopt.codec.uncoded import sixteen_bit
 from rdopt.config.errors import UserError
 from rdopt.evaluate import Reference, compare
 from rdopt.operator import logits, params_from_tensors
+from rdopt.transforms import fold_stored
 
 CPU = jax.devices("cpu")[:1]
 RATES = Rates(rows=0.02, cols=0.02, norms=0.02, biases=0.02)
@@ -103,7 +104,8 @@ def test_the_student_starts_as_the_model_that_the_file_decodes_to(family):
 @pytest.mark.parametrize("block", [8, 7])
 def test_gains_act_before_stored_rotations_are_undone(block):
     original, arch = tiny()
-    params, _, stored = blockwise_pca(original, arch, synthetic_moments(arch), block=block, bits=6)
+    stored = blockwise_pca(original, arch, block=block, bits=6)
+    params = fold_stored(original, stored)
     gains, tokens = tiny_gains(arch), tiny_tokens(0, 2)
     trained = starting_point(params, arch, gains)
     found = logits(student(with_turns(params, arch, stored), trained), tokens, arch, gained_linear)

@@ -2,31 +2,30 @@
 
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 
-from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
+from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments, second_moments
 from rdopt.checkpoint import MATRICES, hf_name, open_checkpoint
 from rdopt.codec import decode_model, encode_at_step, make_source
+from rdopt.codec.blockwise import BITS, blockwise_pca
 from rdopt.codec.container import pack, unpack
-from rdopt.codec.quantize import dequantize, group_widths
-from rdopt.codec.rotations import (
-    angle_count,
-    angle_pairs,
-)
-from rdopt.codec.stored import (
-    BITS,
-    Stored,
-    _octaves,
-    blockwise_pca,
-    pack_stored,
-    rotation,
-    turn,
-    unpack_stored,
-)
+from rdopt.codec.quantize import dequantize, group_widths, matrix_shapes
+from rdopt.codec.steps import base_step
+from rdopt.codec.stored import _octaves, pack_pairing, pack_stored, unpack_pairing, unpack_stored
 from rdopt.config import EncodeConfig, UserError
 from rdopt.operator import load_params
-from rdopt.transforms import random_orthogonal
+from rdopt.transforms import (
+    Stored,
+    StoredTurn,
+    fold_stored,
+    fold_stored_moments,
+    random_orthogonal,
+    round_robin,
+)
+from rdopt.transforms.angles import angle_count, angle_pairs
 
 ENCODE = EncodeConfig(threads=1, grid="feedback")
 
@@ -40,7 +39,7 @@ def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
 
 def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
     """V as an n x n float64 matrix."""
-    return turn(np.eye(n), rotation(Stored(block, bits, {(0, "o"): codes}), (0, "o"), n))
+    return Stored("blocks", block, False, bits, {}, {}).turn(StoredTurn(codes), n).apply(np.eye(n))
 
 
 @pytest.fixture
@@ -64,18 +63,19 @@ def tiny(tiny_llama):
 def encoded(tiny, block=16, bits=None, c=0.05, encode=ENCODE):
     """(source, file, stored) of the blockwise arm."""
     checkpoint, params, moments = tiny
-    turned, moments, stored = blockwise_pca(params, checkpoint.arch, moments, block, bits)
+    stored = blockwise_pca(params, checkpoint.arch, block, bits)
     arch, config, size = checkpoint.arch, checkpoint.config, checkpoint.num_parameters
-    source = make_source(turned, arch, config, {}, moments, encode, size, stored=stored)
+    source = make_source(params, arch, config, {}, moments, encode, size, stored=stored)
     return source, encode_at_step(source, c, encode), stored
 
 
 @pytest.mark.parametrize("block", [5, 16, 32])
 def test_blockwise_axes_keep_the_layer_outputs_and_concentrate_the_columns(tiny, block):
     checkpoint, params, moments = tiny
-    turned, turned_moments, stored = blockwise_pca(params, checkpoint.arch, moments, block, 8)
+    stored = blockwise_pca(params, checkpoint.arch, block, 8)
+    turned, turned_moments = fold_stored(params, stored), fold_stored_moments(moments, stored)
     for (layer, group), n in group_widths(checkpoint.arch).items():
-        V = dense(stored.codes[layer, group], n, block, 8)
+        V = dense(stored.inputs[layer, group].codes, n, block, 8)
         sigma = V.T @ moments.sigma[group][layer] @ V
         np.testing.assert_allclose(turned_moments.sigma[group][layer], sigma, atol=1e-10)
         for name in MATRICES_OF[group]:
@@ -83,12 +83,12 @@ def test_blockwise_axes_keep_the_layer_outputs_and_concentrate_the_columns(tiny,
             np.testing.assert_allclose(found @ V.T, W, atol=1e-6 * np.abs(W).max())
             before, after = (np.log2(np.mean(x.astype(np.float64) ** 2, axis=0)).sum() for x in (W, found))
             assert after < before
-    assert turned_moments.G is moments.G
+    assert all(np.array_equal(turned_moments.G[name], moments.G[name]) for name in MATRICES)
 
 
 def test_principal_axes_leave_no_covariance_in_a_block(tiny):
-    checkpoint, params, moments = tiny
-    turned, _, _ = blockwise_pca(params, checkpoint.arch, moments, 8, 16)
+    checkpoint, params, _ = tiny
+    turned = fold_stored(params, blockwise_pca(params, checkpoint.arch, 8, 16))
     for layer in range(checkpoint.arch.num_layers):
         for of, diagonal in ((params, False), (turned, True)):
             # A rotation keeps the mean square that each matrix is normalised by.
@@ -103,14 +103,15 @@ def rms(x):
 
 
 def test_the_number_of_angle_bits_is_the_one_with_the_smallest_total(tiny):
-    checkpoint, params, moments = tiny
-    chosen = blockwise_pca(params, checkpoint.arch, moments, 16)[2]
+    checkpoint, params, _ = tiny
+    chosen = blockwise_pca(params, checkpoint.arch, 16)
     totals = {}
     for bits in BITS:
-        turned, _, stored = blockwise_pca(params, checkpoint.arch, moments, 16, bits)
+        stored = blockwise_pca(params, checkpoint.arch, 16, bits)
+        turned = fold_stored(params, stored)
         weights = [turned["blocks"][k].astype(np.float64) for k in MATRICES]
         rate = sum(W.shape[1] * np.log2(np.mean(W**2, axis=1)).sum() / 2 for W in weights)
-        totals[bits] = rate + 8 * len(pack_stored(stored))
+        totals[bits] = rate + 8 * len(pack_stored(stored, tiny[0].arch))
     assert chosen.bits == min(totals, key=lambda bits: totals[bits])
 
 
@@ -129,7 +130,7 @@ def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, 
         else:
             assert decoded.gains is not None
             quantized = decoded.gains.apply((layer, name), quantized)
-        V = dense(stored.codes[group], z.shape[1], block, bits)
+        V = dense(stored.inputs[group].codes, z.shape[1], block, bits)
         found = decoded.tensors[hf_name(layer, name)]
         np.testing.assert_allclose(found, quantized @ V.T, rtol=0, atol=3e-7 * np.abs(quantized).max())
     # And a fine step gives the model itself.
@@ -141,11 +142,11 @@ def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, 
 
 def test_the_bytes_of_the_transforms_are_counted(tiny):
     source, file, stored = encoded(tiny)
-    assert file.bits["transforms"] == 8 * len(pack_stored(stored)) > 0
+    assert file.bits["transforms"] == 8 * len(pack_stored(stored, tiny[0].arch)) > 0
     assert sum(file.bits.values()) == 8 * len(file.data)
     assert decode_model(file.data).bits == file.bits
-    without = encode_at_step(source._replace(stored=None), file.c, ENCODE)
-    extra = file.bpw(source) - without.bpw(source)
+    turned = source._replace(params=source.coded_params(), moments=source.coded, stored=None)
+    extra = file.bpw(source) - encode_at_step(turned, file.c, ENCODE).bpw(source)
     assert extra * source.weights >= file.bits["transforms"]
 
 
@@ -182,19 +183,21 @@ def test_the_stream_reads_back_in_every_coding(tiny, kind, block, bits):
         if kind == "narrow":
             codes[key] = np.minimum(np.abs(codes[key]), 1) * (rng.random(codes[key].size) < 0.1)
         if kind == "octaves":
-            codes[key] = codes[key] >> _octaves(codes[key].size, block)
+            codes[key] = codes[key] >> _octaves(n, block)
         codes[key] = codes[key].astype(np.int32)
-    stored = Stored(block, bits, codes)
-    data = pack_stored(stored)
+    stored = Stored("blocks", block, False, bits, {key: StoredTurn(x) for key, x in codes.items()}, {})
+    data = pack_stored(stored, arch)
     back = unpack_stored(data, arch)
     assert back is not None
-    assert (back.block, back.bits) == (block, bits)
-    assert all(np.array_equal(back.codes[key], codes[key]) for key in codes)
-    assert len(data) <= 5 + sum(x.size for x in codes.values()) * (bits - 1) / 8
+    assert (back.structure, back.size, back.hadamard, back.bits) == ("blocks", block, False, bits)
+    assert back.outputs == {} and list(back.inputs) == list(codes)
+    assert all(np.array_equal(back.inputs[key].codes, codes[key]) for key in codes)
+    places = arch.num_layers * (4 + len(MATRICES))
+    assert len(data) <= 6 + 3 * places / 8 + sum(x.size for x in codes.values()) * (bits - 1) / 8
 
 
 def test_no_transforms_are_no_bytes(tiny):
-    assert pack_stored(None) == b""
+    assert pack_stored(None, tiny[0].arch) == b""
     assert unpack_stored(b"", tiny[0].arch) is None
 
 
@@ -202,12 +205,12 @@ def test_octaves_follow_the_pairs():
     for n, block in ((40, 16), (5, 8), (8, 8), (3, 1), (33, 32)):
         widths = [block] * (n // block) + [n % block]
         expected = [int(np.log2(i - j)) for b in widths for j, i in angle_pairs(b)]
-        assert _octaves(angle_count(n, block), block).tolist() == expected
+        assert _octaves(n, block).tolist() == expected
 
 
 def test_a_damaged_stream_is_a_value_error(tiny):
     arch = tiny[0].arch
-    data = pack_stored(encoded(tiny)[2])
+    data = pack_stored(encoded(tiny)[2], arch)
     for bad in (data[:1], data[:-3], data + b"\0", b"\xff" + data[1:], b"\0\0"):
         with pytest.raises(ValueError):
             unpack_stored(bad, arch)
@@ -218,3 +221,70 @@ def test_damage_behind_a_correct_hash_is_a_user_error(tiny):
     streams, index = unpack(file.data)
     with pytest.raises(UserError, match="does not decode"):
         decode_model(pack({**streams, "transforms": streams["transforms"][:-4]}, index))
+
+
+def every_site(arch, structure, hadamard, bits=6) -> Stored:
+    """Small random angles at the inputs of the first layer and the outputs of the last."""
+    rng = np.random.default_rng(0)
+    stored = Stored(structure, {"blocks": 8, "butterfly": 1, "pairs": 2}[structure], hadamard, bits, {}, {})
+
+    def site(n: int) -> StoredTurn:
+        codes = rng.integers(-3, 4, stored.angles(n)).astype(np.int32)
+        return StoredTurn(codes, round_robin(n, 2) if structure == "pairs" else None)
+
+    last = arch.num_layers - 1
+    inputs = {(0, group): site(n) for (layer, group), n in group_widths(arch).items() if layer == 0}
+    outputs = {key: site(m) for key, (m, _) in matrix_shapes(arch).items() if key[0] == last}
+    return stored._replace(inputs=inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize("structure", ["blocks", "butterfly", "pairs"])
+@pytest.mark.parametrize("hadamard", [False, True])
+def test_every_structure_reads_back(tiny, structure, hadamard):
+    arch = tiny[0].arch
+    stored = every_site(arch, structure, hadamard)
+    back = unpack_stored(pack_stored(stored, arch), arch)
+    assert back is not None
+    assert (back.structure, back.size, back.hadamard, back.bits) == (structure, stored.size, hadamard, 6)
+    for side, found in ((stored.inputs, back.inputs), (stored.outputs, back.outputs)):
+        assert list(side) == list(found)
+        for key in side:
+            np.testing.assert_array_equal(side[key].codes, found[key].codes)
+            for a, b in zip(side[key].pairs or (), found[key].pairs or (), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("structure", ["blocks", "butterfly", "pairs"])
+def test_a_fine_file_of_both_sides_is_the_model_and_sees_the_drift(tiny_llama, structure):
+    checkpoint = open_checkpoint(tiny_llama())
+    arch, params = checkpoint.arch, load_params(checkpoint)
+    tokens = np.random.default_rng(0).integers(0, arch.vocab_size, (4, 16)).astype(np.int32)
+    moments = second_moments(params, arch, tokens)
+    encode = EncodeConfig(threads=1, drift_damping=0.02)
+    stored = every_site(arch, structure, True, bits=8)
+    source = make_source(
+        params, arch, checkpoint.config, {}, moments, encode, checkpoint.num_parameters, tokens=tokens, stored=stored
+    )
+    file = encode_at_step(source, 1e-4 * encode_step(source), encode)
+    decoded = decode_model(file.data)
+    for layer, name in matrix_shapes(arch):
+        W = params["blocks"][name][layer]
+        assert rms(decoded.tensors[hf_name(layer, name)] - W) < 1e-3 * rms(W)
+
+
+def encode_step(source) -> float:
+    """The base step of lambda 1."""
+    return base_step(1.0, source.weights)
+
+
+@given(st.integers(2, 40), st.integers(0, 10**6))
+def test_a_pairing_is_a_number(n, seed):
+    order = np.random.default_rng(seed).permutation(n)
+    pairs = np.sort(order[: n - n % 2].reshape(-1, 2), axis=1)
+    pairs = pairs[np.argsort(pairs[:, 0])]
+    data = pack_pairing(pairs, n)
+    found, rest = unpack_pairing(data + b"x", n)
+    np.testing.assert_array_equal(found, pairs)
+    assert rest == b"x"
+    pairings = np.sum(np.log2(np.arange(1, n, 2))) if n % 2 == 0 else np.sum(np.log2(np.arange(1, n + 1, 2)))
+    assert len(data) <= pairings / 8 + 1

@@ -1,5 +1,6 @@
 """Room `codec`: grids, feedback, entropy coding and the container; a model to a file and back."""
 
+from rdopt.codec.blockwise import blockwise_pca
 from rdopt.codec.container import read_container, write_container
 from rdopt.codec.decoder import Decoded, decode_model
 from rdopt.codec.embeddings import embedding_distortion
@@ -18,7 +19,6 @@ from rdopt.codec.finetune_train import FinetuneProgress
 from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step, lam_of_base_step
-from rdopt.codec.stored import blockwise_pca
 from rdopt.codec.target import search_step
 
 __all__ = [

@@ -19,16 +19,18 @@ from rdopt.codec.container import unpack
 from rdopt.codec.embeddings import decode_embeddings
 from rdopt.codec.encoder import LLOYD, SCALAR, TRELLIS, bits_of
 from rdopt.codec.entropy import decode_indices
+from rdopt.codec.fixed_point import undo_stored
 from rdopt.codec.gains import Gains, unpack_gains
 from rdopt.codec.lloyd_model import lloyd_step, lloyd_values, read_levels
 from rdopt.codec.quantize import Key, group_widths, matrix_shapes
 from rdopt.codec.smooth_scales import unpack_scales
-from rdopt.codec.stored import Stored, unpack_stored
+from rdopt.codec.stored import unpack_stored
 from rdopt.codec.structured import rebuild, unpack_structured
 from rdopt.codec.trellis_file import Matrix, unpack_trellis
 from rdopt.codec.trellis_model import trellis_step
 from rdopt.codec.uncoded import unpack_files, unpack_uncoded
 from rdopt.config.errors import UserError
+from rdopt.transforms import Stored
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
 Shapes = dict[Key, tuple[int, int]]
@@ -156,7 +158,7 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
 
     def undone(key: Key) -> np.ndarray:
         """A matrix without the stored transforms."""
-        return found.weights[key] if stored is None else stored.undo(*key, found.weights[key])
+        return found.weights[key] if stored is None else undo_stored(stored, *key, INPUT_OF[key[1]], found.weights[key])
 
     with ThreadPoolExecutor(threads or None) as pool:
         weights = dict(zip((hf_name(*key) for key in found.weights), pool.map(undone, found.weights), strict=True))

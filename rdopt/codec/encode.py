@@ -19,13 +19,12 @@ from rdopt.codec.finetune import Finetuned
 from rdopt.codec.judge import Judge, Report, finetune_file
 from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step
-from rdopt.codec.stored import Stored
 from rdopt.codec.target import search_file, size_goal
 from rdopt.config import Config, EncodeConfig, UserError
 from rdopt.evaluate import Reference, windows
 from rdopt.export import aligned_config, open_trained
 from rdopt.operator import Params
-from rdopt.transforms import fold, fold_moments, gauges_of, load_alignment
+from rdopt.transforms import Stored, fold, fold_moments, gauges_of, load_alignment
 
 Ticker = Callable[[int, int], None] | None
 

@@ -127,11 +127,12 @@ def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick
 
 
 def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
-    indices, gains = quantize_model(source.params, source.grid, c, encode, progress)
+    params = source.coded_params()
+    indices, gains = quantize_model(params, source.grid, c, encode, progress)
     matrices = list(indices.values())
 
     def spreads(key: Key) -> Fit:
-        return index_spreads(source.params, source.grid, key, indices[key], gains, c, encode.grid)
+        return index_spreads(params, source.grid, key, indices[key], gains, c, encode.grid)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         fits = list(threads.map(spreads, indices))
@@ -139,7 +140,7 @@ def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticke
 
 
 def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
-    indices, plan, levels = quantize_lloyd(source.params, source.grid, c, encode, progress)
+    indices, plan, levels = quantize_lloyd(source.coded_params(), source.grid, c, encode, progress)
     coded = _code_plan(LLOYD, list(indices.values()), plan, encode.threads)
     return coded._replace(index=(*coded.index, *write_levels(levels)))
 
@@ -195,7 +196,7 @@ def coded_streams(source: Source, coded: Coded) -> dict[str, bytes]:
         "scales": pack_scales(source.grid.rows, source.grid.cols, spreads),
         "structured": pack_structured(coded.components, shapes),
         "gains": pack_gains(coded.gains, shapes),
-        "transforms": pack_stored(source.stored),
+        "transforms": pack_stored(source.stored, source.arch),
     }
 
 

@@ -29,9 +29,9 @@ from rdopt.codec.finetune_train import (
 )
 from rdopt.codec.gains import PRECISIONS, Gains, choose_precision, quantize_gains
 from rdopt.codec.quantize import matrix_shapes
-from rdopt.codec.stored import Stored
 from rdopt.evaluate import Reference, compare
 from rdopt.operator import Params
+from rdopt.transforms import Stored
 
 
 class Finetuned(NamedTuple):

@@ -1,9 +1,9 @@
 """The student of finetuning: a decoded model whose gains, norms and biases move while its codes stay.
 
-Gains act on activations, y = a * (W (b * V^T x)), so that no gradient of the size of a matrix is formed.
+Gains act on activations, y = U (a * (W (b * V^T x))), so that no gradient of the size of a matrix is formed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration import INPUT_OF, MATRICES_OF
+from rdopt.calibration import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.codec.fixed_point import undo_stored
 from rdopt.codec.gains import Gains
 from rdopt.codec.quantize import matrix_shapes
-from rdopt.codec.stored import Stored, rotation
 from rdopt.codec.uncoded import sixteen_bit
 from rdopt.operator import Params, embed_tokens, head_logits, linear, rope_tables, run_blocks
+from rdopt.transforms import Stored, Turn
 
 FINAL_NORM = "final_norm"
 # kind ("rows", "cols", "norms", "biases") -> parameter -> (layers, n): log2 gains, and biases as they are;
@@ -46,16 +47,20 @@ def starting_point(params: Params, arch: Architecture, gains: Gains | None) -> T
 
 
 def with_turns(params: Params, arch: Architecture, stored: Stored | None) -> Params:
-    """The model with the blocks of its stored rotations beside the weights, for `gained_linear`."""
+    """The model with its stored rotations, dense, beside the weights, for `gained_linear`."""
     if stored is None:
         return params
-    blocks, shapes = dict(params["blocks"]), matrix_shapes(arch)
-    for group, names in MATRICES_OF.items():
-        n = shapes[0, names[0]][1]
-        per_layer = [rotation(stored, (i, group), n) for i in range(arch.num_layers)]
-        parts = zip(*([V for _, V in layer] for layer in per_layer), strict=True)
-        blocks[f"{group}_turn"] = [np.stack(V).astype(np.float32) for V in parts]
+    blocks = dict(params["blocks"])
+    for name, (m, n) in {name: shape for (_, name), shape in matrix_shapes(arch).items()}.items():
+        sides = [stored.sides(i, name, (m, n)) for i in range(arch.num_layers)]
+        blocks[f"{INPUT_OF[name]}_turn"] = _dense([s.inputs for s in sides], n)
+        blocks[f"{name}_turned"] = _dense([s.outputs for s in sides], m)
     return {**params, "blocks": blocks}
+
+
+def _dense(turns: Sequence[Turn | None], n: int) -> Float[np.ndarray, "layers n n"]:
+    eye = np.eye(n)
+    return np.stack([eye if turn is None else turn.apply(eye) for turn in turns]).astype(np.float32)
 
 
 def student(params: Params, trained: Mapping[str, Mapping[str, Any]]) -> Params:
@@ -74,26 +79,14 @@ def student(params: Params, trained: Mapping[str, Mapping[str, Any]]) -> Params:
 
 
 def gained_linear(name: str, p: Mapping[str, Any], x: Float[Array | np.ndarray, "B T in"]) -> Float[Array, "B T out"]:
-    """a * (W (b * V^T x)) plus the bias; V only in blocks of `with_turns`."""
-    x = _turned(x, p.get(f"{INPUT_OF[name]}_turn", []))
+    """U (a * (W (b * V^T x))) plus the bias; V and U only in blocks of `with_turns`."""
+    V, U = p.get(f"{INPUT_OF[name]}_turn"), p.get(f"{name}_turned")
+    x = x if V is None else jnp.matmul(x, V, precision="highest")
     y = linear(name, {name: p[name]}, x * jnp.exp2(p[f"{name}_cols"])[None, None, :])
     y = y * jnp.exp2(p[f"{name}_rows"])[None, None, :]
+    y = y if U is None else jnp.matmul(y, U.T, precision="highest")
     bias = p.get(f"{name}_bias")
     return y if bias is None else y + bias[None, None, :]
-
-
-def _turned(
-    x: Float[Array | np.ndarray, "B T n"], V: list[Float[Array, "_ _ _"]]
-) -> Float[Array | np.ndarray, "B T n"]:
-    """V^T x, block by block."""
-    parts, at = [], 0
-    for blocks in V:
-        k, b, _ = blocks.shape
-        part = x[..., at : at + k * b].reshape(*x.shape[:2], k, b)
-        turned = jnp.einsum("btki,kij->btkj", part, blocks, precision=jax.lax.Precision.HIGHEST)
-        parts.append(turned.reshape(*x.shape[:2], k * b))
-        at += k * b
-    return jnp.concatenate(parts, axis=-1) if parts else x
 
 
 def divergence(
@@ -147,7 +140,7 @@ def merged(params: Params, gains: Gains | None, stored: Stored | None) -> Params
         layers = []
         for i, W in enumerate(np.asarray(params["blocks"][name])):
             W = W if gains is None else gains.apply((i, name), W)
-            layers.append(W if stored is None else stored.undo(i, name, W))
+            layers.append(W if stored is None else undo_stored(stored, i, name, INPUT_OF[name], W))
         blocks[name] = np.stack(layers)
     return {**params, "blocks": blocks}
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.bits import BitReader, BitWriter, unzigzag, zigzag
-from rdopt.codec.rotations import SINE_BITS, sine_tables
 from rdopt.codec.scale_coder import (
     FIRST_STATE,
     LEVEL_OF_ONE,
@@ -29,6 +28,7 @@ from rdopt.codec.scale_coder import (
     level_of,
     symbols_of,
 )
+from rdopt.transforms.angles import SINE_BITS, sine_tables
 
 LAGS = (1, 2, 3, 4, 8, 16, 32, 64)
 MODES = (1, 2, 3, 4)

@@ -4,29 +4,31 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from rdopt.calibration import Moments
+from rdopt.calibration import INPUT_OF, Moments
 from rdopt.checkpoint import Architecture, hf_name
-from rdopt.codec.quantize import Grid, coded_matrices, estimated_distortion, make_grid
-from rdopt.codec.stored import Stored
+from rdopt.codec.fixed_point import undo_stored
+from rdopt.codec.quantize import Grid, Key, coded_matrices, estimated_distortion, make_grid
 from rdopt.codec.uncoded import pack_files
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import Params
+from rdopt.transforms import Stored, fold_stored, fold_stored_moments
 
 
 class Source(NamedTuple):
-    """What is encoded: a model in its final coordinates.
+    """What is encoded: a model in its final coordinates, from which the stored transforms turn its matrices.
 
     Attributes:
-        params: weights, float32.
+        params: weights, float32, in which the network runs.
         arch: architecture.
         files: its config.json, tokenizer and generation files, packed.
         grid: steps of the coded matrices before the base step.
         weights: number of coded weights.
         parameters: number of parameters of the original model (the denominator of bpw_all).
         moments: second moments in the same coordinates.
+        coded: the moments in the coordinates of `stored`, where the matrices are quantized.
         signal: 1/2 tr(G W sigma W^T) summed over the matrices, nats/token.
         tokens: calibration sequences, where the drift of the activations can be corrected.
         stored: the transforms that the decoder has to undo, if any.
@@ -39,9 +41,22 @@ class Source(NamedTuple):
     weights: int
     parameters: int
     moments: Moments
+    coded: Moments
     signal: float
     tokens: Int[np.ndarray, "n length"] | None = None
     stored: Stored | None = None
+
+    def coded_params(self) -> Params:
+        """The weights in the coordinates where they are quantized."""
+        return self.params if self.stored is None else fold_stored(self.params, self.stored)
+
+    def turned(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+        """One matrix of the network in those coordinates."""
+        return W if self.stored is None else self.stored.sides(*key, W.shape).fold(np.asarray(W, np.float64))
+
+    def undone(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+        """One decoded matrix in the network's coordinates, as a decoder forms it."""
+        return W if self.stored is None else undo_stored(self.stored, *key, INPUT_OF[key[1]], W)
 
 
 def make_source(
@@ -58,9 +73,6 @@ def make_source(
 ) -> Source:
     """Prepares a model for encoding at any slope.
 
-    With `stored`, params and moments are in its coordinates (see `stored.blockwise_pca`), in which the network
-    cannot run: the drift of the activations is then left alone.
-
     Raises:
         UserError: weights or moments are not finite.
     """
@@ -70,18 +82,17 @@ def make_source(
         weights += W.size
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    grid = make_grid(moments, arch.num_layers, encode)
-    if encode.drift == "none" or stored is not None:
-        tokens = None
-    used = None if tokens is None else tokens[: encode.drift_sequences]
+    coded = moments if stored is None else fold_stored_moments(moments, stored)
+    used = None if tokens is None or encode.drift == "none" else tokens[: encode.drift_sequences]
     return Source(
         params=params,
         arch=arch,
         files=pack_files(config, files),
-        grid=grid,
+        grid=make_grid(coded, arch.num_layers, encode),
         weights=weights,
         parameters=parameters,
         moments=moments,
+        coded=coded,
         signal=estimated_distortion(params, None, moments),
         tokens=used,
         stored=stored,

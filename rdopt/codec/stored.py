@@ -1,182 +1,44 @@
-"""Stored transforms: a block-diagonal rotation per input group, counted in the file, undone by the decoder.
+"""The `transforms` stream: which sites a file's stored rotations stand at, their pairs and their angles."""
 
-Blockwise covariance axes (Transform Quantization, 2009.01174): input channels in blocks, the principal axes
-of the weights' covariance in each block, a uniform grid in these axes. W' = W V, x' = V^T x.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
+from jaxtyping import Int
 
-from rdopt.calibration import INPUT_OF, MATRICES_OF, Moments
-from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.checkpoint import Architecture
 from rdopt.codec.bits import BitReader, BitWriter
 from rdopt.codec.entropy import pack_integers, unpack_integers
-from rdopt.codec.quantize import group_widths
-from rdopt.codec.rotations import (
-    MAX_BITS,
-    MAX_BLOCK,
-    angle_codes,
-    angle_count,
-    angle_pairs,
-    rebuild,
-    split_blocks,
-    undo_fixed_point,
-)
-from rdopt.operator import Params
-from rdopt.transforms import pca
+from rdopt.codec.fixed_point import MAX_BLOCK
+from rdopt.codec.quantize import group_widths, matrix_shapes
+from rdopt.transforms import STRUCTURES, Stored, StoredTurn, butterfly
+from rdopt.transforms.angles import MAX_BITS, angle_count, angle_pairs
 
-BITS = (4, 5, 6, 7, 8)
-_CODINGS = ("plain", "one table", "a table per octave")
+_CODINGS = ("plain", "one table", "a table per class")
+_MAX_LAYERS = 64
 Key = tuple[int, str]
-# (columns, blocks): all full blocks, then the smaller last one; each has its own shape.
-Blocks = list[tuple[slice, Float[np.ndarray, "_ _ _"]]]
 
 
-class Stored(NamedTuple):
-    """Block-diagonal rotations of the inputs of all coded matrices.
-
-    Attributes:
-        block: width of a block; the last one of a width may be smaller.
-        bits: angles are multiples of 2 pi / 2^bits.
-        codes: (layer, group) -> angles, full blocks in order, then the last one.
-    """
-
-    block: int
-    bits: int
-    codes: dict[Key, Int[np.ndarray, " p"]]
-
-    def undo(self, layer: int, name: str, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-        """One matrix in the original coordinates, by integers alone; float32."""
-        return undo_fixed_point(W, self.codes[layer, INPUT_OF[name]], self.block, self.bits)
-
-
-def blockwise_pca(
-    params: Params, arch: Architecture, moments: Moments, block: int = 32, bits: int | None = None
-) -> tuple[Params, Moments, Stored]:
-    """The model in the principal axes of its weights, block by block of input channels.
-
-    Args:
-        params: the weights.
-        arch: their architecture.
-        moments: their second moments.
-        block: channels in a block.
-        bits: of an angle; None takes the cheapest of BITS: bits of the angles plus the weights' bits at high
-            rate, half a log2 of the variance of its column a weight.
-
-    Returns:
-        (params', moments', stored): W' = W V float32, sigma' = V^T sigma V float64, G as it was. V is the
-        rotation of the rounded angles, so that only the decoder's fixed-point rounding is left.
-
-    Raises:
-        ValueError: block or bits out of range.
-    """
-    if not 1 <= block <= MAX_BLOCK:
-        raise ValueError(f"blocks of {block} channels; use 1 to {MAX_BLOCK}")
-    covariances = _covariances(params, arch, block)
-    axes = {key: _principal_axes(key, covariances) for key in group_widths(arch)}
-    choices = [Stored(block, b, _angles(axes, b)) for b in (BITS if bits is None else (bits,))]
-    stored = min(choices, key=lambda s: 8 * len(pack_stored(s)) + _high_rate_bits(params, covariances, s))
-    turns = {key: rotation(stored, key, n) for key, n in group_widths(arch).items()}
-    blocks = dict(params["blocks"])
-    for name in MATRICES:
-        turned = [turn(W, turns[layer, INPUT_OF[name]]) for layer, W in enumerate(blocks[name])]
-        blocks[name] = np.stack(turned).astype(np.float32)
-    sigma = {
-        group: np.stack([turn(turn(S, turns[i, group]).T, turns[i, group]) for i, S in enumerate(of_layers)])
-        for group, of_layers in moments.sigma.items()
-    }
-    return {**params, "blocks": blocks}, moments._replace(sigma=sigma), stored
-
-
-def rotation(stored: Stored, key: Key, n: int) -> Blocks:
-    """(columns, float64 blocks of V) of one input group of width n."""
-    parts = split_blocks(stored.codes[key], n, stored.block)
-    return [(columns, rebuild(part, stored.bits)) for columns, part in parts]
-
-
-def turn(x: Float[np.ndarray, "m n"], V: Blocks) -> Float[np.ndarray, "m n"]:
-    """x V in float64."""
-    out = np.empty(x.shape)
-    for columns, blocks in V:
-        split = np.asarray(x[:, columns], np.float64).reshape(len(x), *blocks.shape[:2]).swapaxes(0, 1)
-        out[:, columns] = (split @ blocks).swapaxes(0, 1).reshape(len(x), columns.stop - columns.start)
-    return out
-
-
-def _covariances(params: Params, arch: Architecture, block: int) -> dict[Key, Blocks]:
-    """(layer, matrix) -> diagonal blocks of W^T W over the mean square of W."""
-    found = {}
-    for layer in range(arch.num_layers):
-        for name in MATRICES:
-            W = np.asarray(params["blocks"][name][layer], np.float64)
-            power = max(float(np.mean(W**2)), np.finfo(np.float64).tiny)
-            found[layer, name] = []
-            for columns, width in _columns(W.shape[1], block):
-                x = W[:, columns].reshape(len(W), -1, width).swapaxes(0, 1)
-                found[layer, name].append((columns, x.swapaxes(1, 2) @ x / power))
-    return found
-
-
-def _columns(n: int, block: int) -> Iterator[tuple[slice, int]]:
-    cut = n - n % block
-    if cut:
-        yield slice(0, cut), block
-    if cut < n:
-        yield slice(cut, n), n - cut
-
-
-def _principal_axes(key: Key, covariances: Mapping[Key, Blocks]) -> Blocks:
-    """Eigenvectors of the summed covariances of the matrices that share an input, in the cheapest order."""
-    layer, group = key
-    members = [covariances[layer, name] for name in MATRICES_OF[group]]
-    return [
-        (parts[0][0], _near_identity(pca(np.sum([C for _, C in parts], axis=0))))
-        for parts in zip(*members, strict=True)
-    ]
-
-
-def _near_identity(V: Float[np.ndarray, "k b b"]) -> Float[np.ndarray, "k b b"]:
-    """The columns in the order with the largest diagonal: their order is free, small angles are cheap."""
-    return np.stack([v[:, linear_sum_assignment(-(v**2))[1]] for v in V])
-
-
-def _angles(axes: Mapping[Key, Blocks], bits: int) -> dict[Key, Int[np.ndarray, " p"]]:
-    """Angles of all axes; the signs of the columns are as free as their order and are dropped."""
-    codes = {key: [angle_codes(V, bits)[0].ravel() for _, V in blocks] for key, blocks in axes.items()}
-    return {key: np.concatenate(parts) for key, parts in codes.items()}
-
-
-def _high_rate_bits(params: Params, covariances: Mapping[Key, Blocks], stored: Stored) -> float:
-    """Half a log2 of the variance of its rotated column, summed over all weights."""
-    total = 0.0
-    for (layer, name), blocks in covariances.items():
-        rows, n = params["blocks"][name][layer].shape
-        turns = rotation(stored, (layer, INPUT_OF[name]), n)
-        for (_, C), (_, V) in zip(blocks, turns, strict=True):
-            power = np.einsum("kij,kil,klj->kj", V, C, V, optimize=True)
-            total += rows / 2 * float(np.sum(np.log2(np.maximum(power, 1e-12))))
-    return total
-
-
-def pack_stored(stored: Stored | None) -> bytes:
-    """The `transforms` stream: block, bits and coding as gamma codes, then the angles in the shortest one."""
-    if stored is None:
+def pack_stored(stored: Stored | None, arch: Architecture) -> bytes:
+    """Structure, sites and coding as gamma codes and bits, pairings, then the angles in the shortest coding."""
+    if stored is None or not (stored.inputs or stored.outputs):
         return b""
-    codes = np.concatenate(list(stored.codes.values()))
-    octaves = np.concatenate([_octaves(len(x), stored.block) for x in stored.codes.values()])
+    sites, present = _sites(stored, arch)
+    codes = np.concatenate([site.codes for site, _ in sites]).astype(np.int32)
+    classes = np.concatenate([_classes(stored, n) for _, n in sites])
     bodies = (
         _pack_plain(codes, stored.bits),
         pack_integers(codes),
-        b"".join(pack_integers(codes[octaves == k]) for k in range(int(octaves.max(initial=-1)) + 1)),
+        b"".join(pack_integers(codes[classes == k]) for k in range(int(classes.max(initial=-1)) + 1)),
     )
     coding = min(range(len(_CODINGS)), key=lambda i: len(bodies[i]))
     head = BitWriter()
-    head.gammas((stored.block, stored.bits, coding))
-    return head.bytes() + bodies[coding]
+    head.gammas((STRUCTURES.index(stored.structure), stored.size, stored.hadamard, stored.bits, coding))
+    head.gammas(present)
+    pairings = b""
+    if stored.structure == "pairs":
+        pairings = b"".join(pack_pairing(pairs, n) for site, n in sites for pairs in site.pairs or ())
+    return head.bytes() + pairings + bodies[coding]
 
 
 def unpack_stored(data: bytes, arch: Architecture) -> Stored | None:
@@ -188,32 +50,125 @@ def unpack_stored(data: bytes, arch: Architecture) -> Stored | None:
     if not data:
         return None
     head = BitReader(data)
-    block, bits, coding = head.gammas(3)
-    if not (1 <= block <= MAX_BLOCK and 2 <= bits <= MAX_BITS and coding < len(_CODINGS)):
-        raise ValueError(f"stored transforms of block {block}, {bits} bits, coding {coding}")
-    lengths = [angle_count(n, block) for n in group_widths(arch).values()]
-    data, codes = data[head.bytes_read :], np.zeros(sum(lengths), np.int32)
+    structure, size, hadamard, bits, coding = head.gammas(5)
+    largest = MAX_BLOCK if structure == 0 else _MAX_LAYERS
+    if not (structure < len(STRUCTURES) and 1 <= size <= largest and hadamard < 2 and coding < len(_CODINGS)):
+        raise ValueError(f"stored transforms of structure {structure}, size {size}, coding {coding}")
+    if not 2 <= bits <= MAX_BITS:
+        raise ValueError(f"stored angles of {bits} bits")
+    empty = Stored(STRUCTURES[structure], size, bool(hadamard), bits, {}, {})
+    every = [*_places(arch)]
+    places = [place for place, there in zip(every, head.gammas(len(every)), strict=True) if there]
+    data, pairings = data[head.bytes_read :], {}
+    if empty.structure == "pairs":
+        for side, key, n in places:
+            layers = []
+            for _ in range(size):
+                pairs, data = unpack_pairing(data, n)
+                layers.append(pairs)
+            pairings[side, key] = tuple(layers)
+    classes = [_classes(empty, n) for _, _, n in places]
+    parts = np.split(_unpack_angles(data, np.concatenate(classes), coding, bits), np.cumsum([*map(len, classes)])[:-1])
+    found: tuple[dict[Key, StoredTurn], dict[Key, StoredTurn]] = ({}, {})
+    for (side, key, _), codes in zip(places, parts, strict=True):
+        found[side][key] = StoredTurn(codes, pairings.get((side, key)))
+    return empty._replace(inputs=found[0], outputs=found[1])
+
+
+def _places(arch: Architecture) -> Iterator[tuple[int, Key, int]]:
+    """(0 for inputs or 1 for outputs, key, width) of every site that a file could have."""
+    for key, n in group_widths(arch).items():
+        yield 0, key, n
+    for key, (m, _) in matrix_shapes(arch).items():
+        yield 1, key, m
+
+
+def _sites(stored: Stored, arch: Architecture) -> tuple[list[tuple[StoredTurn, int]], list[bool]]:
+    """The rotations with their widths in the order of the file, and which places have one."""
+    sides = stored.inputs, stored.outputs
+    sites = [(sides[side][key], n) for side, key, n in _places(arch) if key in sides[side]]
+    return sites, [key in sides[side] for side, key, _ in _places(arch)]
+
+
+def _classes(stored: Stored, n: int) -> Int[np.ndarray, " p"]:
+    """What angles of one size have in common: in blocks floor(log2(i - j)) of the pair, elsewhere the layer."""
+    if stored.structure == "blocks":
+        return _octaves(n, stored.size)
+    sizes = [len(x) for x in butterfly(n)] if stored.structure == "butterfly" else [n // 2] * stored.size
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@cache
+def _octaves(n: int, block: int) -> Int[np.ndarray, " p"]:
+    """floor(log2(i - j)) of every angle's pair: the longer a pivot has gathered, the smaller the angle."""
+    full, last = ([(i - j).bit_length() - 1 for j, i in angle_pairs(b)] for b in (block, n % block))
+    octaves = np.concatenate([np.tile(np.array(full, np.int64), n // block), np.array(last, np.int64)])
+    assert len(octaves) == angle_count(n, block)
+    return octaves
+
+
+def pack_pairing(pairs: Int[np.ndarray, "half 2"], n: int) -> bytes:
+    """One of the (n - 1)!! pairings of n coordinates (of n + 1 for an odd n) as its number, big-endian.
+
+    The smallest coordinate that has no partner yet names its partner's rank among the others, and so on.
+    """
+    partner = {int(i): int(j) for pair in pairs for i, j in (pair, pair[::-1])}
+    alone = [i for i in range(n + n % 2) if i not in partner]
+    partner |= dict(zip(alone, alone[::-1], strict=True))
+    left, number = list(range(n + n % 2)), 0
+    while left:
+        first = left.pop(0)
+        rank = left.index(partner[first])
+        number = number * len(left) + rank
+        left.pop(rank)
+    return number.to_bytes(_pairing_size(n), "big")
+
+
+def unpack_pairing(data: bytes, n: int) -> tuple[Int[np.ndarray, "half 2"], bytes]:
+    """(pairs of `pack_pairing`, the bytes behind them).
+
+    Raises:
+        ValueError: damaged bytes.
+    """
+    size, even = _pairing_size(n), n + n % 2
+    number = int.from_bytes(data[:size], "big")
+    if len(data) < size or number >= _pairings(even):
+        raise ValueError("a pairing of stored transforms is damaged")
+    ranks = []
+    for others in range(1, even, 2):
+        number, rank = divmod(number, others)
+        ranks.append(rank)
+    left, pairs = list(range(even)), []
+    for rank in reversed(ranks):
+        first = left.pop(0)
+        pairs.append((first, left.pop(rank)))
+    return np.array([p for p in pairs if p[1] < n], np.int64).reshape(-1, 2), data[size:]
+
+
+@cache
+def _pairings(even: int) -> int:
+    total = 1
+    for others in range(1, even, 2):
+        total *= others
+    return total
+
+
+def _pairing_size(n: int) -> int:
+    return ((_pairings(n + n % 2) - 1).bit_length() + 7) // 8
+
+
+def _unpack_angles(data: bytes, classes: Int[np.ndarray, " p"], coding: int, bits: int) -> Int[np.ndarray, " p"]:
+    codes = np.zeros(len(classes), np.int32)
     if coding == 0:
         codes, data = _unpack_plain(data, len(codes), bits)
     elif coding == 1:
         codes, data = unpack_integers(data, len(codes))
     else:
-        octaves = np.concatenate([_octaves(length, block) for length in lengths])
-        for k in range(int(octaves.max(initial=-1)) + 1):
-            codes[octaves == k], data = unpack_integers(data, int(np.sum(octaves == k)))
+        for k in range(int(classes.max(initial=-1)) + 1):
+            codes[classes == k], data = unpack_integers(data, int(np.sum(classes == k)))
     if data:
         raise ValueError("the stored transforms do not end with their last angle")
-    parts = np.split(codes, np.cumsum(lengths)[:-1])
-    return Stored(block, bits, dict(zip(group_widths(arch), parts, strict=True)))
-
-
-def _octaves(angles: int, block: int) -> Int[np.ndarray, " p"]:
-    """floor(log2(i - j)) of every angle's pair: the longer a pivot has gathered, the smaller the angle."""
-    full, rest = divmod(angles, max(angle_count(block, block), 1))
-    octave = np.array([(i - j).bit_length() - 1 for j, i in angle_pairs(block)], np.int64)
-    last = next(b for b in range(block + 1) if angle_count(b, block) >= rest)
-    tail = [(i - j).bit_length() - 1 for j, i in angle_pairs(last)]
-    return np.concatenate([np.tile(octave, full), np.array(tail, np.int64)])
+    return codes
 
 
 def _pack_plain(codes: Int[np.ndarray, " p"], bits: int) -> bytes:

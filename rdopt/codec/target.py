@@ -17,6 +17,7 @@ from rdopt.codec.decoder import decode_matrices
 from rdopt.codec.encoder import Coded, Encoded, code_matrices, coded_streams, write_index
 from rdopt.codec.quantize import estimated_distortion, group_widths, make_grid, matrix_shapes
 from rdopt.codec.source import Source
+from rdopt.codec.stored import pack_stored
 from rdopt.config import EncodeConfig
 from rdopt.config.errors import UserError
 from rdopt.operator import Params
@@ -115,17 +116,20 @@ class Part(NamedTuple):
         bits = {name: 8 * len(x) for name, x in coded_streams(part, coded).items()}
         lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
         side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
-        return bits["codes"] / part.weights + (side + bits["tables"] + bits["transforms"]) / whole.weights
+        transforms = 8 * len(pack_stored(whole.stored, whole.arch))
+        return bits["codes"] / part.weights + (side + bits["tables"] + transforms) / whole.weights
 
     def model(self, coded: Coded, c: float) -> Params:
         """The whole model with the part's rows as a file would give them back, all others as they were."""
         index = write_index(c, self.source.parameters, coded)
         shapes = {key: (len(self.rows[key[1]]), n) for key, (_, n) in matrix_shapes(self.whole.arch).items()}
         found = decode_matrices(coded_streams(self.source, coded), index, shapes, group_widths(self.whole.arch)).weights
-        blocks = dict(self.whole.params["blocks"])
+        blocks, coded_whole = dict(self.whole.params["blocks"]), self.whole.coded_params()["blocks"]
+        layers = range(self.whole.arch.num_layers)
         for name, rows in self.rows.items():
-            blocks[name] = np.array(blocks[name])
-            blocks[name][:, rows] = np.stack([found[layer, name] for layer in range(self.whole.arch.num_layers)])
+            W = np.array(coded_whole[name])
+            W[:, rows] = np.stack([found[layer, name] for layer in layers])
+            blocks[name] = np.stack([self.whole.undone((layer, name), W[layer]) for layer in layers])
         return {**self.whole.params, "blocks": blocks}
 
 
@@ -165,20 +169,22 @@ def search_file(
 
 def some_rows(source: Source, encode: EncodeConfig) -> Part:
     """Every tenth row of the matrices, but enough of them; without the correction of the drift."""
-    blocks, G, kept = dict(source.params["blocks"]), dict(source.moments.G), {}
+    blocks, G, kept = dict(source.coded_params()["blocks"]), dict(source.coded.G), {}
     for name in MATRICES:
         rows = np.arange(0, blocks[name].shape[1], max(1, min(SHARE, blocks[name].shape[1] // _FEWEST)))
         blocks[name] = blocks[name][:, rows]
         G[name] = G[name][:, rows][:, :, rows] if G[name].ndim == 3 else G[name][:, rows]
         kept[name] = rows
-    moments: Moments = source.moments._replace(G=G)
+    moments: Moments = source.coded._replace(G=G)
     params = {**source.params, "blocks": blocks}
     part = source._replace(
         params=params,
         moments=moments,
+        coded=moments,
         signal=estimated_distortion(params, None, moments),
         grid=make_grid(moments, source.arch.num_layers, encode),
         weights=sum(blocks[k].size for k in MATRICES),
         tokens=None,
+        stored=None,
     )
     return Part(source, part, kept)

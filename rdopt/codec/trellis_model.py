@@ -57,7 +57,8 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     """
     keys = list(matrix_shapes(source.arch))
     count = _Counter(progress, 2 * len(keys))
-    weights = {key: source.params["blocks"][key[1]][key[0]] for key in keys}
+    coded = source.coded_params()["blocks"]
+    weights = {key: coded[key[1]][key[0]] for key in keys}
     fitted = _components(source, c, encode, weights)
     components = {key: f for key, (f, _) in fitted.items()}
     guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
@@ -79,7 +80,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
 
 
 class Done(NamedTuple):
-    """One quantized matrix: path, spreads of its coordinates, its gains, decoded weights."""
+    """One quantized matrix: path, spreads of its coordinates, its gains, decoded weights as the network has them."""
 
     path: Path
     spread: Spread
@@ -196,13 +197,14 @@ def _finish(
     name: str,
 ) -> Done:
     """Quantizes one matrix at its target."""
-    key, moments = (layer, name), second.source.moments
-    path = second.path(key, targets[name])
-    W, spread = second.decoded(key, path), second.spread(key, targets[name], path)
-    logs = fit_gains(kind, targets[name], W, moments.sigma[INPUT_OF[name]][layer], moments.diag_G(name, layer))
+    key, moments = (layer, name), second.source.coded
+    target = second.source.turned(key, targets[name])
+    path = second.path(key, target)
+    W, spread = second.decoded(key, path), second.spread(key, target, path)
+    logs = fit_gains(kind, target, W, moments.sigma[INPUT_OF[name]][layer], moments.diag_G(name, layer))
     rows, cols = ({key: x} if x.size else {} for x in logs)
     gains = quantize_gains(rows, cols, precision)
-    return Done(path, spread, gains, gains.apply(key, W))
+    return Done(path, spread, gains, second.source.undone(key, gains.apply(key, W)))
 
 
 def _gain_precision(source: Source, c: float, kind: Correction) -> int:

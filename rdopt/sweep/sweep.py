@@ -127,8 +127,8 @@ class _FixedArm:
         encode = replace(config.encode, grid=self._grid)
         if ARMS[name].blockwise:
             self._truth = (subject.params, moments)
-            params, turned, stored = blockwise_pca(subject.params, subject.arch, moments)
-            self._source = aligned_source(subject, params, subject.arch, turned, encode, stored=stored)
+            stored = blockwise_pca(subject.params, subject.arch)
+            self._source = aligned_source(subject, subject.params, subject.arch, moments, encode, stored=stored)
             return
         basis = ARMS[name].basis
         assert basis is not None

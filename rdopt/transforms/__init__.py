@@ -45,7 +45,16 @@ from rdopt.transforms.modules import (
 )
 from rdopt.transforms.pca import pca, spectrum
 from rdopt.transforms.random import random_orthogonal
+from rdopt.transforms.stored import (
+    STRUCTURES,
+    Stored,
+    StoredTurn,
+    Structure,
+    fold_stored,
+    fold_stored_moments,
+)
 from rdopt.transforms.stretch import stretch, stretch_size
+from rdopt.transforms.turns import Meeting, Turn, TurnedSides, meeting
 
 __all__ = [
     "BASES",
@@ -63,6 +72,16 @@ __all__ = [
     "sides_of",
     "starting_gauges",
     "unfold",
+    "STRUCTURES",
+    "Meeting",
+    "Stored",
+    "StoredTurn",
+    "Structure",
+    "Turn",
+    "TurnedSides",
+    "fold_stored",
+    "fold_stored_moments",
+    "meeting",
     "CayleyRotation",
     "Map",
     "Sides",

@@ -168,6 +168,12 @@ def hadamard(n: int) -> Float[np.ndarray, "n n"]:
     return np.kron(H, remainder(rest)) if rest > 1 else H
 
 
+def sign_hadamard(n: int) -> Int[np.ndarray, "n n"]:
+    """H of 0 and +-1 with H H^T = m I, m the largest order of a Hadamard matrix in reach that divides n."""
+    orders, rest = _split(n)
+    return np.kron(_kronecker([_signs(order) for order in orders]), np.eye(rest, dtype=int))
+
+
 def apply_hadamard(x: Float[AnyArray, "*rows n"]) -> Float[AnyArray, "*rows n"]:
     """x @ hadamard(n) through the Kronecker factors, without the dense matrix."""
     n, xp = x.shape[-1], namespace(x)

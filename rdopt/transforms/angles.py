@@ -1,8 +1,8 @@
-"""Orthogonal blocks as quantized Givens angles, and their undoing in integers (Golub and Van Loan, 5.1.8).
+"""Orthogonal blocks as quantized Givens angles (Golub and Van Loan, 5.1.8), in floats and in integers.
 
 A block is V = G_1 G_2 ... G_p diag(signs), one plane rotation a pair. Angles are integer codes in units of
-2 pi / 2^bits. The decoder forms V and W' V^T from integer sines with rounding shifts, since sines of a libm
-and sums of a BLAS differ between machines.
+2 pi / 2^bits. The decoder forms V from integer sines with rounding shifts, since sines of a libm differ between
+machines.
 """
 
 from functools import lru_cache
@@ -12,9 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 SINE_BITS = 30
-WEIGHT_BITS = 28
-# |w| < 2^WEIGHT_BITS and unit columns of V: by Cauchy and Schwarz |w V^T| < 16 * 2^58 stays in an int64.
-MAX_BLOCK = 256
 MAX_BITS = 16
 _GUARD = 96
 
@@ -49,7 +46,7 @@ def angle_codes(
     Raises:
         ValueError: bits out of range.
     """
-    _check_bits(bits)
+    check_bits(bits)
     rows = np.array(np.moveaxis(np.asarray(Q, np.float64), 0, -1))  # [row, column, block]
     step = 2 * np.pi / 2**bits
     pairs = angle_pairs(rows.shape[0])
@@ -93,43 +90,8 @@ def _product(cos: np.ndarray, sin: np.ndarray, one: np.generic, shift: int) -> n
     for at, (j, i) in reversed(list(enumerate(angle_pairs(b)))):
         c, s = cos[at], sin[at]
         upper, lower = c * V[j] - s * V[i], s * V[j] + c * V[i]
-        V[j], V[i] = (_shift(upper, shift), _shift(lower, shift)) if shift else (upper, lower)
+        V[j], V[i] = (rounded_shift(upper, shift), rounded_shift(lower, shift)) if shift else (upper, lower)
     return np.ascontiguousarray(np.moveaxis(V, -1, 0))
-
-
-def undo_fixed_point(
-    W: Float[np.ndarray, "out n"], codes: Int[np.ndarray, " p"], block: int, bits: int
-) -> Float[np.ndarray, "out n"]:
-    """W V^T of a block-diagonal V in integers: the same float32 bytes on every machine.
-
-    Each row is scaled by a power of two into WEIGHT_BITS bits, so that rows do not depend on each other.
-
-    Args:
-        W: float32, finite.
-        codes: angles of the full blocks in order, then of the smaller last one.
-        block: width of a block, at most MAX_BLOCK.
-        bits: of an angle.
-
-    Returns:
-        float32: the exact product up to about 2^-27 of its row's largest weight, rounded to float32.
-
-    Raises:
-        ValueError: the number of angles does not fit, or block or bits are out of range.
-    """
-    _check_bits(bits)
-    out, n = W.shape
-    if not 1 <= block <= MAX_BLOCK or codes.size != angle_count(n, block):
-        raise ValueError(f"{codes.size} angles do not fit blocks of {block} in width {n}")
-    # frexp, ldexp and rint are exact or correctly rounded everywhere.
-    exponent = np.frexp(np.abs(W).max(axis=1, initial=0, keepdims=True))[1] - WEIGHT_BITS
-    fixed = np.rint(np.ldexp(W.astype(np.float64), -exponent)).astype(np.int64)
-    done = np.zeros((out, n), np.int64)
-    for columns, part in split_blocks(codes, n, block):
-        V = rebuild_fixed_point(part, bits)
-        x = fixed[:, columns].reshape(out, *V.shape[:2]).swapaxes(0, 1)
-        y = _shift(x @ V.swapaxes(1, 2), SINE_BITS)
-        done[:, columns] = y.swapaxes(0, 1).reshape(out, columns.stop - columns.start)
-    return np.ldexp(done.astype(np.float64), exponent).astype(np.float32)
 
 
 def split_blocks(
@@ -149,7 +111,7 @@ def sine_tables(bits: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]
     The first angle comes from a right angle by halving with integer square roots, the others by adding it,
     all in Python integers with enough guard bits that the rounding is right.
     """
-    _check_bits(bits)
+    check_bits(bits)
     one = 1 << _GUARD
     c, s = 0, one
     for _ in range(bits - 2):
@@ -164,7 +126,7 @@ def sine_tables(bits: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]
     return np.concatenate([x, -y, -x, y]), np.concatenate([y, x, -y, -x])
 
 
-def _shift(x: Int[np.ndarray, "*shape"], by: int) -> Int[np.ndarray, "*shape"]:
+def rounded_shift(x: Int[np.ndarray, "*shape"], by: int) -> Int[np.ndarray, "*shape"]:
     """x / 2^by to the nearest integer, halves up."""
     return (x + (1 << by - 1)) >> by
 
@@ -176,6 +138,6 @@ def _block_of(angles: int) -> int:
     return b
 
 
-def _check_bits(bits: int) -> None:
+def check_bits(bits: int) -> None:
     if not 2 <= bits <= MAX_BITS:
         raise ValueError(f"angles of {bits} bits; use 2 to {MAX_BITS}")
