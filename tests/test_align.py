@@ -22,6 +22,7 @@ from rdopt.align.alignment import Alignment, single_precision, starting_rotation
 from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.align.coordinates import (
     OutputMetric,
+    Turned,
     fed_back,
     input_sides,
     kept,
@@ -29,7 +30,7 @@ from rdopt.align.coordinates import (
     turned_outputs,
 )
 from rdopt.align.learn import batch_indices
-from rdopt.align.objective import stacked_blocks
+from rdopt.align.objective import Variables, stacked_blocks
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
 from rdopt.calibration import INPUT_OF, load_subject
 from rdopt.checkpoint import MATRICES, hf_name, open_checkpoint, write_checkpoint
@@ -45,6 +46,7 @@ from rdopt.operator import load_params, logits
 from rdopt.transforms import (
     Gauges,
     Map,
+    Sides,
     fold,
     fold_moments,
     gauges_of,
@@ -119,24 +121,25 @@ def test_trial_coordinates_are_those_of_the_fold(tiny_llama, family):
     params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), params)
     gauges = gauges_of(trained_records(params, start, arch))
     trial: Any = module.apply({"params": params}, starting_rotations(start, arch))
-    for found, expected in zip(trial["gauges"], single_precision(gauges, arch), strict=True):
+    for found, expected in zip(trial.gauges, single_precision(gauges, arch), strict=True):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
             np.testing.assert_allclose(found, expected, atol=2e-5)
     folded, _ = fold(subject.params, subject.arch, gauges)
     moments = fold_moments(synthetic_moments(subject.arch), subject.params, subject.arch, gauges)
-    block = jax.tree.map(lambda x: x[1], stacked_blocks(trial["gauges"], arch))
-    turns = {k: sides_of(k, (None, None), arch, block._replace(residual=trial["gauges"].residual)) for k in MATRICES}
+    block = jax.tree.map(lambda x: x[1], stacked_blocks(trial.gauges, arch))
+    block = block._replace(residual=trial.gauges.residual)
+    turns = {k: Turned(sides_of(k, (None, None), arch, block)) for k in MATRICES}
     sides = input_sides({k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}, turns, 0.02, feedback=True)
     for name in MATRICES:
         W = jnp.asarray(problem.params["blocks"][name][1])
         turned = turns[name].fold(W)
         np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-4)
         np.testing.assert_allclose(turns[name].unfold(turned), W, atol=1e-4)
-        assert (turns[name].outputs == Map()) == (name not in turned_outputs(SITES))
+        assert (turns[name].gauges.outputs == Map()) == (name not in turned_outputs(SITES))
         check_side(sides[INPUT_OF[name]], moments.sigma[INPUT_OF[name]][1], 0.02)
         if name in problem.G:
-            side = output_side(jnp.asarray(problem.G[name][1]), turns[name].outputs, OutputMetric(0.02, 0.05))
+            side = output_side(jnp.asarray(problem.G[name][1]), turns[name], OutputMetric(0.02, 0.05))
             check_side(side, moments.G[name][1], 0.05)
         else:
             L = np.linalg.cholesky(damped(moments.G[name][1], 0.05))
@@ -159,7 +162,7 @@ def test_outputs_without_feedback_cost_by_the_turned_diagonal():
     rng = np.random.default_rng(0)
     A, root = random_orthogonal(1, 12), rng.standard_normal((12, 12))
     G = root @ root.T
-    turn = Map(dense=(jnp.asarray(A), jnp.asarray(A.T)))
+    turn = Turned(Sides(Map(dense=(jnp.asarray(A), jnp.asarray(A.T))), Map()))
     side = output_side(jnp.asarray(G, jnp.float32), turn, OutputMetric(0.02, None))
     diagonal = np.diagonal(A @ G @ A.T)
     assert side.factor is None
@@ -263,7 +266,7 @@ def terms_of(demo, lam, **changes):
     config = Config(train=TrainConfig(lam=lam), encode=EncodeConfig(grid="feedback"))
     problem, settings = make_problem(subject, moments, config)
     run = jax.jit(rate_and_distortion, static_argnames="settings")
-    variables = {"gauges": single_precision(Gauges(), settings.arch), "log_scale": {}}
+    variables = Variables(single_precision(Gauges(), settings.arch))
     settings, key = replace(settings, **changes), jax.random.key(0)
     return run(variables, problem, jnp.asarray(tokens[:16]), jnp.float32(lam), key, settings=settings)
 
@@ -372,7 +375,7 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
     run = jax.jit(rate_and_distortion, static_argnames="settings")
     J = []
     for found in (start, gauges):
-        variables = {"gauges": single_precision(found, settings.arch), "log_scale": {}}
+        variables = Variables(single_precision(found, settings.arch))
         terms = run(variables, problem, jnp.asarray(tokens), jnp.float32(20), jax.random.key(0), settings=settings)
         J.append(float(terms.rate + 20 * terms.distortion))
     assert J[1] < J[0] - 0.02

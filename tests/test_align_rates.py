@@ -40,8 +40,8 @@ def relaxed():
 
 @pytest.mark.parametrize("rate", ["noise", "ste"])
 def test_sampled_rates_start_at_the_entropy_of_gaussian_columns(relaxed, rate):
-    expected = float(rate_bits(relaxed, None, jax.random.key(0), SETTINGS))
-    found = rate_bits(relaxed, jnp.zeros(96), jax.random.key(0), replace(SETTINGS, rate=rate))
+    expected = float(rate_bits(relaxed, None, jax.random.key(0), 0.0, SETTINGS))
+    found = rate_bits(relaxed, jnp.zeros(96), jax.random.key(0), 0.5, replace(SETTINGS, rate=rate))
     assert float(found) == pytest.approx(expected, rel=0.02)
 
 
@@ -49,7 +49,7 @@ def test_sampled_rates_start_at_the_entropy_of_gaussian_columns(relaxed, rate):
 def test_a_wrong_spread_costs_bits(relaxed, rate):
     settings = replace(SETTINGS, rate=rate)
     right, wide, narrow = (
-        float(rate_bits(relaxed, jnp.full(96, x), jax.random.key(0), settings)) for x in (0.0, 1.0, -1.0)
+        float(rate_bits(relaxed, jnp.full(96, x), jax.random.key(0), 0.5, settings)) for x in (0.0, 1.0, -1.0)
     )
     assert right < wide and right < narrow
 
@@ -59,7 +59,7 @@ def test_sparse_rates_fall_when_weights_shrink(relaxed):
     for rate in ("l1", "log"):
         settings = replace(SETTINGS, rate=rate)
         key = jax.random.key(0)
-        assert float(rate_bits(small, None, key, settings)) < float(rate_bits(relaxed, None, key, settings))
+        assert float(rate_bits(small, None, key, 0.5, settings)) < float(rate_bits(relaxed, None, key, 0.5, settings))
 
 
 @pytest.mark.parametrize("rate", ["analytic", "noise", "ste", "l1", "log"])
@@ -68,9 +68,9 @@ def test_only_sampled_rates_learn_a_spread_per_column(rate):
     start = starting_rotations(Gauges(), ARCH)
     params = module.init(jax.random.key(0), start)["params"]
     spreads = {k for k in params if k.startswith("log_scale_")}
-    assert spreads == ({f"log_scale_{k}" for k in MATRICES} if rate in ("noise", "ste") else set())
+    assert spreads == ({f"log_scale_{k}" for k in MATRICES} if rate in ("noise", "annealed", "ste") else set())
     out: Any = module.apply({"params": params}, start)
-    found = out["log_scale"]
+    found = out.log_scale
     shapes = block_shapes(ARCH)
     assert {k: v.shape for k, v in found.items()} == {
         k: (ARCH.num_layers, shapes[k][1]) for k in (MATRICES if spreads else ())

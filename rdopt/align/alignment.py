@@ -9,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
+from rdopt.align.objective import Variables
+from rdopt.align.stored_sites import NO_SITES, Plan, Sites, expected_angle_bits, parameters, site_turn, site_widths
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
 from rdopt.config.schema import Site
 from rdopt.transforms import (
@@ -21,14 +23,15 @@ from rdopt.transforms import (
 )
 
 # Rates that sample indices need a learned spread per column; the others derive it from the weights.
-SAMPLED_RATES = ("noise", "ste")
+SAMPLED_RATES = ("noise", "annealed", "ste")
 
 
 class Start(NamedTuple):
-    """The rotations that training starts from: R0 (d, d) and V0 (layers, kv_heads, h, h), float32."""
+    """What training starts from: R0 (d, d) and V0 (layers, kv_heads, h, h), float32, and the stored rotations."""
 
     R: Float[Array, "d d"]
     V: Float[Array, "layers kv h h"]
+    stored: Sites = NO_SITES
 
 
 class Alignment(nn.Module):
@@ -38,15 +41,17 @@ class Alignment(nn.Module):
         arch: the network's architecture.
         sites: which symmetries are trained.
         rate: the relaxed rate; a sampled one adds a learned log2 spread per column.
+        plan: the stored rotations that are trained, if any.
     """
 
     arch: Architecture
     sites: tuple[Site, ...]
     rate: str
+    plan: Plan | None = None
 
     @nn.compact
-    def __call__(self, start: Start) -> dict[str, Any]:
-        """The variables of the objective: "gauges" and "log_scale", matrix -> (layers, in)."""
+    def __call__(self, start: Start, hardness: Any = 0.0) -> Variables:
+        """The variables of the objective; hardness is passed on."""
         arch, sites = self.arch, self.sites
         R = residual_module(arch, "residual")(start.R) if "residual" in sites else start.R
         A = value_module(arch, "value")(start.V) if "value" in sites else start.V
@@ -62,7 +67,22 @@ class Alignment(nn.Module):
         if self.rate in SAMPLED_RATES:
             shapes = block_shapes(arch)  # log2 relative to the column's root mean square
             scales = {k: self._zeros(f"log_scale_{k}", (arch.num_layers, shapes[k][1])) for k in MATRICES}
-        return {"gauges": gauges, "log_scale": scales}
+        stored, bits = self._stored(start.stored)
+        return Variables(gauges, stored, bits, scales, hardness)
+
+    def _stored(self, starts: Sites) -> tuple[Sites, Any]:
+        """The stored rotations and the bits of their angles."""
+        if self.plan is None:
+            return NO_SITES, 0.0
+        found, bits, widths = Sites({}, {}), jnp.zeros(()), site_widths(self.plan, self.arch)
+        for side in self.plan.sides:
+            for key, n in getattr(widths, side).items():
+                count = parameters(self.plan, n)
+                theta = self._zeros(f"stored_{side}_{key}", (self.arch.num_layers, count))
+                turn = site_turn(self.plan, getattr(starts, side)[key], theta)
+                getattr(found, side)[key] = turn
+                bits = bits + expected_angle_bits(turn, count)
+        return found, bits
 
     def _query(self) -> jax.Array:
         """c of every pair; under QK-norm one gain a head, and no angle."""

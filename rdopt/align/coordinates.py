@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.calibration.moments import MATRICES_OF
 from rdopt.config.schema import Site
-from rdopt.transforms import Map, Sides
+from rdopt.transforms import Sides, TurnedSides
 
 
 class Factor(NamedTuple):
@@ -44,13 +44,38 @@ def kept(diagonal: Float[Array, " n"], damping: float) -> Side:
     return Side(jnp.sqrt(diagonal + damping * jnp.mean(diagonal)))
 
 
+class Turned(NamedTuple):
+    """What trial coordinates make of one matrix: first the symmetries, then the stored rotations."""
+
+    gauges: Sides
+    stored: TurnedSides = TurnedSides(None, None)
+
+    def fold(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        """The matrix there."""
+        return self.stored.fold(self.gauges.fold(W))
+
+    def unfold(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        """The matrix in the network's own coordinates."""
+        return self.gauges.unfold(self.stored.unfold(W))
+
+    def input_moment(self, sigma: Float[Array, "in in"]) -> Float[Array, "in in"]:
+        """The second moment of the input there."""
+        turned = self.gauges.inputs.moment(sigma)
+        return turned if self.stored.inputs is None else self.stored.inputs.moment(turned)
+
+    def gradient_moment(self, G: Float[Array, "out out"]) -> Float[Array, "out out"]:
+        """The second moment of the gradient at the output there."""
+        turned = self.gauges.outputs.dual().moment(G)
+        return turned if self.stored.outputs is None else self.stored.outputs.moment(turned)
+
+
 def input_sides(
-    sigma: Mapping[str, Array], turns: Mapping[str, Sides], damping: float, feedback: bool
+    sigma: Mapping[str, Array], turns: Mapping[str, Turned], damping: float, feedback: bool
 ) -> dict[str, Side]:
-    """The sides of U sigma U^T of each input group."""
+    """The sides of each input group's moment in trial coordinates."""
     sides = {}
     for group, names in MATRICES_OF.items():
-        turned = turns[names[0]].inputs.moment(sigma[group])
+        turned = turns[names[0]].input_moment(sigma[group])
         sides[group] = fed_back(turned, damping) if feedback else kept(jnp.diagonal(turned), damping)
     return sides
 
@@ -67,14 +92,14 @@ class OutputMetric(NamedTuple):
     full_damping: float | None
 
 
-def output_side(G: Float[Array, "..."], outputs: Map, metric: OutputMetric) -> Side:
-    """The side of T^-T G T^-1; of a diagonal G, (out,), where that is all there is."""
+def output_side(G: Float[Array, "..."], turned: Turned, metric: OutputMetric) -> Side:
+    """The side of G in trial coordinates; of a diagonal G, (out,), where that is all there is."""
     if G.ndim == 1:
-        return kept(outputs.dual().diagonal_moment(G), metric.damping)
-    turned = outputs.dual().moment(G)
+        return kept(turned.gauges.outputs.dual().diagonal_moment(G), metric.damping)
+    turned_G = turned.gradient_moment(G)
     if metric.full_damping is not None:
-        return fed_back(turned, metric.full_damping)
-    return kept(jnp.diagonal(turned), metric.damping)
+        return fed_back(turned_G, metric.full_damping)
+    return kept(jnp.diagonal(turned_G), metric.damping)
 
 
 def turned_outputs(sites: Sequence[Site]) -> frozenset[str]:

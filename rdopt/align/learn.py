@@ -13,14 +13,16 @@ import optax
 from jaxtyping import Float, Int
 
 from rdopt.align import devices as pool
-from rdopt.align.alignment import Alignment, Start, starting_rotations, trained_records
+from rdopt.align.alignment import Alignment, Start, single_precision, starting_rotations, trained_records
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.devices import Device
 from rdopt.align.interrupt import Interrupt
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
+from rdopt.align.stored_choice import Choice, choose_stored
+from rdopt.align.stored_sites import NO_SITES, Plan, Starts, stored_starts
 from rdopt.config import TrainConfig
 from rdopt.config.errors import UserError
-from rdopt.transforms import Gauges, TransformRecord
+from rdopt.transforms import Gauges, Stored, TransformRecord, gauges_of
 
 
 class State(NamedTuple):
@@ -42,11 +44,17 @@ class Progress(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """The result: records by site and the last steps' mean R (bits/weight) and D (nats/token)."""
+    """The result: records by site, the last steps' mean R (bits/weight) and D (nats/token), stored rotations."""
 
     records: dict[str, TransformRecord]
     rate: float
     distortion: float
+    choice: Choice | None = None
+
+    @property
+    def stored(self) -> Stored | None:
+        """The rotations that the file keeps, if any."""
+        return None if self.choice is None else self.choice.stored
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
@@ -71,7 +79,7 @@ def _compiled(module: Alignment, settings: Settings, train: TrainConfig, devices
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            variables: Any = module.apply({"params": params}, start)
+            variables: Any = module.apply({"params": params}, start, number / train.steps)
             terms = rate_and_distortion(variables, problem, tokens, lam, key, settings)
             return terms.rate + lam * terms.distortion, terms
 
@@ -122,8 +130,10 @@ def learn(
         KeyboardInterrupt: after the state was saved.
     """
     arch = settings.arch
-    module = Alignment(arch=arch, sites=train.sites, rate=train.rate)
-    rotations = starting_rotations(start, arch)
+    plan = plan_of(train)
+    module = Alignment(arch=arch, sites=train.sites, rate=train.rate, plan=plan)
+    stored = Starts(NO_SITES, {}) if plan is None else stored_starts(plan, problem.params, arch, start)
+    rotations = starting_rotations(start, arch)._replace(stored=stored.sites)
     key = jax.random.key(train.seed)
     variables: Any = module.init(key, rotations)
     params: Any = variables.get("params", {})
@@ -148,8 +158,19 @@ def learn(
             if stop:
                 raise KeyboardInterrupt
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
-    records = trained_records(pool.first(copies).params, start, arch)
-    return Learned(records, float(rate), float(distortion))
+    trained = pool.first(copies).params
+    records, choice = trained_records(trained, start, arch), None
+    if plan is not None:
+        gauges = single_precision(gauges_of(records), arch)
+        choice = choose_stored(plan, stored, trained, gauges, problem, train.lam, settings)
+    return Learned(records, float(rate), float(distortion), choice)
+
+
+def plan_of(train: TrainConfig) -> Plan | None:
+    """The stored rotations that a configuration trains."""
+    if train.stored == "none":
+        return None
+    return Plan(train.stored, train.stored_size, train.stored_base == "hadamard", train.stored_sides)
 
 
 def _restored(store: StateStore | None, state: State, steps: int) -> tuple[int, State, Float[np.ndarray, "steps 3"]]:

@@ -5,7 +5,7 @@ One scan runs over the blocks and holds one block's activations and relaxed weig
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from rdopt.align.coordinates import (
     OutputMetric,
     Side,
+    Turned,
     input_sides,
     output_side,
 )
@@ -25,11 +26,12 @@ from rdopt.align.relaxation import (
     unit_noise,
     weight_error,
 )
+from rdopt.align.stored_sites import NO_SITES, Sites
 from rdopt.calibration.moments import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
-from rdopt.rate import Curve, Density, l1_proxy, log_proxy, noise_rate, straight_through_rate
-from rdopt.transforms import BlockGauges, Gauges, Sides, sides_of
+from rdopt.rate import Curve, Density, annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.transforms import BlockGauges, Gauges, TurnedSides, sides_of
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26
@@ -41,7 +43,7 @@ class Settings:
 
     Attributes:
         arch: architecture of the model with its gains folded.
-        rate: "analytic", "noise", "ste", "l1" or "log".
+        rate: "analytic", "noise", "annealed", "ste", "l1" or "log".
         density: "gaussian", "laplace" or "logistic", of the sampled rates.
         curve: of the analytic rate and of all distortions: of that density, or of the trellis.
         distortion: "matrix", "block" or "model".
@@ -78,11 +80,43 @@ class Problem(NamedTuple):
     fixed: Mapping[str, Side]
 
 
-class Terms(NamedTuple):
-    """R in bits/weight and D in nats/token."""
+class Variables(NamedTuple):
+    """What is trained.
 
-    rate: Float[Array, ""]
-    distortion: Float[Array, ""]
+    Attributes:
+        gauges: the symmetries.
+        stored: the rotations that the file keeps, with a leading layer axis.
+        angle_bits: bits of their angles.
+        log_scale: for the sampled rates, matrix -> (layers, in): learned log2 of each column's spread over its
+            root mean square.
+        hardness: how much of the noise of the annealed rate has become rounding, 0 to 1.
+    """
+
+    gauges: Gauges
+    stored: Sites = NO_SITES
+    angle_bits: Any = 0.0
+    log_scale: Mapping[str, Array] = {}
+    hardness: Any = 0.0
+
+
+class Layer(NamedTuple):
+    """One block of the model and of the variables."""
+
+    params: Mapping[str, Array]
+    sigma: Mapping[str, Array]
+    G: Mapping[str, Array]
+    fixed: Mapping[str, Side]
+    gauges: BlockGauges
+    stored: Sites
+    log_scale: Mapping[str, Array]
+    key: Array
+
+
+class Terms(NamedTuple):
+    """R in bits/weight and D in nats/token; of one block bits and D, or both by matrix."""
+
+    rate: Any
+    distortion: Any
 
 
 def base_step(lam: Float[Array, ""], weights: int) -> Float[Array, ""]:
@@ -91,7 +125,7 @@ def base_step(lam: Float[Array, ""], weights: int) -> Float[Array, ""]:
 
 
 def rate_and_distortion(
-    variables: Mapping[str, Any],
+    variables: Variables,
     problem: Problem,
     tokens: Int[Array, "batch length"],
     lam: Float[Array, ""],
@@ -101,8 +135,7 @@ def rate_and_distortion(
     """R and D at the given gauges.
 
     Args:
-        variables: "gauges", and for the sampled rates "log_scale", matrix -> (layers, in): learned log2 of each
-            column's spread over its root mean square.
+        variables: see `Variables`.
         problem: model and moments.
         tokens: calibration sequences (unused by the "matrix" distortion).
         lam: the slope; it fixes the steps.
@@ -113,14 +146,12 @@ def rate_and_distortion(
     c = base_step(lam, settings.weights)
     rope = rope_tables(arch, tokens.shape[1])
     x = embed_tokens(problem.params, tokens)
-    R, blocks = variables["gauges"].residual, stacked_blocks(variables["gauges"], arch)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
         """One block: its activations passed on, its bits and its distortion in nats/token."""
-        p, sigma, G, fixed, gauges, log_scale, layer_key = layer
-        turns = {k: sides_of(k, (None, None), arch, gauges._replace(residual=R)) for k in MATRICES}
-        rows = fixed | {k: output_side(G[k], turns[k].outputs, settings.outputs) for k in G}
-        bits, D, errors = _block_terms(p, sigma, rows, turns, log_scale, c, layer_key, settings)
+        p, G = layer.params, layer.G
+        terms, errors = _block_terms(layer, variables, c, settings)
+        bits, D = sum(terms.rate.values()), sum(terms.distortion.values())
         noisy = {**p, **{k: p[k] + errors[k] for k in errors}}
         if settings.distortion == "block":
             x = carry
@@ -130,15 +161,7 @@ def rate_and_distortion(
             carry = (block(p, carry[0], rope, arch), block(noisy, carry[1], rope, arch))
         return carry, Terms(bits, D)
 
-    layers = (
-        problem.params["blocks"],
-        problem.sigma,
-        problem.G,
-        problem.fixed,
-        blocks,
-        variables["log_scale"],
-        jax.random.split(key, arch.num_layers),
-    )
+    layers = _layers(variables, problem, key, arch)
     start = (x, x) if settings.distortion == "model" else x
     step = jax.checkpoint(body) if settings.weights > REMATERIALIZE_ABOVE else body
     end: Any
@@ -146,7 +169,35 @@ def rate_and_distortion(
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
         D = model_divergence(problem.params, end[0], end[1], arch)
-    return Terms(jnp.sum(terms.rate) / settings.weights, D)
+    return Terms((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
+
+
+def matrix_terms(
+    variables: Variables, problem: Problem, lam: Float[Array, ""], settings: Settings
+) -> tuple[dict[str, Float[Array, " layers"]], dict[str, Float[Array, " layers"]]]:
+    """(bits, D in nats/token) of every matrix by the analytic rate, without the bits of angles."""
+    static = replace(settings, rate="analytic", distortion="matrix")
+    c = base_step(lam, settings.weights)
+
+    def one(layer: Layer) -> Terms:
+        return _block_terms(layer, variables, c, static)[0]
+
+    found = jax.lax.map(one, _layers(variables, problem, jax.random.key(0), settings.arch))
+    return found.rate, found.distortion
+
+
+def _layers(variables: Variables, problem: Problem, key: Array, arch: Architecture) -> Layer:
+    """Everything that has a layer axis."""
+    return Layer(
+        problem.params["blocks"],
+        problem.sigma,
+        problem.G,
+        problem.fixed,
+        stacked_blocks(variables.gauges, arch),
+        variables.stored,
+        variables.log_scale,
+        jax.random.split(key, arch.num_layers),
+    )
 
 
 def stacked_blocks(gauges: Gauges, arch: Architecture) -> BlockGauges:
@@ -169,31 +220,33 @@ def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture)
 
 
 def _block_terms(
-    p: Mapping[str, Array],
-    sigma: Mapping[str, Array],
-    rows: Mapping[str, Side],
-    turns: Mapping[str, Sides],
-    log_scale: Mapping[str, Array],
-    c: Array,
-    key: Array,
-    settings: Settings,
-) -> tuple[Array, Array, dict[str, Array]]:
-    """Bits of one block, its analytic distortion, and relaxed weight errors in the original coordinates."""
-    sides = input_sides(sigma, turns, settings.damping, settings.feedback)
-    bits = D = jnp.zeros(())
-    errors = {}
-    for name, noise_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
+    layer: Layer, variables: Variables, c: Array, settings: Settings
+) -> tuple[Terms, dict[str, Array]]:
+    """Bits and analytic distortion of every matrix, and relaxed weight errors in the original coordinates."""
+    gauges = layer.gauges._replace(residual=variables.gauges.residual)
+    turns = {k: _turned(k, gauges, layer.stored, settings.arch) for k in MATRICES}
+    rows = {**layer.fixed, **{k: output_side(layer.G[k], turns[k], settings.outputs) for k in layer.G}}
+    sides = input_sides(layer.sigma, turns, settings.damping, settings.feedback)
+    bits, D, errors = {}, {}, {}
+    for name, key in zip(MATRICES, jax.random.split(layer.key, len(MATRICES)), strict=True):
         cols = sides[INPUT_OF[name]]
-        relaxed = relax(turns[name].fold(p[name]), rows[name], cols, c, settings.curve)
-        D = D + analytic_distortion(relaxed, c)
-        bits = bits + rate_bits(relaxed, log_scale.get(name), noise_key, settings)
+        relaxed = relax(turns[name].fold(layer.params[name]), rows[name], cols, c, settings.curve)
+        D[name] = analytic_distortion(relaxed, c)
+        bits[name] = rate_bits(relaxed, layer.log_scale.get(name), key, variables.hardness, settings)
         if settings.distortion != "matrix":
-            noise = unit_noise(noise_key, relaxed, settings.rate)
+            noise = unit_noise(key, relaxed, settings.rate, variables.hardness)
             errors[name] = turns[name].unfold(weight_error(noise, rows[name], cols, c))
-    return bits, D, errors
+    return Terms(bits, D), errors
 
 
-def rate_bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: Settings) -> Float[Array, ""]:
+def _turned(name: str, gauges: BlockGauges, stored: Sites, arch: Architecture) -> Turned:
+    sides = TurnedSides(stored.outputs.get(name), stored.inputs.get(INPUT_OF[name]))
+    return Turned(sides_of(name, (None, None), arch, gauges), sides)
+
+
+def rate_bits(
+    relaxed: Relaxed, log_scale: Array | None, key: Array, hardness: Any, settings: Settings
+) -> Float[Array, ""]:
     """Relaxed bits of one matrix by the chosen proxy, indices in steps."""
     if settings.rate == "analytic":
         return jnp.sum(relaxed.rate)
@@ -208,4 +261,6 @@ def rate_bits(relaxed: Relaxed, log_scale: Array | None, key: Array, settings: S
     scale = jnp.exp2(log_scale) * jax.lax.stop_gradient(jnp.sqrt(jnp.mean(codes**2, axis=0) + 1e-8))
     if settings.rate == "noise":
         return jnp.sum(noise_rate(codes, 1.0, scale, key, settings.density))
+    if settings.rate == "annealed":
+        return jnp.sum(annealed_rate(codes, 1.0, scale, key, hardness, settings.density))
     return jnp.sum(straight_through_rate(codes, 1.0, scale, settings.density))

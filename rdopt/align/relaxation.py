@@ -5,7 +5,7 @@ feedback carries into an entry from those quantized before it. Rate and distorti
 of entropy-coded quantization (DESIGN section 3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +98,18 @@ def analytic_distortion(relaxed: Relaxed, c: Float[Array, ""]) -> Float[Array, "
     return 0.5 * c**2 * jnp.sum(relaxed.error)
 
 
-def unit_noise(key: Array, relaxed: Relaxed, kind: str) -> Float[Array, "out in"]:
-    """Quantization errors in steps: uniform noise, or with kind "ste" the real rounding residual.
+def unit_noise(key: Array, relaxed: Relaxed, kind: str, hardness: Any = 0.0) -> Float[Array, "out in"]:
+    """Quantization errors in steps: uniform noise, with kind "ste" the real rounding residual, "annealed" a blend.
 
     The noise has the modelled variance, which falls below 1/12 where the step exceeds the spread; gradients
     pass through that variance. The rounding residual is a constant to the gradient (straight-through).
     """
+    residual = jax.lax.stop_gradient(jnp.round(relaxed.codes) - relaxed.codes)
     if kind == "ste":
-        return jax.lax.stop_gradient(jnp.round(relaxed.codes) - relaxed.codes)
+        return residual
     u = jax.random.uniform(key, relaxed.codes.shape, minval=-0.5, maxval=0.5)
-    return u * jnp.sqrt(12.0 * relaxed.error)
+    noise = u * jnp.sqrt(12.0 * relaxed.error)
+    return noise if kind != "annealed" else (1 - hardness) * noise + hardness * residual
 
 
 def weight_error(

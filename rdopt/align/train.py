@@ -12,10 +12,10 @@ import numpy as np
 from rdopt.align import run_folder
 from rdopt.align.alignment import single_precision
 from rdopt.align.checkpoints import StateStore
-from rdopt.align.coordinates import OutputMetric, output_side, turned_outputs
+from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
 from rdopt.align.devices import Device
-from rdopt.align.learn import Learned, Progress, learn
-from rdopt.align.objective import Problem, Settings, rate_and_distortion
+from rdopt.align.learn import Learned, Progress, learn, plan_of
+from rdopt.align.objective import Problem, Settings, Variables, rate_and_distortion
 from rdopt.calibration import (
     Corpus,
     Moments,
@@ -32,6 +32,7 @@ from rdopt.config import Config, config_yaml
 from rdopt.transforms import (
     Gauges,
     Map,
+    Sides,
     alignment_of,
     fold,
     fold_moments,
@@ -98,8 +99,9 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(subject),
     )
-    side = jax.jit(jax.vmap(lambda G: output_side(G, Map(), settings.outputs)))
-    turns = turned_outputs(train.sites)
+    side = jax.jit(jax.vmap(lambda G: output_side(G, Turned(Sides(Map(), Map())), settings.outputs)))
+    stored = plan_of(train) is not None and "outputs" in train.stored_sides
+    turns = frozenset(MATRICES) if stored else turned_outputs(train.sites)
     fixed = {k: side(jnp.asarray(folded.G[k], jnp.float32)) for k in MATRICES if k not in turns}
     turned = {k: folded.G[k] for k in MATRICES if k in turns}
     single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, turned, fixed))
@@ -147,7 +149,9 @@ def train(
         problem, settings, corpus.calibration, start, config.train, devices=pool, store=store, report=step
     )
     store.close()
-    alignment = alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
+    alignment = alignment_of(
+        learned.records, subject.params, subject.checkpoint, subject.fingerprint, learned.stored
+    )
     save_alignment(out, alignment)
     trained = measure(problem, settings, corpus, start, learned, config)
     metrics.write({"step": config.train.steps + 1, **trained._asdict()})
@@ -177,7 +181,7 @@ def measure(
     def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
         static = replace(settings, distortion=distortion, rate="analytic")
         run = jax.jit(rate_and_distortion, static_argnames="settings")
-        variables = {"gauges": single_precision(gauges, settings.arch), "log_scale": {}}
+        variables = Variables(single_precision(gauges, settings.arch))
         found = run(variables, problem, tokens, lam, key, settings=static)
         return float(found.rate), float(found.distortion)
 

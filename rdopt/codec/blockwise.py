@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from rdopt.calibration import INPUT_OF, MATRICES_OF
 from rdopt.checkpoint import MATRICES, Architecture
@@ -15,7 +14,7 @@ from rdopt.codec.fixed_point import MAX_BLOCK
 from rdopt.codec.quantize import group_widths
 from rdopt.codec.stored import pack_stored
 from rdopt.operator import Params
-from rdopt.transforms import Stored, StoredTurn, pca
+from rdopt.transforms import Stored, StoredTurn, near_identity, pca
 from rdopt.transforms.angles import angle_codes
 
 BITS = (4, 5, 6, 7, 8)
@@ -81,11 +80,6 @@ def _principal_axes(key: Key, covariances: Mapping[Key, Blocks]) -> Blocks:
         (parts[0][0], near_identity(pca(np.sum([C for _, C in parts], axis=0))))
         for parts in zip(*members, strict=True)
     ]
-
-
-def near_identity(V: Float[np.ndarray, "k b b"]) -> Float[np.ndarray, "k b b"]:
-    """The columns in the order with the largest diagonal: their order is free, small angles are cheap."""
-    return np.stack([v[:, linear_sum_assignment(-(v**2))[1]] for v in V])
 
 
 def _angles(axes: Mapping[Key, Blocks], bits: int) -> dict[Key, StoredTurn]:

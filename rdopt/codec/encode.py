@@ -55,10 +55,7 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
     checkpoint = subject.checkpoint
     corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
     moments = corpus_moments(subject, corpus, config.text, progress)
-    aligned = (checkpoint.folder / "transforms.json").is_file()
-    parameters = (
-        int(load_alignment(checkpoint.folder).original["parameters"]) if aligned else checkpoint.num_parameters
-    )
+    alignment = load_alignment(checkpoint.folder) if (checkpoint.folder / "transforms.json").is_file() else None
     source = make_source(
         subject.params,
         subject.arch,
@@ -66,8 +63,9 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
         carried_files(checkpoint.folder),
         moments,
         config.encode,
-        parameters,
+        checkpoint.num_parameters if alignment is None else int(alignment.original["parameters"]),
         tokens=corpus.calibration,
+        stored=None if alignment is None else alignment.stored,
     )
     return Prepared(source, config, subject, corpus)
 
@@ -80,7 +78,9 @@ def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared
     params, arch = fold(subject.params, subject.arch, gauges)
     moments = moments_of(path, subject, corpus, config, progress)
     moments = fold_moments(moments, subject.params, subject.arch, gauges)
-    source = aligned_source(subject, params, arch, moments, encode, tokens=corpus.calibration)
+    source = aligned_source(
+        subject, params, arch, moments, encode, tokens=corpus.calibration, stored=alignment.stored
+    )
     return Prepared(source, replace(config, encode=encode), subject, corpus)
 
 

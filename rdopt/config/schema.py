@@ -16,12 +16,15 @@ from rdopt.config.errors import UserError
 
 SplitOn = Literal["line", "blank", "blank2", "file"]
 Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "joint"]
-Rate = Literal["analytic", "noise", "ste", "l1", "log"]
+Rate = Literal["analytic", "noise", "annealed", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
 Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Site = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
+StoredKind = Literal["none", "blocks", "butterfly", "pairs"]
+Side = Literal["inputs", "outputs"]
+StoredBase = Literal["identity", "hadamard"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
 TokenWeights = Literal["none", "sensitivity"]
@@ -86,7 +89,15 @@ class TrainConfig(_Section):
         ("residual", "value"),
         "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "
         "head, an angle and a gain of every rotary pair of queries and keys, scales of norms, of hidden channels")
-    rate: Rate = _option("analytic", "the rate that is minimised: the operational curve or a relaxed proxy")
+    stored: StoredKind = _option(
+        "none", "rotations kept in the file beside the symmetries: blocks on the diagonal, a Givens butterfly, or "
+        "layers of learned disjoint pairs; each stays only where it lowers J by more than its bits")
+    stored_sides: tuple[Side, ...] = _option(("inputs",), "what stored rotations turn: inputs, outputs of matrices")
+    stored_size: int = _option(8, "width of a stored block, or number of layers of stored pairs", low=1, high=256)
+    stored_base: StoredBase = _option("identity", "what stored rotations come after: nothing, or a Hadamard matrix")
+    rate: Rate = _option(
+        "analytic", "the rate that is minimised: the operational curve, or a proxy; annealed: noise that becomes "
+        "rounding along the steps")
     density: Density = _option("gaussian", "the marginal density the rate assumes")
     distortion: Distortion = _option("matrix", "where the distortion is measured")
     steps: int = _option(150, "optimizer steps", low=1)

@@ -35,6 +35,7 @@ from rdopt.rate.operational import (
 )
 from rdopt.rate.relaxed import (
     add_noise,
+    annealed_rate,
     bits,
     l1_proxy,
     log_proxy,
@@ -51,6 +52,7 @@ from rdopt.rate.waterfill import (
 )
 
 __all__ = [
+    "annealed_rate",
     "DENSITIES",
     "Curve",
     "Density",

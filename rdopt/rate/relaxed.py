@@ -63,6 +63,19 @@ def noise_rate(
     return bits(add_noise(W, step, key), step, scale, density)
 
 
+def annealed_rate(
+    W: Float[Array, "out in"],
+    step: ArrayLike,
+    scale: ArrayLike,
+    key: PRNGKeyArray,
+    hardness: ArrayLike,
+    density: Density = "gaussian",
+) -> Float[Array, "out in"]:
+    """Bits per entry with noise that becomes rounding: noise at hardness 0, straight-through rounding at 1."""
+    soft, hard = add_noise(W, step, key), round_straight_through(W, step)
+    return bits(soft + hardness * (hard - soft), step, scale, density)
+
+
 def straight_through_rate(
     W: Float[Array, "out in"], step: ArrayLike, scale: ArrayLike, density: Density = "gaussian"
 ) -> Float[Array, "out in"]:

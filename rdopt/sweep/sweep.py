@@ -30,6 +30,7 @@ from rdopt.sweep.points import (
 from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
 from rdopt.transforms import (
     Gauges,
+    Stored,
     alignment_of,
     fold,
     fold_moments,
@@ -165,27 +166,31 @@ class _LearnedArm:
         begun = clock()
         if encode.target_bpw is not None:
             # The slope to train at is the one that makes a file of this size before training.
-            source = self._source(self._start, encode)[0]
+            source = self._source(self._start, None, encode)[0]
             rough = replace(encode, finetune=0)
             lam = lam_of_base_step(encode_source(source, rough, lam)[0].c, source.weights)
         learned = self._learn(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun
-        source, moments = self._source(self._start, encode)
+        source, moments = self._source(self._start, learned.stored, encode)
         check_alignment(bench.reference, source.params, source.arch)
         folder = bench.out / "aligned" / point_name(self._name, encode, lam)
         shutil.rmtree(folder, ignore_errors=True)
-        alignment = alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
+        alignment = alignment_of(
+            learned.records, subject.params, subject.checkpoint, subject.fingerprint, learned.stored
+        )
         write_aligned(folder, subject, source.params, source.arch, alignment)
         truth = (source.params, moments)
         return measure_point(bench, self._name, source, truth, encode, lam, trained=(learned.rate, seconds))
 
-    def _source(self, gauges: Gauges, encode: EncodeConfig) -> tuple[Source, Moments]:
+    def _source(
+        self, gauges: Gauges, stored: Stored | None, encode: EncodeConfig
+    ) -> tuple[Source, Moments]:
         subject = self._bench.subject
         params, arch = fold(subject.params, subject.arch, gauges)
         moments = fold_moments(self._bench.moments, subject.params, subject.arch, gauges)
         tokens = self._bench.corpus.calibration
-        return aligned_source(subject, params, arch, moments, encode, tokens=tokens), moments
+        return aligned_source(subject, params, arch, moments, encode, tokens=tokens, stored=stored), moments
 
     def _learn(self, label: str, lam: float) -> align.Learned:
         bench = self._bench

@@ -5,6 +5,7 @@ from rdopt.transforms.block_gauges import BlockGauges, sides_of
 from rdopt.transforms.cayley import (
     apply_block_cayley,
     block_cayley,
+    block_cayley_blocks,
     block_cayley_size,
     cayley,
     inverse_cayley,
@@ -51,7 +52,7 @@ from rdopt.transforms.pairing import (
     pairing_bits,
     turned_moments,
 )
-from rdopt.transforms.pca import pca, spectrum
+from rdopt.transforms.pca import near_identity, pca, spectrum
 from rdopt.transforms.random import random_orthogonal
 from rdopt.transforms.stored import (
     STRUCTURES,
@@ -106,11 +107,14 @@ __all__ = [
     "apply_hadamard",
     "as_pairs",
     "block_cayley",
+    "block_cayley_blocks",
     "block_cayley_size",
+    "fitted_angles",
+    "learned_pairs",
+    "near_identity",
     "butterfly",
     "cayley",
     "compose",
-    "fitted_angles",
     "givens_matrix",
     "greedy_matching",
     "hadamard",
@@ -119,7 +123,6 @@ __all__ = [
     "inverse_cayley",
     "joint_cost",
     "joint_diagonalizer",
-    "learned_pairs",
     "materialize",
     "orthogonality_error",
     "pair_gains",

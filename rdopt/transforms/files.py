@@ -19,6 +19,7 @@ from rdopt.config.errors import UserError
 from rdopt.operator import Params
 from rdopt.transforms.gauges import Gauges
 from rdopt.transforms.metadata import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
+from rdopt.transforms.stored import Stored, StoredTurn
 
 JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
 GAINS = ("attn_norm", "mlp_norm", "final_norm")
@@ -31,11 +32,13 @@ class AlignmentFiles(NamedTuple):
         records: site (a field of `Gauges`) -> its transform.
         gains: the original's norm gains by name; empty when none were folded.
         original: facts about the original: fingerprint, parameters, tied.
+        stored: rotations that a file of these weights keeps and its decoder undoes; the weights do not have them.
     """
 
     records: dict[str, TransformRecord]
     gains: dict[str, Float[np.ndarray, "..."]]
     original: dict[str, Any]
+    stored: Stored | None = None
 
 
 def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
@@ -57,7 +60,11 @@ def fixed_record(site: str, value: Shaped[np.ndarray, "..."]) -> TransformRecord
 
 
 def alignment_of(
-    records: Mapping[str, TransformRecord], params: Params, checkpoint: Checkpoint, fingerprint: str
+    records: Mapping[str, TransformRecord],
+    params: Params,
+    checkpoint: Checkpoint,
+    fingerprint: str,
+    stored: Stored | None = None,
 ) -> AlignmentFiles:
     """The files' contents for transforms of this original model; gains are kept when they are folded."""
     gains = {}
@@ -68,7 +75,7 @@ def alignment_of(
         "parameters": checkpoint.num_parameters,
         "tied": checkpoint.arch.tied,
     }
-    return AlignmentFiles(dict(records), gains, original)
+    return AlignmentFiles(dict(records), gains, original, stored)
 
 
 def save_alignment(folder: Path, alignment: AlignmentFiles) -> None:
@@ -84,6 +91,9 @@ def save_alignment(folder: Path, alignment: AlignmentFiles) -> None:
         "gains": sorted(alignment.gains),
         "original": alignment.original,
     }
+    if alignment.stored is not None:
+        plain["stored"], arrays = _stored_to_dict(alignment.stored)
+        tensors |= arrays
     (folder / TENSOR_NAME).write_bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
     (folder / JSON_NAME).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
@@ -106,7 +116,31 @@ def load_alignment(folder: Path) -> AlignmentFiles:
         raise UserError(f"{path} has version {plain.get('version')!r}; this rdopt reads {VERSION}.")
     records = {site: record_from_dict(entry, tensors) for site, entry in plain["sites"].items()}
     gains = {name: tensors[f"gain.{name}"] for name in plain["gains"]}
-    return AlignmentFiles(records, gains, plain["original"])
+    stored = _stored_from_dict(plain["stored"], tensors) if "stored" in plain else None
+    return AlignmentFiles(records, gains, plain["original"], stored)
+
+
+def _stored_to_dict(stored: Stored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    sites = [("inputs", *key, x) for key, x in stored.inputs.items()]
+    sites += [("outputs", *key, x) for key, x in stored.outputs.items()]
+    tensors = {f"stored.{i}.codes": site.codes.astype(np.int32) for i, (*_, site) in enumerate(sites)}
+    tensors |= {
+        f"stored.{i}.pairs": np.stack(site.pairs).astype(np.int32)
+        for i, (*_, site) in enumerate(sites)
+        if site.pairs is not None
+    }
+    facts = {"structure": stored.structure, "size": stored.size, "hadamard": stored.hadamard, "bits": stored.bits}
+    return {**facts, "sites": [list(where) for *where, _ in sites]}, tensors
+
+
+def _stored_from_dict(plain: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Stored:
+    held: dict[str, dict[tuple[int, str], StoredTurn]] = {"inputs": {}, "outputs": {}}
+    for i, (side, layer, name) in enumerate(plain["sites"]):
+        pairs = tensors.get(f"stored.{i}.pairs")
+        layers = None if pairs is None else tuple(pairs.astype(np.int64))
+        held[side][layer, name] = StoredTurn(tensors[f"stored.{i}.codes"], layers)
+    facts = plain["structure"], plain["size"], plain["hadamard"], plain["bits"]
+    return Stored(*facts, held["inputs"], held["outputs"])
 
 
 def architecture_of_original(arch: Architecture, original: Mapping[str, Any]) -> Architecture:

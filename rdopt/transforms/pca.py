@@ -1,6 +1,8 @@
 """Principal axes of a second moment (Karhunen-Loeve): columns by falling variance, signs fixed."""
 
+import numpy as np
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 
 from rdopt.transforms.arrays import AnyArray, namespace
 
@@ -23,3 +25,8 @@ def spectrum(
 def pca(gram: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch n n"]:
     """Basis Q with Q^T gram Q diagonal and falling; rows x are expressed in it as x Q."""
     return spectrum(gram)[1]
+
+
+def near_identity(V: Float[np.ndarray, "k b b"]) -> Float[np.ndarray, "k b b"]:
+    """The columns in the order with the largest diagonal: their order is free, small angles are cheap."""
+    return np.stack([v[:, linear_sum_assignment(-(v**2))[1]] for v in V])
