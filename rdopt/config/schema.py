@@ -25,6 +25,7 @@ Site = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
 StoredKind = Literal["none", "blocks", "butterfly", "pairs"]
 Side = Literal["inputs", "outputs"]
 StoredBase = Literal["identity", "hadamard"]
+TieChoice = Literal["auto", "keep", "untie"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
 TokenWeights = Literal["none", "sensitivity"]
@@ -85,6 +86,10 @@ class TrainConfig(_Section):
     section: ClassVar[str] = "train"
     lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
     init: Init = _option("pca", "the basis that learning starts from; joint is better and slow above a width of 500")
+    rivals: tuple[Init, ...] = _option(
+        (), "further bases that are learned from; the best of all by a trial encoding is kept, a basis itself included")
+    tie: TieChoice = _option(
+        "auto", "tied embeddings: keep the tie, untie them to rotate the stream, or what takes fewer bits in all")
     sites: tuple[Site, ...] = _option(
         ("residual", "value"),
         "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "

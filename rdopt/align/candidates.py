@@ -1,0 +1,50 @@
+"""Several starting bases and what was learned from each: the best by J is kept, a start itself included."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rdopt.align.alignment import single_precision
+from rdopt.align.learn import Learned
+from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
+from rdopt.transforms import Gauges, Stored, fixed_record, gauges_of
+
+Cost = Callable[[Gauges, Stored | None], float]
+
+
+class Candidate(NamedTuple):
+    """Coordinates, by the name of the start and whether they were learned from it, and their J."""
+
+    name: str
+    learned: Learned
+    J: float
+
+
+def relaxed_terms(problem: Problem, settings: Settings, lam: float, gauges: Gauges) -> tuple[float, float]:
+    """(R in bits/weight, D in nats/token) of coordinates by the analytic rate, over the moments of all matrices."""
+    terms = jax.jit(matrix_terms, static_argnames="settings")
+    variables = Variables(single_precision(gauges, settings.arch))
+    bits, D = terms(variables, problem, jnp.float32(lam), settings=settings)
+    rate, distortion = (sum(float(np.sum(x, dtype=np.float64)) for x in part.values()) for part in (bits, D))
+    return rate / settings.weights, distortion
+
+
+def candidates(starts: Mapping[str, Gauges], learn: Callable[[str, Gauges], Learned], cost: Cost) -> list[Candidate]:
+    """Every start and what is learned from it, the best first.
+
+    Args:
+        starts: name -> basis.
+        learn: from a name and a basis.
+        cost: J of coordinates and stored rotations.
+    """
+    found = []
+    for name, start in starts.items():
+        records = {site: fixed_record(site, x) for site, x in start._asdict().items() if x is not None}
+        still = Learned(records, float("nan"), float("nan"))
+        found.append(Candidate(name, still, cost(start, None)))
+        learned = learn(name, start)
+        found.append(Candidate(f"learned from {name}", learned, cost(gauges_of(learned.records), learned.stored)))
+    return sorted(found, key=lambda x: x.J)

@@ -1,0 +1,66 @@
+"""Tied embeddings: untie them for the sake of the stream's rotation, or keep the tie, whichever takes fewer bits.
+
+Rotating the residual stream folds the final gain into the head alone, so that the file needs a second table. What the
+rotation saves in the matrices has to pay for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from rdopt.calibration import Subject
+from rdopt.config import TrainConfig
+from rdopt.transforms import Gauges
+
+STREAM = ("residual", "norm")  # the sites that part embedding and head
+TABLE_BITS = 16  # of an entry of an uncoded table
+
+
+class Tie(NamedTuple):
+    """Both ways in bits of the whole file at equal slope: bits of the matrices + lambda D as bits, + second table."""
+
+    keep: float
+    untie: float
+
+    @property
+    def sentence(self) -> str:
+        """The comparison for a report."""
+        better = "keeping the tie" if self.keep <= self.untie else "untying"
+        return (
+            f"tied embeddings: {self.untie / 8e6:.3f} MB untied and rotated against {self.keep / 8e6:.3f} MB with the "
+            f"tie kept, loss in bits included: {better} is smaller"
+        )
+
+
+def without_stream(gauges: Gauges) -> Gauges:
+    """The coordinates that leave the residual stream and its norms as they are."""
+    return gauges._replace(residual=None, norm=None)
+
+
+def weigh_tie(
+    subject: Subject, start: Gauges, weights: int, cost: Callable[[Gauges], float], table_bits: float = TABLE_BITS
+) -> Tie:
+    """Total bits of both ways in the starting coordinates.
+
+    Args:
+        subject: the model.
+        start: the coordinates.
+        weights: N, the number of coded weights.
+        cost: J of coordinates in bits/weight.
+        table_bits: of an entry of the second table.
+    """
+    table = table_bits * subject.arch.vocab_size * subject.arch.hidden_size
+    return Tie(weights * cost(without_stream(start)), weights * cost(start) + table)
+
+
+def settle_tie(
+    subject: Subject, train: TrainConfig, start: Gauges, weights: int, cost: Callable[[Gauges], float]
+) -> tuple[TrainConfig, Gauges, Tie | None]:
+    """(configuration and start that follow from `train.tie`, the comparison where there was a tie to weigh)."""
+    if not subject.arch.tied or not (start.unties or set(STREAM) & set(train.sites)):
+        return train, start, None
+    tie = weigh_tie(subject, start, weights, cost)
+    if train.tie == "untie" or (train.tie == "auto" and tie.untie < tie.keep):
+        return train, start, tie
+    sites = tuple(site for site in train.sites if site not in STREAM)
+    return replace(train, sites=sites), without_stream(start), tie
