@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from rdopt.align import run_folder
+from rdopt.align import hosts, run_folder
 from rdopt.align.alignment import single_precision
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import OutputMetric, output_side, turned_outputs
-from rdopt.align.devices import Device
+from rdopt.align.devices import Device, require_share
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.calibration import (
@@ -114,44 +115,85 @@ def train(
     report: Callable[[Progress], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
-    """Learns the transforms of a model at one lambda.
+    """Learns the transforms of a model at one lambda; called alike in every process of the run.
 
     Args:
         config: model, text and training.
-        out: the run folder; an unfinished one of the same configuration is continued.
-        devices: all local ones by default.
-        report: called after every step.
-        progress: called with (sequences, of how many) while moments are measured.
+        out: the run folder; an unfinished one of the same configuration is continued. Process 0 alone uses it.
+        devices: those of all processes by default.
+        report: called after every step, in process 0.
+        progress: called with (sequences, of how many) while moments are measured, there too.
 
     Raises:
         UserError: bad input, another configuration in the folder, or a loss that is not finite.
         KeyboardInterrupt: after the state was saved.
     """
-    pool = tuple(devices or jax.local_devices())
+    pool = tuple(devices or jax.devices())
+    if not hosts.leads():
+        inputs = hosts.told()
+        learn(*inputs, config.train, devices=pool)
+        return hosts.told()
+    with hosts.telling() as tell:
+        desk, inputs = _open(config, out, pool, progress)
+        tell(inputs)
+
+    def step(p: Progress) -> None:
+        desk.metrics.write(p._asdict())
+        if report is not None:
+            report(p)
+
+    learned = learn(*inputs, config.train, devices=pool, store=desk.store, report=step)
+    with hosts.telling() as tell:
+        desk.store.close()
+        trained = _finish(desk, inputs, learned, config)
+        tell(trained)
+    return trained
+
+
+class _Desk(NamedTuple):
+    """What process 0 has before it: the model, its text, and the run's files."""
+
+    subject: Subject
+    corpus: Corpus
+    out: Path
+    metrics: run_folder.Metrics
+    store: StateStore
+
+
+class _Inputs(NamedTuple):
+    """What all processes learn from."""
+
+    problem: Problem
+    settings: Settings
+    tokens: Int[np.ndarray, "sequences length"]
+    start: Gauges
+
+
+def _open(
+    config: Config, out: Path, pool: Sequence[Device], progress: Callable[[int, int], None] | None
+) -> tuple[_Desk, _Inputs]:
+    """Reads the model and the text, opens the run folder and measures the moments."""
+    require_share(config.train.batch_sequences, pool)
     subject, corpus = open_subject(config)
     # What `measure` needs at the end is refused now.
     token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
-    metrics = run_folder.Metrics(out)
     moments = moments_of(out, subject, corpus, config, progress)
     problem, settings = make_problem(subject, moments, config)
     start = starting_gauges(config.train.init, subject.params, subject.arch, moments, config.train.seed)
-
-    def step(p: Progress) -> None:
-        metrics.write(p._asdict())
-        if report is not None:
-            report(p)
-
     store = StateStore(out / "state", fingerprints(subject, corpus, config))
-    learned = learn(
-        problem, settings, corpus.calibration, start, config.train, devices=pool, store=store, report=step
-    )
-    store.close()
+    desk = _Desk(subject, corpus, out, run_folder.Metrics(out), store)
+    return desk, _Inputs(problem, settings, corpus.calibration, start)
+
+
+def _finish(desk: _Desk, inputs: _Inputs, learned: Learned, config: Config) -> Trained:
+    """Writes the transforms and what they are worth."""
+    subject = desk.subject
     alignment = alignment_of(learned.records, subject.params, subject.checkpoint, subject.fingerprint)
-    save_alignment(out, alignment)
-    trained = measure(problem, settings, corpus, start, learned, config)
-    metrics.write({"step": config.train.steps + 1, **trained._asdict()})
-    run_folder.finish_run(out)
+    save_alignment(desk.out, alignment)
+    trained = measure(inputs.problem, inputs.settings, desk.corpus, inputs.start, learned, config)
+    desk.metrics.write({"step": config.train.steps + 1, **trained._asdict()})
+    run_folder.finish_run(desk.out)
     return trained
 
 
