@@ -2,7 +2,7 @@
 
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.devices import Device
-from rdopt.align.hosts import join, leads
+from rdopt.align.hosts import join, leads, together
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, Terms, rate_and_distortion
 from rdopt.align.run_folder import Metrics, finish_run, open_run
@@ -28,5 +28,6 @@ __all__ = [
     "moments_of",
     "open_run",
     "rate_and_distortion",
+    "together",
     "train",
 ]

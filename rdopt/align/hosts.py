@@ -4,7 +4,9 @@ Process 0 alone reads the model and the text and writes the run. What it compute
 too, which JAX would round on the way to a device), so that all of them start from the same numbers to the last bit.
 """
 
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +21,8 @@ from rdopt.config.errors import UserError
 T = TypeVar("T")
 Tell = Callable[[Any], None]
 AUTO = "auto"
+# Exit code of a process that another one left alone.
+LOST = 3
 # Bytes of one message: its copies have to fit into a device's memory beside each other.
 _PIECE = 2**28
 
@@ -74,6 +78,25 @@ def _require_place(coordinator: str | None, processes: int | None, process: int 
 def leads() -> bool:
     """Whether this is process 0, which alone reads input, writes files and speaks."""
     return jax.process_index() == 0
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Ends this process at once on an error that the others do not have, such as the loss of one of them.
+
+    An orderly end would wait for the others, who wait for this one in a step.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        what = f"process {jax.process_index()} of {jax.process_count()} cannot go on: {error!r}"
+        print(f"rdopt: error: {what}; start all of them again to go on from the last checkpoint.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(LOST)
 
 
 @contextmanager

@@ -98,6 +98,8 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         damping=train.damping,
         outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(subject),
+        activations=train.activations,
+        remat=train.remat,
     )
     side = jax.jit(jax.vmap(lambda G: output_side(G, Map(), settings.outputs)))
     turns = turned_outputs(train.sites)
@@ -217,7 +219,7 @@ def measure(
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
 
     def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
-        static = replace(settings, distortion=distortion, rate="analytic")
+        static = replace(settings, distortion=distortion, rate="analytic", activations="float32")
         run = jax.jit(rate_and_distortion, static_argnames="settings")
         variables = {"gauges": single_precision(gauges, settings.arch), "log_scale": {}}
         found = run(variables, problem, tokens, lam, key, settings=static)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rdopt.align import Progress, join, leads, train
+from rdopt.align import Progress, join, leads, together, train
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan
 from rdopt.codec import (
@@ -35,9 +35,15 @@ def say(line: str) -> None:
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
     join(args.coordinator, args.processes, args.process)
-    if not leads():
-        train(config, args.out)
-        return
+    with together():
+        if leads():
+            train_aloud(args, config)
+        else:
+            train(config, args.out)
+
+
+def train_aloud(args: argparse.Namespace, config: Config) -> None:
+    """Trains and says how it goes."""
     say(plan(args, config))
     begun: list[tuple[int, float]] = []
 
