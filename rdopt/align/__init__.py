@@ -1,7 +1,8 @@
-"""Room `align`: learns the gauges of a model on J = R + lam D, with resume, on all local devices."""
+"""Room `align`: learns the gauges of a model on J = R + lam D, with resume, on all devices of all processes."""
 
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.devices import Device
+from rdopt.align.hosts import join, leads, together
 from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, Terms, rate_and_distortion
 from rdopt.align.run_folder import Metrics, finish_run, open_run
@@ -20,10 +21,13 @@ __all__ = [
     "coded_weights",
     "fingerprints",
     "finish_run",
+    "join",
+    "leads",
     "learn",
     "make_problem",
     "moments_of",
     "open_run",
     "rate_and_distortion",
+    "together",
     "train",
 ]

@@ -12,7 +12,7 @@ from rdopt.align.learn import Learned
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
 from rdopt.transforms import Gauges, Stored, fixed_record, gauges_of
 
-Cost = Callable[[Gauges, Stored | None], float]
+Cost = Callable[..., float]  # of gauges and, after them, stored rotations or None
 
 
 class Candidate(NamedTuple):
@@ -25,11 +25,23 @@ class Candidate(NamedTuple):
 
 def relaxed_terms(problem: Problem, settings: Settings, lam: float, gauges: Gauges) -> tuple[float, float]:
     """(R in bits/weight, D in nats/token) of coordinates by the analytic rate, over the moments of all matrices."""
-    terms = jax.jit(matrix_terms, static_argnames="settings")
     variables = Variables(single_precision(gauges, settings.arch))
-    bits, D = terms(variables, problem, jnp.float32(lam), settings=settings)
+    bits, D = _terms(variables, problem, jnp.float32(lam), settings=settings)
     rate, distortion = (sum(float(np.sum(x, dtype=np.float64)) for x in part.values()) for part in (bits, D))
     return rate / settings.weights, distortion
+
+
+_terms = jax.jit(matrix_terms, static_argnames="settings")
+
+
+def relaxed_J(problem: Problem, settings: Settings, lam: float) -> Cost:
+    """J of coordinates in bits/weight by the relaxed terms, stored rotations left aside."""
+
+    def cost(gauges: Gauges, stored: Stored | None = None) -> float:
+        rate, distortion = relaxed_terms(problem, settings, lam, gauges)
+        return rate + lam * distortion
+
+    return cost
 
 
 def candidates(starts: Mapping[str, Gauges], learn: Callable[[str, Gauges], Learned], cost: Cost) -> list[Candidate]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from rdopt.config.errors import UserError
 
 
 class StateStore:
-    """The checkpoints of one training run; the last two are kept.
+    """The checkpoints of one training run, held by process 0; the last two are kept.
 
     Args:
         folder: where they live.
@@ -21,7 +22,13 @@ class StateStore:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, str]) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Every process holds the same state, so that process 0 alone writes and reads it (and tells the others): no
+        # barrier waits for a process that was killed, and the others need no common disk.
+        alone = MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="rdopt")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, create=False, multiprocessing_options=alone
+        )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
         self._fingerprint = dict(fingerprint)
 

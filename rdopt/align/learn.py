@@ -1,10 +1,10 @@
-"""Learning the gauges: Adam on J = R + lam D, one pmapped step over all local devices.
+"""Learning the gauges: Adam on J = R + lam D, one pmapped step over all devices of all processes.
 
 The relaxed weights see the same noise on every device, so that the mean gradient over devices is that of one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Float, Int
 
 from rdopt.align import devices as pool
+from rdopt.align import hosts
 from rdopt.align.alignment import Alignment, Start, single_precision, starting_rotations, trained_records
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.devices import Device
@@ -118,8 +119,8 @@ def learn(
         tokens: calibration sequences.
         start: the basis that is rotated; float64.
         train: lambda, steps, learning rate, seed.
-        devices: local devices; the batch is split over them.
-        store: where checkpoints go; training resumes from its newest one.
+        devices: those of all processes; the batch is split over them.
+        store: where checkpoints go; training resumes from its newest one. Process 0 alone has one.
         report: called after every step.
 
     Returns:
@@ -138,7 +139,7 @@ def learn(
     variables: Any = module.init(key, rotations)
     params: Any = variables.get("params", {})
     state = State(params, optimizer(train).init(params), jax.random.key_data(key))
-    begin, state, history = _restored(store, state, train.steps)
+    begin, state, history = hosts.from_first(partial(_restored, store, state, train.steps))
     compiled: Any = _compiled
     step = compiled(module, settings, _schedule_only(train), tuple(devices))
     problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
@@ -150,7 +151,7 @@ def learn(
             history[number] = pool.first(out)
             _require_finite(float(history[number, 0]), number)
             done = number + 1
-            stop = interrupt.requested and done < train.steps
+            stop = hosts.anywhere(interrupt.requested) and done < train.steps
             if store is not None and (stop or done % train.checkpoint_every == 0 or done == train.steps):
                 store.save(done, {"state": pool.first(copies), "history": history})
             if report is not None:

@@ -51,6 +51,8 @@ class Settings:
         damping: of the inputs' second moments.
         outputs: what the encoder makes of the outputs' gradient moments.
         weights: N, the number of coded weights.
+        activations: type of the blocks' activations, "float32" or "bfloat16".
+        remat: whether a block's forward pass is computed again for its gradient: "auto" in large models.
     """
 
     arch: Architecture
@@ -62,6 +64,13 @@ class Settings:
     damping: float
     outputs: OutputMetric
     weights: int
+    activations: str = "float32"
+    remat: str = "auto"
+
+    @property
+    def rematerializes(self) -> bool:
+        """Whether activations and relaxed weights of one block at a time are kept for the gradient."""
+        return self.remat == "always" or (self.remat == "auto" and self.weights > REMATERIALIZE_ABOVE)
 
 
 class Problem(NamedTuple):
@@ -145,7 +154,7 @@ def rate_and_distortion(
     arch = settings.arch
     c = base_step(lam, settings.weights)
     rope = rope_tables(arch, tokens.shape[1])
-    x = embed_tokens(problem.params, tokens)
+    x = embed_tokens(problem.params, tokens).astype(settings.activations)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
         """One block: its activations passed on, its bits and its distortion in nats/token."""
@@ -155,20 +164,20 @@ def rate_and_distortion(
         noisy = {**p, **{k: p[k] + errors[k] for k in errors}}
         if settings.distortion == "block":
             x = carry
-            carry = block(p, x, rope, arch)
-            D = block_distortion(block(noisy, x, rope, arch) - carry, G["down"])
+            carry = block(_as(p, x), x, rope, arch)
+            D = block_distortion(_wide(block(_as(noisy, x), x, rope, arch)) - _wide(carry), G["down"])
         elif settings.distortion == "model":
-            carry = (block(p, carry[0], rope, arch), block(noisy, carry[1], rope, arch))
+            carry = tuple(block(_as(w, x), x, rope, arch) for w, x in zip((p, noisy), carry, strict=True))
         return carry, Terms(bits, D)
 
     layers = _layers(variables, problem, key, arch)
     start = (x, x) if settings.distortion == "model" else x
-    step = jax.checkpoint(body) if settings.weights > REMATERIALIZE_ABOVE else body
+    step = jax.checkpoint(body) if settings.rematerializes else body
     end: Any
     end, terms = jax.lax.scan(step, start, layers)
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
-        D = model_divergence(problem.params, end[0], end[1], arch)
+        D = model_divergence(problem.params, _wide(end[0]), _wide(end[1]), arch)
     return Terms((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
 
 
@@ -198,6 +207,16 @@ def _layers(variables: Variables, problem: Problem, key: Array, arch: Architectu
         variables.log_scale,
         jax.random.split(key, arch.num_layers),
     )
+
+
+def _wide(x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:
+    """Activations in float32, where small differences of them are taken."""
+    return x.astype(jnp.float32)
+
+
+def _as(p: Mapping[str, Array], x: Array) -> dict[str, Array]:
+    """A block's float32 parameters in the type of its activations, which is the type that it computes in."""
+    return {k: v.astype(x.dtype) for k, v in p.items()}
 
 
 def stacked_blocks(gauges: Gauges, arch: Architecture) -> BlockGauges:

@@ -61,6 +61,7 @@ def _facts(config: Config, kind: str, devices: Sequence[Device]) -> dict[str, An
         "kind": kind,
         "versions": {"rdopt": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "seed": config.train.seed,
+        "processes": len({d.process_index for d in devices}),
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in devices],
     }
 

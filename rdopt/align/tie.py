@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from rdopt.calibration import Subject
-from rdopt.config import TrainConfig
+from rdopt.checkpoint import MATRICES
+from rdopt.config import Config, TrainConfig
 from rdopt.transforms import Gauges
 
 STREAM = ("residual", "norm")  # the sites that part embedding and head
@@ -27,8 +30,8 @@ class Tie(NamedTuple):
         """The comparison for a report."""
         better = "keeping the tie" if self.keep <= self.untie else "untying"
         return (
-            f"tied embeddings: {self.untie / 8e6:.3f} MB untied and rotated against {self.keep / 8e6:.3f} MB with the "
-            f"tie kept, loss in bits included: {better} is smaller"
+            f"tied embeddings: untied and rotated {self.untie / 8e6:.3f} MB, tie kept {self.keep / 8e6:.3f} MB "
+            f"(matrices with lambda times their loss, and the second table): {better} takes less"
         )
 
 
@@ -54,12 +57,18 @@ def weigh_tie(
 
 
 def settle_tie(
-    subject: Subject, train: TrainConfig, start: Gauges, weights: int, cost: Callable[[Gauges], float]
+    subject: Subject, config: Config, start: Gauges, cost: Callable[[Gauges], float]
 ) -> tuple[TrainConfig, Gauges, Tie | None]:
-    """(configuration and start that follow from `train.tie`, the comparison where there was a tie to weigh)."""
+    """(training and start that follow from `train.tie`, the comparison where there was a tie to weigh).
+
+    A coded second table is taken to cost as many bits an entry as the matrices do.
+    """
+    train = config.train
     if not subject.arch.tied or not (start.unties or set(STREAM) & set(train.sites)):
         return train, start, None
-    tie = weigh_tie(subject, start, weights, cost)
+    weights = sum(int(np.prod(np.shape(subject.params["blocks"][k]))) for k in MATRICES)
+    entry = TABLE_BITS if config.encode.embeddings == "16bit" else cost(start)
+    tie = weigh_tie(subject, start, weights, cost, entry)
     if train.tie == "untie" or (train.tie == "auto" and tie.untie < tie.keep):
         return train, start, tie
     sites = tuple(site for site in train.sites if site not in STREAM)

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from rdopt.align import run_folder
+from rdopt.align import hosts, run_folder
 from rdopt.align.alignment import single_precision
+from rdopt.align.candidates import Candidate, Cost, candidates, relaxed_J
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
-from rdopt.align.devices import Device
+from rdopt.align.devices import Device, require_share
 from rdopt.align.learn import Learned, Progress, learn, plan_of
 from rdopt.align.objective import Problem, Settings, Variables, rate_and_distortion
+from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration import (
     Corpus,
     Moments,
@@ -28,11 +32,12 @@ from rdopt.calibration import (
     token_batch,
 )
 from rdopt.checkpoint import MATRICES
-from rdopt.config import Config, config_yaml
+from rdopt.config import Config, TrainConfig, config_yaml
 from rdopt.transforms import (
     Gauges,
     Map,
     Sides,
+    Stored,
     alignment_of,
     fold,
     fold_moments,
@@ -42,6 +47,7 @@ from rdopt.transforms import (
 )
 
 MOMENTS = "moments.safetensors"
+Trial = Callable[[Subject, Moments, Gauges, Stored | None], float]
 
 
 class Trained(NamedTuple):
@@ -53,6 +59,9 @@ class Trained(NamedTuple):
         kl: KL(original || relaxed model) on the same text, nats/token.
         start_J: J in the starting coordinates.
         J: J at the end.
+        kept: which coordinates were the best: a start, or what was learned from one.
+        costs: J of all of them, by a trial encoding where there was one.
+        tie: what keeping or breaking a tie of the embeddings takes; empty where there is none.
     """
 
     bpw_relaxed: float
@@ -60,6 +69,9 @@ class Trained(NamedTuple):
     kl: float
     start_J: float
     J: float
+    kept: str = ""
+    costs: dict[str, float] = {}
+    tie: str = ""
 
 
 def coded_weights(subject: Subject) -> int:
@@ -98,6 +110,8 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         damping=train.damping,
         outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(subject),
+        activations=train.activations,
+        remat=train.remat,
     )
     side = jax.jit(jax.vmap(lambda G: output_side(G, Turned(Sides(Map(), Map())), settings.outputs)))
     stored = plan_of(train) is not None and "outputs" in train.stored_sides
@@ -115,47 +129,125 @@ def train(
     devices: Sequence[Device] | None = None,
     report: Callable[[Progress], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    trial: Trial | None = None,
 ) -> Trained:
-    """Learns the transforms of a model at one lambda.
+    """Learns the transforms of a model at one lambda; called alike in every process of the run.
 
     Args:
         config: model, text and training.
-        out: the run folder; an unfinished one of the same configuration is continued.
-        devices: all local ones by default.
-        report: called after every step.
-        progress: called with (sequences, of how many) while moments are measured.
+        out: the run folder; an unfinished one of the same configuration is continued. Process 0 alone uses it.
+        devices: those of all processes by default.
+        report: called after every step, in process 0.
+        progress: called with (sequences, of how many) while moments are measured, there too.
+        trial: J of coordinates by an encoding, in process 0; the best of starts and results by it is kept.
 
     Raises:
         UserError: bad input, another configuration in the folder, or a loss that is not finite.
         KeyboardInterrupt: after the state was saved.
     """
-    pool = tuple(devices or jax.local_devices())
+    pool = tuple(devices or jax.devices())
+    if not hosts.leads():
+        inputs = hosts.told()
+        for start in inputs.starts.values():
+            learn(inputs.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool)
+        return hosts.told()
+    with hosts.telling() as tell:
+        desk, inputs = _open(config, out, pool, progress)
+        tell(inputs)
+    found = candidates(inputs.starts, _learner(desk, inputs, pool, report), _cost(desk, inputs, trial))
+    with hosts.telling() as tell:
+        trained = _finish(desk, inputs, found, config)
+        tell(trained)
+    return trained
+
+
+class _Desk(NamedTuple):
+    """What process 0 has before it: the model, its text, its moments, and the run's files."""
+
+    subject: Subject
+    corpus: Corpus
+    moments: Moments
+    out: Path
+    metrics: run_folder.Metrics
+    marks: dict[str, str]
+    tie: Tie | None
+
+
+class _Inputs(NamedTuple):
+    """What all processes learn from."""
+
+    problem: Problem
+    settings: Settings
+    tokens: Int[np.ndarray, "sequences length"]
+    starts: dict[str, Gauges]
+    train: TrainConfig
+
+
+def _open(
+    config: Config, out: Path, pool: Sequence[Device], progress: Callable[[int, int], None] | None
+) -> tuple[_Desk, _Inputs]:
+    """Reads the model and the text, opens the run folder and measures the moments."""
+    require_share(config.train.batch_sequences, pool)
     subject, corpus = open_subject(config)
     # What `measure` needs at the end is refused now.
     token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
-    metrics = run_folder.Metrics(out)
     moments = moments_of(out, subject, corpus, config, progress)
     problem, settings = make_problem(subject, moments, config)
-    start = starting_gauges(config.train.init, subject.params, subject.arch, moments, config.train.seed)
-
-    def step(p: Progress) -> None:
-        metrics.write(p._asdict())
-        if report is not None:
-            report(p)
-
-    store = StateStore(out / "state", fingerprints(subject, corpus, config))
-    learned = learn(
-        problem, settings, corpus.calibration, start, config.train, devices=pool, store=store, report=step
+    settled, starts, tie = config.train, {}, None
+    for name in dict.fromkeys((config.train.init, *config.train.rivals)):
+        start = starting_gauges(name, subject.params, subject.arch, moments, config.train.seed)
+        settled, starts[name], tie = settle_tie(subject, config, start, relaxed_J(problem, settings, config.train.lam))
+    desk = _Desk(
+        subject, corpus, moments, out, run_folder.Metrics(out), fingerprints(subject, corpus, config), tie
     )
-    store.close()
+    return desk, _Inputs(problem, settings, corpus.calibration, starts, settled)
+
+
+def _learner(
+    desk: _Desk, inputs: _Inputs, pool: Sequence[Device], report: Callable[[Progress], None] | None
+) -> Callable[[str, Gauges], Learned]:
+    """Learns from one start after the other; steps are counted over all of them."""
+    order, steps = list(inputs.starts), inputs.train.steps
+
+    def run(name: str, start: Gauges) -> Learned:
+        before = order.index(name) * steps
+
+        def step(p: Progress) -> None:
+            counted = p._replace(step=before + p.step, steps=len(order) * steps)
+            desk.metrics.write(counted._asdict())
+            if report is not None:
+                report(counted)
+
+        store = StateStore(desk.out / (f"state-{name}" if before else "state"), desk.marks)
+        learned = learn(
+            inputs.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool, store=store, report=step
+        )
+        store.close()
+        return learned
+
+    return run
+
+
+def _cost(desk: _Desk, inputs: _Inputs, trial: Trial | None) -> Cost:
+    """J by a trial encoding, or the relaxed one without it."""
+    relaxed = relaxed_J(inputs.problem, inputs.settings, inputs.train.lam)
+    return relaxed if trial is None else partial(trial, desk.subject, desk.moments)
+
+
+def _finish(desk: _Desk, inputs: _Inputs, found: Sequence[Candidate], config: Config) -> Trained:
+    """Writes the transforms and what they are worth."""
+    subject, best = desk.subject, found[0]
     alignment = alignment_of(
-        learned.records, subject.params, subject.checkpoint, subject.fingerprint, learned.stored
+        best.learned.records, subject.params, subject.checkpoint, subject.fingerprint, best.learned.stored
     )
-    save_alignment(out, alignment)
-    trained = measure(problem, settings, corpus, start, learned, config)
-    metrics.write({"step": config.train.steps + 1, **trained._asdict()})
-    run_folder.finish_run(out)
+    save_alignment(desk.out, alignment)
+    start = next(iter(inputs.starts.values()))
+    trained = measure(inputs.problem, inputs.settings, desk.corpus, start, best.learned, config)
+    tie = "" if desk.tie is None else desk.tie.sentence
+    trained = trained._replace(kept=best.name, tie=tie, costs={x.name: x.J for x in found})
+    desk.metrics.write({"step": len(inputs.starts) * config.train.steps + 1, **trained._asdict()})
+    run_folder.finish_run(desk.out)
     return trained
 
 
@@ -179,7 +271,7 @@ def measure(
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
 
     def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
-        static = replace(settings, distortion=distortion, rate="analytic")
+        static = replace(settings, distortion=distortion, rate="analytic", activations="float32")
         run = jax.jit(rate_and_distortion, static_argnames="settings")
         variables = Variables(single_precision(gauges, settings.arch))
         found = run(variables, problem, tokens, lam, key, settings=static)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rdopt.align import Progress, train
+from rdopt.align import Progress, join, leads, together, train
+from rdopt.calibration import Moments, Subject
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan
 from rdopt.codec import (
@@ -16,6 +17,7 @@ from rdopt.codec import (
     embedding_distortion,
     encode,
     estimated_distortion,
+    hard_cost,
     structure_saved,
 )
 from rdopt.config import Config, UserError
@@ -23,6 +25,7 @@ from rdopt.export import KL_LIMIT, export
 from rdopt.integrations import decoded_card
 from rdopt.study import describe, inspect
 from rdopt.sweep import dumps, evaluate, measure_file, sweep
+from rdopt.transforms import Gauges, Stored
 
 Say = Callable[[str], None]
 
@@ -34,6 +37,16 @@ def say(line: str) -> None:
 
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
+    join(args.coordinator, args.processes, args.process)
+    with together():
+        if leads():
+            train_aloud(args, config)
+        else:
+            train(config, args.out)
+
+
+def train_aloud(args: argparse.Namespace, config: Config) -> None:
+    """Trains and says how it goes."""
     say(plan(args, config))
     begun: list[tuple[int, float]] = []
 
@@ -49,7 +62,15 @@ def run_train(args: argparse.Namespace, config: Config) -> None:
             f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
         )
 
-    found = train(config, args.out, report=report, progress=ticker("second moments: sequence"))
+    def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: Stored | None) -> float:
+        """J by an encoding."""
+        return hard_cost(subject, moments, config.encode, config.train.lam, gauges, stored).J
+
+    found = train(config, args.out, report=report, progress=ticker("second moments: sequence"), trial=trial)
+    if found.tie:
+        say(found.tie)
+    costs = ", ".join(f"{name} {J:.4f}" for name, J in found.costs.items())
+    say(f"J of a trial encoding, bits/weight: {costs}; kept: {found.kept}")
     say(
         f"J {found.start_J:.4f} -> {found.J:.4f}  bpw_relaxed {found.bpw_relaxed:.4f}  on selection text: "
         f"D estimated {found.distortion:.5f}, KL of the relaxed model {found.kl:.5f} nats/token"

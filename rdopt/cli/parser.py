@@ -53,6 +53,7 @@ def build_parser() -> Parser:
     train.add_argument("--out", required=True, type=Path, help="run folder; an unfinished one is continued")
     train.add_argument("--lam", help="bits/weight that one nat/token of distortion is worth")
     _keys(train, (*TEXT, "steps", "init"))
+    _place(train)
     export = _command(commands, "export", "write the aligned model", "rdopt export runs/a --out aligned")
     export.add_argument("run", type=Path, help="finished run of rdopt train")
     export.add_argument("--out", required=True, type=Path, help="folder to make")
@@ -104,6 +105,15 @@ def _model(parser: Parser) -> None:
     """The model by position or by name; the configuration's when neither is given."""
     parser.add_argument("model", nargs="?", help="demo, a Hugging Face folder, or a hub name")
     parser.add_argument("--model", dest="named_model", help=argparse.SUPPRESS)
+
+
+def _place(parser: Parser) -> None:
+    """Where this process stands among several that run the same command."""
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="process 0's, of a run of several processes; auto on SLURM and TPUs"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many run this command")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
 
 
 def _keys(parser: Parser, flags: Sequence[str]) -> None:

@@ -20,8 +20,11 @@ from rdopt.codec.quantize import estimated_distortion
 from rdopt.codec.source import Source, make_source
 from rdopt.codec.steps import base_step, lam_of_base_step
 from rdopt.codec.target import search_step
+from rdopt.codec.trial import HardCost, hard_cost
 
 __all__ = [
+    "HardCost",
+    "hard_cost",
     "blockwise_pca",
     "Prepared",
     "aligned_source",

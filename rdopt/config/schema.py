@@ -21,6 +21,8 @@ Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
 Grid = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
+Activations = Literal["float32", "bfloat16"]
+Remat = Literal["auto", "always", "never"]
 Site = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
 StoredKind = Literal["none", "blocks", "butterfly", "pairs"]
 Side = Literal["inputs", "outputs"]
@@ -111,6 +113,10 @@ class TrainConfig(_Section):
     seed: int = _option(0, "order of the sequences and noise of the proxies", low=0)
     checkpoint_every: int = _option(50, "steps between two checkpoints", low=1)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)
+    activations: Activations = _option(
+        "float32", "type of the blocks' activations where the distortion runs them; all else is float32")
+    remat: Remat = _option(
+        "auto", "compute a block's forward pass again for its gradient instead of keeping it: for large models, or not")
 
 
 @dataclass(frozen=True, kw_only=True)
