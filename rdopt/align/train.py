@@ -1,9 +1,10 @@
 """`rdopt train`: a model and a text to learned transforms in a run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -70,7 +71,7 @@ class Trained(NamedTuple):
     start_J: float
     J: float
     kept: str = ""
-    costs: dict[str, float] = {}
+    costs: Mapping[str, float] = MappingProxyType({})
     tie: str = ""
 
 
