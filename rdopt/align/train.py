@@ -196,7 +196,7 @@ def _open(
     moments = moments_of(out, subject, corpus, config, progress)
     problem, settings = make_problem(subject, moments, config)
     settled, starts, tie = config.train, {}, None
-    for name in dict.fromkeys((config.train.init, *config.train.rivals)):
+    for name in dict.fromkeys((config.train.init, *(config.train.rivals or ()))):
         start = starting_gauges(name, subject.params, subject.arch, moments, config.train.seed)
         settled, starts[name], tie = settle_tie(subject, config, start, relaxed_J(problem, settings, config.train.lam))
     desk = _Desk(
