@@ -53,6 +53,11 @@ class Learned(NamedTuple):
     choice: Choice | None = None
 
     @property
+    def gauges(self) -> Gauges:
+        """The symmetries, float64."""
+        return gauges_of(self.records)
+
+    @property
     def stored(self) -> Stored | None:
         """The rotations that the file keeps, if any."""
         return None if self.choice is None else self.choice.stored

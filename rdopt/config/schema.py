@@ -89,7 +89,7 @@ class TrainConfig(_Section):
     lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
     init: Init = _option("pca", "the basis that learning starts from; joint is better and slow above a width of 500")
     rivals: tuple[Init, ...] | None = _option(
-        None, "further bases that are learned from; the best of all by a trial encoding is kept, a basis itself included")
+        None, "further bases that are learned from; the best of all by a trial encoding is kept, starts included")
     tie: TieChoice = _option(
         "auto", "tied embeddings: keep the tie, untie them to rotate the stream, or what takes fewer bits in all")
     sites: tuple[Site, ...] = _option(
