@@ -43,6 +43,14 @@ from rdopt.transforms.modules import (
     materialize,
     record_of,
 )
+from rdopt.transforms.pairing import (
+    fitted_angles,
+    greedy_matching,
+    learned_pairs,
+    pair_gains,
+    pairing_bits,
+    turned_moments,
+)
 from rdopt.transforms.pca import pca, spectrum
 from rdopt.transforms.random import random_orthogonal
 from rdopt.transforms.stretch import stretch, stretch_size
@@ -83,15 +91,20 @@ __all__ = [
     "butterfly",
     "cayley",
     "compose",
+    "fitted_angles",
     "givens_matrix",
+    "greedy_matching",
     "hadamard",
     "hadamard_factors",
     "identity",
     "inverse_cayley",
     "joint_cost",
     "joint_diagonalizer",
+    "learned_pairs",
     "materialize",
     "orthogonality_error",
+    "pair_gains",
+    "pairing_bits",
     "pca",
     "random_orthogonal",
     "rebuild",
@@ -102,4 +115,5 @@ __all__ = [
     "skew",
     "skew_size",
     "spectrum",
+    "turned_moments",
 ]
