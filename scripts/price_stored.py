@@ -44,7 +44,10 @@ LARGE = {
     "down": ((4096, 14336),),
 }
 CHANCE_COLUMNS = 1024  # of the wide layers, in which chance is simulated
-DRAWN = {"blocks of 32, by correlation": "#0072b2", "pairs, 4 layers": "#d55e00"}
+DRAWN = {
+    "blocks of 32, by correlation": ("#0072b2", "blocks of 32"),
+    "pairs, 4 layers": ("#d55e00", "pairs, 4 layers"),
+}
 
 
 def llama_groups(folder: Path, floor: float) -> Iterator[Group]:
@@ -167,36 +170,40 @@ def plot(rows: Sequence[Row], wide: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(2, 2, figsize=(6.4, 5.6), dpi=160, layout="constrained", sharey=True)
-    for ax, kind in zip(axes.flat, LARGE, strict=True):
-        for name, colour in DRAWN.items():
-            draw(ax, [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == name], colour)
+    fig, axes = plt.subplots(2, 2, figsize=(6.4, 6.4), dpi=160, layout="constrained")
+    for ax, (kind, shapes) in zip(axes.flat, LARGE.items(), strict=True):
+        for name, (colour, label) in DRAWN.items():
+            draw(ax, [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == name], colour, label)
         ax.set_xscale("log", base=2)
-        ax.set_title(f"{kind}: {', '.join(MATRICES_OF[kind])}", fontsize=9)
-        ax.set_xticks(sorted({r["n"] for r in (*rows, *wide) if r["kind"] == kind}))
+        ax.set_yscale("log")
+        ax.set_title(", ".join(MATRICES_OF[kind]), fontsize=9)
+        ax.set_xticks(sorted({r["n"] for r in rows if r["kind"] == kind} | {shapes[0][1]}), minor=False)
         ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.grid(True, color="#e6e6e6", linewidth=0.6)
-        ax.axhline(0, color="#999999", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-    fig.supxlabel("width of the input, channels (hollow: extrapolated, with standard error)", fontsize=8)
-    fig.supylabel("bits/weight", fontsize=8)
+    fig.supxlabel("inputs of the layer; line: gain, dashes: price; hollow: extrapolated, standard error", fontsize=8)
+    fig.supylabel("bits/weight, high rate", fontsize=8)
     fig.savefig(path)
     plt.close(fig)
 
 
-def draw(ax: Any, rows: Sequence[Row], colour: str) -> None:
-    """Gain (line) and price (dashes) of one form, each named at its end."""
-    ordered = sorted(rows, key=lambda r: r["n"])
-    for label, style, of in (("gain", "-", gain_of), ("price", "--", lambda r: r["price"])):
-        widths = sorted({r["n"] for r in ordered})
-        means = [np.mean([of(r) for r in ordered if r["n"] == n]) for n in widths]
-        ax.plot(widths, means, style, color=colour, linewidth=1.2)
-        for r in ordered:
+def draw(ax: Any, rows: Sequence[Row], colour: str, label: str) -> None:
+    """Gain (line) and price (dashes) of one form, each named at its narrow end."""
+    widths = sorted({r["n"] for r in rows})
+    for what, line, marker, of in (("gain", "-", "o", gain_of), ("price", "--", "s", lambda r: r["price"])):
+        means = [np.mean([of(r) for r in rows if r["n"] == n]) for n in widths]
+        ax.plot(widths, means, line, color=colour, linewidth=1.2)
+        for r in rows:
             face = "white" if "value" in r else colour
-            ax.plot(r["n"], of(r), "o" if label == "gain" else "s", color=colour, markerfacecolor=face, markersize=4)
-    last = ordered[-1]
-    ax.errorbar(last["n"], gain_of(last), last["error"], color=colour, linewidth=1, capsize=2)
+            ax.plot(r["n"], of(r), marker, color=colour, markerfacecolor=face, markersize=4)
+        end = (5, 4 if what == "price" else -9)
+        style = {"textcoords": "offset points", "fontsize": 7, "color": colour}
+        ax.annotate(f"{what}, {label}", (widths[0], means[0]), end, **style)
+    for r in rows:
+        if "value" in r:
+            ax.errorbar(r["n"], gain_of(r), r["error"], color=colour, linewidth=1, capsize=2, zorder=1)
 
 
 def gain_of(r: Row) -> float:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rdopt.codec.entropy import pack_integers
+from rdopt.study import stored_price
 from rdopt.study.extrapolate import extrapolate
 from rdopt.study.stored_price import (
     BITS,
@@ -81,11 +82,12 @@ def test_a_grouping_is_an_order_of_all_channels(grouping):
     assert sorted(grouped(turned_in_blocks(spectra(15), 5), WEIGHTS, 4, grouping)) == list(range(15))
 
 
-def test_diagonal_moments_gain_nothing_and_lose_with_a_hadamard():
+def test_diagonal_moments_gain_nothing_and_a_hadamard_is_at_best_undone():
     group = Group("attn", ((3, 16), (5, 16)), spectra(16), WEIGHTS, False)
     for name, fit in fit_all(group, 2).items():
         if name.startswith("hadamard"):
-            assert fit.gain < 0
+            # Four layers of pairs reach back through a Hadamard of 16.
+            assert fit.gain == pytest.approx(0, abs=1e-9) if name.endswith("4 layers") else fit.gain < -1
         else:
             assert fit.gain == pytest.approx(0, abs=1e-4)
             assert not fit.rounded[4][1].any() or name == "butterfly"
@@ -131,7 +133,9 @@ def test_a_line_is_continued_and_scatter_about_a_mean_is_not():
     assert flat.value == 0 and flat.error == pytest.approx((4 / 3 * 5 / 4) ** 0.5)
 
 
-def test_the_table_of_a_bert_is_printed_once_and_kept(price_stored, tmp_path, capsys):
+def test_the_table_of_a_bert_is_measured_once_and_kept(price_stored, tmp_path, capsys, monkeypatch):
+    for module in (price_stored, stored_price):
+        monkeypatch.setattr(module, "BLOCKS", (8,))
     rng, out = np.random.default_rng(0), tmp_path / "price.json"
     names = ("attention.self.query", "attention.self.key", "attention.self.value", "output.dense")
     tensors = {f"encoder.layer.0.{k}.weight": rng.standard_normal((64, 64)).astype(np.float32) for k in names}
