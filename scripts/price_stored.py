@@ -113,6 +113,18 @@ def large(rows: Sequence[Row], floor: float, seed: int) -> Iterator[Row]:
             }  # fmt: skip
 
 
+def whole(wide: Sequence[Row]) -> Iterator[Row]:
+    """Each form in all matrices of a wide layer; errors of the groups add up, for the same models made them."""
+    for name in dict.fromkeys(r["transform"] for r in wide):
+        held = [r for r in wide if r["transform"] == name]
+        share = np.array([r["n"] * r["rows"] for r in held], float)
+        mean = {
+            key: float(np.average([r[key] for r in held], weights=share))
+            for key in ("value", "error", "slope", "slope_error", "chance", "price", "net")
+        }
+        yield {"kind": "all", "transform": name, "n": 0, "rows": 0, **mean}
+
+
 def wide_chance(kind: str, floor: float, seed: int) -> dict[str, float]:
     """What each form gains by chance in the large network, without those that start with a Hadamard."""
     narrow = tuple((m, CHANCE_COLUMNS) for m, _ in LARGE[kind])
@@ -130,7 +142,7 @@ def angle_cost(r: Row, rows: int) -> float:
 
 def side(name: str, n: int, free_order: bool) -> tuple[int, float]:
     """Number of angles of a form of transform in width n and the bits of its order."""
-    count = int(re.search(r"\d+", name)[0])  # type: ignore[index]
+    count = int(re.findall(r"\d+", name)[0])
     if name.startswith("pairs"):
         return count * (n // 2), pairing_bits(n, count - free_order)
     stored = not free_order and not name.endswith("as they are")
@@ -172,12 +184,18 @@ def plot(rows: Sequence[Row], wide: Sequence[Row], path: Path) -> None:
 
     fig, axes = plt.subplots(2, 2, figsize=(6.4, 6.4), dpi=160, layout="constrained")
     for ax, (kind, shapes) in zip(axes.flat, LARGE.items(), strict=True):
-        for name, (colour, label) in DRAWN.items():
-            draw(ax, [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == name], colour, label)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
+        ends = []
+        for name, (colour, label) in DRAWN.items():
+            drawn = [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == name]
+            ends += [(end, f"{what}, {label}", colour) for what, end in draw(ax, drawn, colour)]
+        name_ends(ax, ends, shapes[0][1])
         ax.set_title(", ".join(MATRICES_OF[kind]), fontsize=9)
-        ax.set_xticks(sorted({r["n"] for r in rows if r["kind"] == kind} | {shapes[0][1]}), minor=False)
+        ax.set_xticks(sorted({r["n"] for r in rows if r["kind"] == kind} | {shapes[0][1]}))
+        ax.set_yticks([0.001, 0.003, 0.01, 0.03, 0.1, 0.3], minor=False)
+        ax.set_ylim(0.0008, 0.6)
+        ax.yaxis.set_minor_formatter("")
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.grid(True, color="#e6e6e6", linewidth=0.6)
@@ -189,21 +207,29 @@ def plot(rows: Sequence[Row], wide: Sequence[Row], path: Path) -> None:
     plt.close(fig)
 
 
-def draw(ax: Any, rows: Sequence[Row], colour: str, label: str) -> None:
-    """Gain (line) and price (dashes) of one form, each named at its narrow end."""
+def draw(ax: Any, rows: Sequence[Row], colour: str) -> Iterator[tuple[str, float]]:
+    """Gain (line) and price (dashes) of one form; yields where each ends."""
     widths = sorted({r["n"] for r in rows})
     for what, line, marker, of in (("gain", "-", "o", gain_of), ("price", "--", "s", lambda r: r["price"])):
-        means = [np.mean([of(r) for r in rows if r["n"] == n]) for n in widths]
+        means = [float(np.mean([of(r) for r in rows if r["n"] == n])) for n in widths]
         ax.plot(widths, means, line, color=colour, linewidth=1.2)
         for r in rows:
             face = "white" if "value" in r else colour
             ax.plot(r["n"], of(r), marker, color=colour, markerfacecolor=face, markersize=4)
-        end = (5, 4 if what == "price" else -9)
-        style = {"textcoords": "offset points", "fontsize": 7, "color": colour}
-        ax.annotate(f"{what}, {label}", (widths[0], means[0]), end, **style)
+        yield what, means[-1]
     for r in rows:
         if "value" in r:
             ax.errorbar(r["n"], gain_of(r), r["error"], color=colour, linewidth=1, capsize=2, zorder=1)
+
+
+def name_ends(ax: Any, ends: Sequence[tuple[float, str, str]], n: int) -> None:
+    """Names of the lines right of their ends, moved apart where they would overlap."""
+    lowest = 0.0
+    for value, name, colour in sorted(ends):
+        lowest = max(value, lowest * 1.3)
+        ax.annotate(name, (n * 1.35, lowest), color=colour, fontsize=7, va="center", annotation_clip=False)
+    ax.set_xlim(right=n * 40)
+    ax.spines.bottom.set_bounds(ax.get_xlim()[0], n)
 
 
 def gain_of(r: Row) -> float:
@@ -251,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             save(args.json, settings, rows, [])
         print(f"{source}: {axes}", *report([r for r in rows if r["source"] == source]), sep="\n", flush=True)
     wide = list(large(rows, args.floor, args.seed))
-    print(*large_report(wide), sep="\n")
+    print(*large_report([*wide, *whole(wide)]), sep="\n")
     save(args.json, settings, rows, wide)
     if args.plot:
         plot(rows, wide, args.plot)

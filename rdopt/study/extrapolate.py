@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
+
+# A slope has to be this sure before it is followed: one asks for many at a time, and far beyond the points.
+CONFIDENCE = 0.99
 
 
 class Extrapolation(NamedTuple):
@@ -21,7 +25,7 @@ class Extrapolation(NamedTuple):
 
 
 def extrapolate(x: Sequence[float], y: Sequence[float], at: float) -> Extrapolation:
-    """a + s (x - mean x) where the slope is more than twice its error, else the mean.
+    """a + s (x - mean x) where the slope differs from zero by Student's test at CONFIDENCE, else the mean.
 
     Args:
         x: at least three abscissas, not all alike.
@@ -33,7 +37,7 @@ def extrapolate(x: Sequence[float], y: Sequence[float], at: float) -> Extrapolat
     slope = float(np.sum(t * values)) / spread
     residual = float(np.sum((values - mean - slope * t) ** 2)) / (count - 2)
     slope_error, away = (residual / spread) ** 0.5, at - float(np.mean(x))
-    if abs(slope) > 2 * slope_error:
+    if abs(slope) > student.ppf((1 + CONFIDENCE) / 2, count - 2) * slope_error:
         error = (residual * (1 + 1 / count + away**2 / spread)) ** 0.5
         return Extrapolation(mean + slope * away, error, slope, slope_error)
     scatter = float(np.var(values, ddof=1))
