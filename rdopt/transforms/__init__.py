@@ -1,6 +1,6 @@
 """Room `transforms`: orthogonal matrices, parametrised, trained, composed, recorded and rebuilt."""
 
-from rdopt.transforms.bases import BASES, starting_gauges
+from rdopt.transforms.bases import BASES, row_moments, starting_gauges
 from rdopt.transforms.block_gauges import BlockGauges, sides_of
 from rdopt.transforms.cayley import (
     apply_block_cayley,
@@ -134,6 +134,7 @@ __all__ = [
     "record_of",
     "record_to_dict",
     "round_robin",
+    "row_moments",
     "skew",
     "skew_size",
     "spectrum",

@@ -77,19 +77,28 @@ def joint_gauges(params: Params, arch: Architecture) -> Gauges:
 
 
 def _joint_axes(matrices: Sequence[Float[np.ndarray, "_ n"]]) -> Float[np.ndarray, "n n"]:
-    """The joint diagonaliser of the second moments of the rows."""
+    """The joint diagonaliser of the second moments of the rows, each row of norm one."""
     C, weights = row_moments(matrices)
     return joint_diagonalizer(C, weights, start=pca(np.einsum("k,kij->ij", weights, C)))
 
 
 def row_moments(
-    matrices: Sequence[Float[np.ndarray, "_ n"]],
+    matrices: Sequence[Float[np.ndarray, "_ n"]], floor: float = FLOOR
 ) -> tuple[Float[np.ndarray, "k n n"], Float[np.ndarray, " k"]]:
-    """(second moments of the rows of every matrix, each row of norm one; how many rows)."""
+    """What `joint_cost` judges a basis by.
+
+    Args:
+        matrices: that share an input, (rows, n).
+        floor: added to the diagonal, as a share of its mean.
+
+    Returns:
+        (C, weights): second moments of the rows, each row of norm one, float64, and the numbers of rows.
+    """
     unit = [W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-30) for W in matrices]
     C = np.array([X.T @ X / len(X) for X in unit])
-    floor = FLOOR * np.trace(C, axis1=1, axis2=2)[:, None, None] / C.shape[1]
-    return C + floor * np.eye(C.shape[1]), np.array([float(len(X)) for X in unit])
+    n = C.shape[1]
+    C += floor * np.trace(C, axis1=1, axis2=2)[:, None, None] / n * np.eye(n)
+    return C, np.array([float(len(X)) for X in unit])
 
 
 def residual_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "d d"]:
