@@ -311,7 +311,7 @@ def test_another_version_is_refused_naming_both(monkeypatch):
     monkeypatch.setattr(container, "VERSION", 7)
     data = pack({"codes": b"x"}, b"")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="version 7; this rdopt reads rdopt version 3"):
+    with pytest.raises(UserError, match="version 7; this rdopt reads rdopt version 4"):
         unpack(data)
 
 
@@ -368,7 +368,7 @@ def test_arbitrary_bytes_are_no_file(data):
         decode_model(data)
 
 
-META = {"format": "rdopt", "version": "3", "sha256": ""}
+META = {"format": "rdopt", "version": "4", "sha256": ""}
 SPANS = ([0, 1.0], [0, 0.5, 1], ["0", "1"], [0.0, 0], [-5, 0], [0], 7, None, {})
 BAD_HEADERS = [
     [],

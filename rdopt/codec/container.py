@@ -15,7 +15,7 @@ from pathlib import Path
 from rdopt.checkpoint.atomic import new_file
 from rdopt.config.errors import UserError
 
-VERSION = 3
+VERSION = 4
 STREAMS = ("codes", "tables", "scales", "structured", "gains", "transforms", "embeddings", "uncoded", "files")
 _DIGEST = 32
 

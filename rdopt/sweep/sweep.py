@@ -12,7 +12,7 @@ import jax
 from rdopt import align
 from rdopt.align import Device
 from rdopt.calibration import Moments, open_subject
-from rdopt.codec import Source, aligned_source, blockwise_pca, encode_source, lam_of_base_step
+from rdopt.codec import Source, aligned_source, blockwise_pca, encode_source, hard_cost, lam_of_base_step
 from rdopt.config import Config, EncodeConfig, Grid
 from rdopt.evaluate import noise_floor_bf16
 from rdopt.export import check_alignment, reference_of, write_aligned
@@ -154,7 +154,11 @@ class _LearnedArm:
         subject, config = bench.subject, bench.config
         self._problem, self._settings = align.make_problem(subject, bench.moments, config)
         basis = ARMS[name].basis or config.train.init
-        self._start = starting_gauges(basis, subject.params, subject.arch, bench.moments, config.train.seed)
+        start = starting_gauges(basis, subject.params, subject.arch, bench.moments, config.train.seed)
+        cost = align.relaxed_J(self._problem, self._settings, config.train.lam)
+        self._train, self._start, tie = align.settle_tie(subject, config, start, cost)
+        if tie is not None:
+            say(f"  {name}: {tie.sentence}")
 
     def take_over(self, label: str) -> None:
         """Takes over the transforms of a finished point."""
@@ -169,7 +173,7 @@ class _LearnedArm:
             source = self._source(self._start, None, encode)[0]
             rough = replace(encode, finetune=0)
             lam = lam_of_base_step(encode_source(source, rough, lam)[0].c, source.weights)
-        learned = self._learn(point_name(self._name, encode, lam), lam)
+        learned = self._best(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun
         source, moments = self._source(self._start, learned.stored, encode)
@@ -192,9 +196,20 @@ class _LearnedArm:
         tokens = self._bench.corpus.calibration
         return aligned_source(subject, params, arch, moments, encode, tokens=tokens, stored=stored), moments
 
+    def _best(self, label: str, lam: float) -> align.Learned:
+        """The better of the start and of what is learned from it, by a trial encoding."""
+        bench = self._bench
+
+        def cost(gauges: Gauges, stored: Stored | None) -> float:
+            return hard_cost(bench.subject, bench.moments, bench.config.encode, lam, gauges, stored).J
+
+        found = align.candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
+        self._say(f"  {label}: J of a trial encoding: " + ", ".join(f"{x.name} {x.J:.4f}" for x in found))
+        return found[0].learned
+
     def _learn(self, label: str, lam: float) -> align.Learned:
         bench = self._bench
-        train = replace(bench.config.train, lam=lam)
+        train = replace(self._train, lam=lam)
         marks = align.fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train))
         state = bench.out / "state" / label
         store = align.StateStore(state, marks)
