@@ -1,6 +1,5 @@
 """Claims about the activations in training: bfloat16 beside float32, and how many blocks' are held at a time."""
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -56,15 +55,15 @@ def distortion_and_gradient(terms, params, problem):
 
 @pytest.mark.parametrize("distortion", ["block", "model"])
 def test_bfloat16_activations_give_the_float32_objective_and_float32_gradients(tmp_path, distortion):
-    """A block rounds its stream, and what it adds to it, a dozen times, by a random share of the unit each."""
+    """A block rounds a dozen times on the way forward and as often on the way back, by at most a unit each."""
     exact, wide, _ = distortion_and_gradient(*objective(tmp_path / "a", distortion=distortion))
     narrower: Any = {"distortion": distortion, "activations": "bfloat16"}
     found, narrow, types = distortion_and_gradient(*objective(tmp_path / "b", **narrower))
     assert found.rate == exact.rate
     assert found.distortion != exact.distortion
-    # Roundings of single entries average out in D, a mean over thousands of them; in a gradient they add up.
+    # In D, a mean over thousands of entries, roundings average out; in a gradient they may add up.
     assert float(found.distortion) == pytest.approx(float(exact.distortion), rel=2 * UNIT)
-    assert np.linalg.norm(narrow - wide) <= 12 * UNIT * np.linalg.norm(wide)
+    assert np.linalg.norm(narrow - wide) <= 24 * UNIT * np.linalg.norm(wide)
     assert types == {jnp.dtype("float32")} and found.distortion.dtype == jnp.float32
 
 
