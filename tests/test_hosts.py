@@ -180,7 +180,7 @@ def test_a_batch_that_the_devices_of_all_hosts_cannot_share_is_refused():
     ("words", "lines"),
     [
         ("local 2", ["--process 0", "--process 1"]),
-        ("ssh gpu1,gpu2", ["ssh -tt gpu1 .*gpu1:29500.*process.. 0", "ssh -tt gpu2 .*gpu1:29500.*process.. 1"]),
+        ("ssh gpu1,gpu2", ["ssh -tt gpu1 .*gpu1:29500.*--process 0", "ssh -tt gpu2 .*gpu1:29500.*--process 1"]),
         ("slurm --nodes 2", ["srun --kill-on-bad-exit=1 --nodes 2 rdopt train demo --out runs/a --coordinator auto"]),
         ("tpu pod --zone z", ["gcloud compute tpus tpu-vm ssh pod --zone z --worker=all --command=rdopt.*auto"]),
     ],
