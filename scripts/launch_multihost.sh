@@ -89,7 +89,7 @@ case $mode in
     done
     ;;
   slurm)
-    start srun ${before[@]+"${before[@]}"} "$rdopt" "$@" --coordinator auto
+    start srun --kill-on-bad-exit=1 ${before[@]+"${before[@]}"} "$rdopt" "$@" --coordinator auto
     ;;
   tpu)
     (("${#before[@]}")) || usage

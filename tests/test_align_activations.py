@@ -15,7 +15,9 @@ from rdopt.checkpoint import write_checkpoint
 from rdopt.config import Config, EncodeConfig, TrainConfig
 from rdopt.transforms import starting_gauges
 
-# One addition or product in bfloat16 is rounded by at most this share.
+# Compiled for one call: code of less speed, in the same buffers.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# One sum or product in bfloat16 is rounded by at most this share.
 UNIT = float(jnp.finfo(jnp.bfloat16).eps) / 2
 
 
@@ -23,7 +25,7 @@ def objective(folder, layers=2, shape=(8, 32), **changes):
     """(R and D of parameters and problem, parameters near zero, the problem) of a tiny model, uniform grid."""
     config = tiny_config(num_hidden_layers=layers)
     write_checkpoint(folder, config, random_tensors(config).items(), dtype="float32")
-    subject, train = load_subject(folder), TrainConfig(lam=20, init="random", **changes)
+    subject, train = load_subject(folder), TrainConfig(lam=20, init="random", sites=("residual",), **changes)
     moments = synthetic_moments(subject.arch)
     encode = EncodeConfig(grid="round", output="diagonal")
     problem, settings = make_problem(subject, moments, Config(model=str(folder), train=train, encode=encode))
@@ -44,26 +46,28 @@ def objective(folder, layers=2, shape=(8, 32), **changes):
 def distortion_and_gradient(terms, params, problem):
     """R and D, the gradient of D as one vector, and the types that it came in."""
 
-    def D(params):
+    def D(params, problem):
         found = terms(params, problem)
         return found.distortion, found
 
-    grads, found = jax.jit(jax.grad(D, has_aux=True))(params)
+    grads, found = jax.jit(jax.grad(D, has_aux=True), compiler_options=FAST)(params, problem)
     leaves = jax.tree.leaves(grads)
     return found, np.concatenate([np.ravel(x) for x in leaves]), {x.dtype for x in leaves}
 
 
 @pytest.mark.parametrize("distortion", ["block", "model"])
 def test_bfloat16_activations_give_the_float32_objective_and_float32_gradients(tmp_path, distortion):
-    """A block rounds its stream, and what it adds to it, a dozen times, by a random share of the unit each."""
+    """A block rounds a dozen times on the way forward and as often on the way back, by at most a unit each.
+
+    The square of what was rounded a dozen times, and its gradient, move by two dozen units at most.
+    """
     exact, wide, _ = distortion_and_gradient(*objective(tmp_path / "a", distortion=distortion))
     narrower: Any = {"distortion": distortion, "activations": "bfloat16"}
     found, narrow, types = distortion_and_gradient(*objective(tmp_path / "b", **narrower))
     assert found.rate == exact.rate
     assert found.distortion != exact.distortion
-    # Roundings of single entries average out in D, a mean over thousands of them; in a gradient they add up.
-    assert float(found.distortion) == pytest.approx(float(exact.distortion), rel=2 * UNIT)
-    assert np.linalg.norm(narrow - wide) <= 12 * UNIT * np.linalg.norm(wide)
+    assert float(found.distortion) == pytest.approx(float(exact.distortion), rel=24 * UNIT)
+    assert np.linalg.norm(narrow - wide) <= 24 * UNIT * np.linalg.norm(wide)
     assert types == {jnp.dtype("float32")} and found.distortion.dtype == jnp.float32
 
 
@@ -75,11 +79,9 @@ def test_rematerialized_gradients_hold_one_blocks_activations_at_a_time(tmp_path
         changes: Any = {"distortion": "block", "remat": remat, "layers": layers, "shape": (sequences, length)}
         terms, params, problem = objective(tmp_path / f"{remat}{layers}", **changes)
         lowered = jax.jit(jax.grad(lambda p, q: terms(p, q).distortion)).lower(params, problem)
-        options = {"xla_llvm_disable_expensive_passes": True}  # they change no buffer
-        return lowered.compile(options).memory_analysis().temp_size_in_bytes
+        return lowered.compile(FAST).memory_analysis().temp_size_in_bytes
 
     one, kept, again = temporary(1, "never"), temporary(blocks, "never"), temporary(blocks, "always")
-    print(one, kept, again)
     streams = 4 * blocks * sequences * length * tiny_config()["hidden_size"]
     assert again <= 1.1 * one + streams
     assert kept >= 3 * again

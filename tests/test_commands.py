@@ -1,7 +1,7 @@
 """Claims about the commands on one tiny model, from train to inspect, and about what survives a kill."""
 
 import importlib.util
-import json
+import random
 import signal
 import subprocess
 import sys
@@ -13,8 +13,10 @@ from tiny_runs import (
     STEPS,
     TEXT,
     WINDOWS,
+    killed_after,
     make_model,
     make_text,
+    metrics,
     rdopt,
     sha256,
     shape_of,
@@ -68,11 +70,6 @@ def evaluated(world, candidate, out):
     text = ("--text", world / "text.jsonl", *TEXT, *WINDOWS)
     assert rdopt("eval", candidate, "--reference", world / "model", "--json", out, *text) == 0
     return strict_json(out)
-
-
-def metrics(run):
-    """The records of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_folder_tells_what_was_run_with_what(world):
@@ -195,6 +192,21 @@ def test_a_killed_run_continues_to_the_same_transforms_and_metrics(world, tmp_pa
     assert rdopt(*words) == 0
     assert sha256(tmp_path / "run/transforms.safetensors") == sha256(world / "run/transforms.safetensors")
     assert metrics(tmp_path / "run") == metrics(world / "run")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_in_the_same_file(world, kills, tmp_path):
+    """The first kill falls into the opening of the run, the others behind steps that mostly were not saved."""
+    rng, words, out = random.Random(kills), train_words(world, tmp_path / "run"), tmp_path / "a.rdopt.safetensors"
+    killed_after(words, world / "compiled", str(world / "model"), rng.uniform(0, 2))
+    for step in sorted(rng.sample(range(1, 23), kills - 1)):
+        moment = rng.uniform(0, 0.1)
+        killed_after(words, world / "compiled", f"step {step} of", moment)
+        print(f"killed {moment:.3f} s behind step {step}, {len(metrics(tmp_path / 'run'))} steps told")
+    assert rdopt(*words) == 0
+    assert metrics(tmp_path / "run") == metrics(world / "run")
+    assert rdopt("encode", tmp_path / "run", "--out", out, "--lam", "100") == 0
+    assert out.read_bytes() == (world / "a.rdopt.safetensors").read_bytes()
 
 
 def test_ctrl_c_saves_and_says_how_to_continue(world, tmp_path):

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import jax
@@ -73,9 +75,24 @@ def train_words(world: Path, out: Path) -> tuple:
 def signalled(number: int, line: str, words: tuple, cache: Path) -> subprocess.CompletedProcess:
     """A command in a process of its own that gets a signal behind a printed line."""
     argv = [sys.executable, "-c", _SIGNALLED, line, str(int(number)), *map(str, words)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(argv, env=_cached(cache), capture_output=True, text=True, timeout=300, check=False)
+
+
+def killed_after(words: tuple, cache: Path, line: str, seconds: float) -> None:
+    """A command in a process of its own that is killed some time behind a printed line."""
+    argv = [sys.executable, "-c", "from rdopt.cli import run; run()", *map(str, words)]
+    with subprocess.Popen(argv, env=_cached(cache), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(said.startswith(line) for said in process.stdout)
+        time.sleep(seconds)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def _cached(folder: Path) -> dict[str, str]:
+    """The environment of a process that shares compiled programs."""
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | compiled | {"PYTHONPATH": str(ROOT)}
 
 
 def use_compilation_cache(folder: Path) -> None:
@@ -102,3 +119,8 @@ def strict_json(path: Path):
 def shape_of(value):
     """The keys of nested dicts."""
     return {k: shape_of(v) for k, v in value.items()} if isinstance(value, dict) else None
+
+
+def metrics(run: Path) -> list:
+    """The records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
