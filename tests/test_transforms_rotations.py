@@ -176,6 +176,33 @@ def test_givens_layers_are_the_product_of_their_plane_rotations(n, seed):
     np.testing.assert_allclose(apply_givens(x, angles, pairs, inverse=True), x @ expected.T, atol=1e-12)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("make", [butterfly, lambda n: round_robin(n, 3)])
+def test_givens_gradient_is_that_of_the_product_of_plane_rotations_in_float64(make, inverse):
+    n, pairs = 7, make(7)
+    order = np.concatenate(pairs)
+
+    def plain(x, angles):
+        G = jnp.eye(n, dtype=x.dtype)
+        for k, (i, j) in enumerate(order):
+            c, s = jnp.cos(angles[k]), jnp.sin(angles[k])
+            G = G @ jnp.eye(n, dtype=x.dtype).at[[i, j], [i, j]].set(c).at[i, j].set(s).at[j, i].set(-s)
+        return x @ (G.T if inverse else G)
+
+    def ours(x, angles):
+        return apply_givens(x, angles, pairs, inverse=inverse)
+
+    with jax.enable_x64(True):
+        angles = jnp.asarray(normal(11, 2, angle_count(pairs)))
+        x, weight = (jnp.asarray(normal(seed, 2, 3, 2, n)) for seed in (12, 13))
+        found, expected = (
+            jax.jit(jax.grad(lambda x, a, f=f: jnp.sum(weight * jnp.sin(f(x, a))), argnums=(0, 1)))(x, angles)
+            for f in (ours, jax.vmap(plain))
+        )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
 @pytest.mark.parametrize("n", [2, 7, 12])
 def test_round_robin_meets_every_pair_once(n):
     rounds = n - 1 + n % 2
