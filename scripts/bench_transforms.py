@@ -63,11 +63,12 @@ class Crossing(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step: seconds, floor in seconds, and XLA's multiply-adds over those counted here."""
+    """A training step by distortion: seconds, floor, their ratio, and XLA's multiply-adds over those counted here."""
 
-    distortion: str
+    name: str
     seconds: float
     floor: float
+    ratio: float
     xla: float
 
 
@@ -208,7 +209,7 @@ def necessary(arch: Architecture, batch: int, length: int, distortion: str) -> d
     return {name: arch.num_layers * count for name, count in parts.items()}
 
 
-def step_row(distortion: str, args: argparse.Namespace, rate: float) -> Step:
+def step_row(distortion: str, args: argparse.Namespace) -> Step:
     """The pmapped step of `rdopt train` on one device, analytic rate."""
     config = load_config(args.config, [("model", args.model), ("train.distortion", distortion)])
     subject, corpus = open_subject(config)
@@ -226,38 +227,38 @@ def step_row(distortion: str, args: argparse.Namespace, rate: float) -> Step:
     fixed = pool.replicate((problem, start), devices)
     words = (pool.replicate(state, devices), *fixed, pool.split(tokens, devices))
     words = (*words, *pool.replicate((np.float32(train.lam), np.int32(0)), devices))
-    counted = sum(necessary(settings.arch, *tokens.shape, distortion).values())
+    counted = sum(necessary(settings.arch, len(tokens), tokens.shape[1], distortion).values())
     # XLA's analysis takes a scan's body once.
     xla = step.lower(*words).compile().cost_analysis()["flops"] / 2 * settings.arch.num_layers
-    return Step(distortion, median_seconds(lambda: step(*words), args.repeats), counted / rate, xla / counted)
+    # Timed beside the step, because the rate is what other work leaves.
+    seconds, product = median_seconds(lambda: step(*words), args.repeats), product_seconds(512, 5 * args.repeats)
+    floor = counted / 512**3 * product
+    return Step(distortion, seconds, floor, seconds / floor, xla / counted)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All tables."""
-    out: dict[str, Any] = {"crossings": [row._asdict() for row in crossings(args.widths, args.repeats)]}
-    out["cayley"], out["joint"] = cayley_rows(args.widths, args.repeats), joint_rows(args.joint)
+    """All tables, each printed when it is there."""
     rate = 512**3 / product_seconds(512, 3 * args.repeats)
+    print(f"{rate / 1e9:.1f} G multiply-adds/s in a product of width 512")
+    found: dict[str, Any] = {"multiply-adds/s": rate}
+    found["crossings"] = [row._asdict() for row in crossings(args.widths, args.repeats)]
+    show("forward and backward, in products", found["crossings"], ("structured", "dense"))
+    found["cayley"] = cayley_rows(args.widths, args.repeats)
+    show("Cayley forward and backward, in products", found["cayley"], ("solve", "cayley"))
+    found["joint"] = joint_rows(args.joint)
+    show(f"joint diagonaliser of {MOMENTS} moments, s", found["joint"], ("sweep", "all"))
     kinds = () if args.model == "none" else ("matrix", "block")
-    out["steps"] = [step_row(kind, args, rate)._asdict() for kind in kinds]
-    return {**out, "multiply-adds/s": rate}
+    found["steps"] = [step_row(kind, args)._asdict() for kind in kinds]
+    show("training step by distortion, s", found["steps"], ("seconds", "floor", "ratio", "xla"))
+    return found
 
 
-def show(found: dict[str, Any]) -> None:
-    """The tables, printed."""
-    print(f"{found['multiply-adds/s'] / 1e9:.1f} G multiply-adds/s in a product of width 512")
-    print(f"\n{'forward and backward, in products':34s} {'n':>5s} {'in place':>9s} {'dense':>9s}")
-    for row in found["crossings"]:
-        print(f"{row['name']:34s} {row['n']:5d} {row['structured']:9.2f} {row['dense']:9.2f}")
-    print(f"\n{'Cayley, in products':34s} {'n':>5s} {'solve':>9s} {'here':>9s}")
-    for row in found["cayley"]:
-        print(f"{'':34s} {row['n']:5d} {row['solve']:9.2f} {row['cayley']:9.2f}")
-    print(f"\n{f'joint diagonaliser, {MOMENTS} moments, s':34s} {'n':>5s} {'sweep':>9s} {'all':>9s}")
-    for row in found["joint"]:
-        print(f"{'':34s} {row['n']:5d} {row['sweep']:9.2f} {row['all']:9.2f}")
-    print(f"\n{'training step, s':34s} {'':>5s} {'step':>9s} {'floor':>9s} {'ratio':>6s} {'XLA / counted':>14s}")
-    for row in found["steps"]:
-        ratio = row["seconds"] / row["floor"]
-        print(f"{row['distortion']:40s} {row['seconds']:9.3f} {row['floor']:9.3f} {ratio:6.1f} {row['xla']:14.2f}")
+def show(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """One table: name, width, and the figures in `columns`."""
+    print(f"\n{title:42s} {'n':>5s}", *(f"{column:>10s}" for column in columns))
+    for row in rows:
+        name, n = row.get("name", ""), row.get("n", "")
+        print(f"{name:42s} {n!s:>5s}", *(f"{row[column]:10.3f}" for column in columns), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -271,7 +272,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
     found = measure(args)
-    show(found)
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
