@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.transforms import joint_cost, joint_diagonalizer, orthogonality_error, pca, random_orthogonal
+from rdopt.transforms import jacobi, joint_cost, joint_diagonalizer, orthogonality_error, pca, random_orthogonal
 
 
 def moments(seed: int, count: int, n: int) -> np.ndarray:
@@ -57,3 +57,29 @@ def test_no_pair_of_axes_can_be_turned_for_less_at_the_end():
                 turn[[i, j], [i, j]] = np.cos(angle)
                 turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
                 assert joint_cost(_turned(C, Q @ turn), weights) >= least - 1e-5
+
+
+@pytest.mark.parametrize("n", [65, 150])
+def test_blocks_find_what_one_block_finds_and_never_raise_the_cost(n, monkeypatch):
+    C, weights = alike(n, 6), np.arange(1.0, 7.0)
+    Q = joint_diagonalizer(C, weights)
+    assert orthogonality_error(Q) < 1e-12
+    costs = [joint_cost(_turned(C, joint_diagonalizer(C, weights, sweeps=s)), weights) for s in (1, 2, 3)]
+    assert joint_cost(C, weights) > costs[0] > costs[1] > costs[2]
+    monkeypatch.setattr(jacobi, "_WIDTH", n)  # all pairs inside one matrix, as Jacobi has it
+    plain = joint_diagonalizer(C, weights)
+    gap = joint_cost(_turned(C, Q), weights) - joint_cost(_turned(C, plain), weights)
+    assert abs(gap) < 1e-3 * n * weights.sum()
+
+
+def test_the_basis_does_not_depend_on_the_number_of_threads():
+    C, weights = alike(130, 3), np.ones(3)
+    one, three = (joint_diagonalizer(C, weights, sweeps=3, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+def alike(n: int, count: int) -> np.ndarray:
+    """Moments whose axes differ a little."""
+    rng = np.random.default_rng(n)
+    axes = random_orthogonal(n, n) + 0.3 * rng.standard_normal((count, n, n)) / np.sqrt(n)
+    return np.einsum("kij,kj,klj->kil", axes, np.exp(rng.standard_normal((count, n))), axes) + 0.1 * np.eye(n)

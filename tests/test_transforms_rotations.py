@@ -88,6 +88,50 @@ def test_cayley_gradient_matches_finite_differences_in_float64():
     np.testing.assert_allclose(np.asarray(analytic) @ direction, numeric, rtol=1e-4)
 
 
+def plain_cayley(theta, n):
+    """The definition, differentiated by JAX."""
+    S, eye = skew(theta, n), jnp.eye(n, dtype=theta.dtype)
+    return jnp.linalg.solve(eye + S, eye - S)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_cayley_gradient_is_that_of_the_plain_solve_in_float64(n, shape):
+    with jax.enable_x64(True):
+        theta, weight = jnp.asarray(normal(3, *shape, skew_size(n))), jnp.asarray(normal(4, *shape, n, n))
+        found, expected = (
+            jax.jit(jax.value_and_grad(lambda t, f=f: jnp.sum(weight * jnp.sin(f(t, n)))))(theta)
+            for f in (cayley, plain_cayley)
+        )
+        assert orthogonality_error(cayley(theta, n)) < 1e-12
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 64, 200])
+def test_cayley_of_jax_is_orthogonal_to_float32_rounding(n):
+    assert orthogonality_error(cayley(jnp.asarray(normal(5, skew_size(n)) / np.sqrt(n), jnp.float32), n)) < 1e-5
+
+
+def test_cayley_and_its_gradient_take_one_factorisation_and_one_inverse():
+    loss = jax.value_and_grad(lambda t: jnp.sum(jnp.sin(cayley(t, 6))))
+    found = primitives(jax.make_jaxpr(loss)(jnp.ones((2, skew_size(6)))).jaxpr)
+    assert found.count("lu") == 1
+    assert found.count("triangular_solve") == 2  # those of the inverse: the gradient is made of products
+    assert found.count("dot_general") == 2
+
+
+def primitives(jaxpr):
+    """Names of all primitives of a program, those inside its calls too."""
+    found = []
+    for equation in jaxpr.eqns:
+        inner = [p for p in jax.tree.leaves(equation.params) if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+        found += [equation.primitive.name] if not inner else []
+        for program in inner:
+            found += primitives(getattr(program, "jaxpr", program))
+    return found
+
+
 @settings(max_examples=40, deadline=None)
 @given(WIDTHS, st.integers(1, 12), SEEDS)
 def test_block_cayley_is_the_block_diagonal_of_cayleys_and_applies_like_it(n, block, seed):
@@ -130,6 +174,33 @@ def test_givens_layers_are_the_product_of_their_plane_rotations(n, seed):
     x = normal(seed, 2, 5, n)
     np.testing.assert_allclose(apply_givens(x, angles, pairs), x @ expected, atol=1e-12)
     np.testing.assert_allclose(apply_givens(x, angles, pairs, inverse=True), x @ expected.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("make", [butterfly, lambda n: round_robin(n, 3)])
+def test_givens_gradient_is_that_of_the_product_of_plane_rotations_in_float64(make, inverse):
+    n, pairs = 7, make(7)
+    order = np.concatenate(pairs)
+
+    def plain(x, angles):
+        G = jnp.eye(n, dtype=x.dtype)
+        for k, (i, j) in enumerate(order):
+            c, s = jnp.cos(angles[k]), jnp.sin(angles[k])
+            G = G @ jnp.eye(n, dtype=x.dtype).at[[i, j], [i, j]].set(c).at[i, j].set(s).at[j, i].set(-s)
+        return x @ (G.T if inverse else G)
+
+    def ours(x, angles):
+        return apply_givens(x, angles, pairs, inverse=inverse)
+
+    with jax.enable_x64(True):
+        angles = jnp.asarray(normal(11, 2, angle_count(pairs)))
+        x, weight = (jnp.asarray(normal(seed, 2, 3, 2, n)) for seed in (12, 13))
+        found, expected = (
+            jax.jit(jax.grad(lambda x, a, f=f: jnp.sum(weight * jnp.sin(f(x, a))), argnums=(0, 1)))(x, angles)
+            for f in (ours, jax.vmap(plain))
+        )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 7, 12])

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicSpline
 from scipy.special import ndtr
 
@@ -75,22 +75,55 @@ def _tables(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return rate_table, distortion_table
 
 
-def _evaluate(table: np.ndarray, interval: jax.Array, t: jax.Array) -> jax.Array:
-    c = jnp.asarray(table, dtype=t.dtype)[interval]
-    return c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
+class _Place(NamedTuple):
+    """Where a step lies in the tables: interval, octaves from its left knot, and below the first knot (negative)."""
+
+    interval: Int[Array, "..."]
+    t: Float[Array, "..."]
+    below: Float[Array, "..."]
 
 
-def unit_curves(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> UnitCurves:
-    """Both curves at a step given as log2(step / standard deviation); twice differentiable, always finite."""
+def _place(log2_step: Float[Array, "..."]) -> _Place:
     inside = jnp.clip(log2_step, LOG2_STEP_MIN, LOG2_STEP_MAX)
-    below = jnp.minimum(log2_step - LOG2_STEP_MIN, 0)  # high rate: exactly one bit and 6 dB an octave
     count = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
     position = (jax.lax.stop_gradient(inside) - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
     interval = jnp.clip(position.astype(jnp.int32), 0, count - 1)
     t = inside - (LOG2_STEP_MIN + interval.astype(inside.dtype) / KNOTS_PER_OCTAVE)
+    return _Place(interval, t, jnp.minimum(log2_step - LOG2_STEP_MIN, 0))
+
+
+def _evaluate(table: np.ndarray, place: _Place) -> tuple[jax.Array, jax.Array]:
+    """The spline and its slope in t."""
+    c, t = jnp.asarray(table, dtype=place.t.dtype)[place.interval], place.t
+    value = c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
+    return value, c[..., 1] + t * (2 * c[..., 2] + t * 3 * c[..., 3])
+
+
+def _curves_and_slopes(log2_step: Float[Array, "..."], curve: Curve) -> tuple[UnitCurves, UnitCurves]:
+    """Both curves and their derivatives in log2_step."""
+    place = _place(log2_step)
     rate_table, distortion_table = _tables(curve)
-    rate = _evaluate(rate_table, interval, t) - below
-    return UnitCurves(jnp.maximum(rate, 0), jnp.exp2(_evaluate(distortion_table, interval, t) + 2 * below))
+    (rate, rate_slope), (log2_d, log2_d_slope) = (_evaluate(x, place) for x in (rate_table, distortion_table))
+    low, high = log2_step < LOG2_STEP_MIN, log2_step > LOG2_STEP_MAX
+    # High rate: exactly one bit and 6 dB an octave.
+    rate, distortion = rate - place.below, jnp.exp2(log2_d + 2 * place.below)
+    rate_slope = jnp.where(low, -1.0, jnp.where(high | (rate < 0), 0.0, rate_slope))
+    log2_d_slope = jnp.where(low, 2.0, jnp.where(high, 0.0, log2_d_slope))
+    slopes = UnitCurves(rate_slope, jnp.log(2.0).astype(distortion.dtype) * distortion * log2_d_slope)
+    return UnitCurves(jnp.maximum(rate, 0), distortion), slopes
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def unit_curves(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> UnitCurves:
+    """Both curves at a step given as log2(step / standard deviation); twice differentiable, always finite."""
+    return _curves_and_slopes(log2_step, curve)[0]
+
+
+@unit_curves.defjvp
+def _unit_curves_jvp(curve: Curve, at: tuple[Array], along: tuple[Array]) -> tuple[UnitCurves, UnitCurves]:
+    """Slopes are made with the values: a backward pass then keeps two numbers of an entry, not its coefficients."""
+    curves, slopes = _curves_and_slopes(*at, curve)
+    return curves, UnitCurves(*(slope * along[0] for slope in slopes))
 
 
 def unit_rate(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> Float[Array, "..."]:

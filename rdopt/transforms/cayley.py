@@ -4,6 +4,10 @@ Every leading axis is a batch (layers, heads). Numpy in, numpy out; jax in, jax 
 identity; rotations with an eigenvalue -1 are out of reach, so training starts on a basis Q0 and learns Q0 Q.
 """
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -23,24 +27,61 @@ def skew(theta: Float[AnyArray, "*batch m"], n: int) -> Float[AnyArray, "*batch 
     """
     if theta.shape[-1] != skew_size(n):
         raise ValueError(f"a skew {n} x {n} matrix takes {skew_size(n)} parameters, got {theta.shape[-1]}")
-    rows, columns = np.triu_indices(n, 1)
-    shape = (*theta.shape[:-1], n, n)
-    if isinstance(theta, np.ndarray):
-        upper = np.zeros(shape, theta.dtype)
-        upper[..., rows, columns] = theta
-    else:
-        upper = namespace(theta).zeros(shape, theta.dtype).at[..., rows, columns].set(theta)
-    return upper - upper.swapaxes(-1, -2)
+    xp = namespace(theta)
+    i, j = xp.arange(n)[:, None], xp.arange(n)
+    low, high = xp.minimum(i, j), xp.maximum(i, j)
+    # Gathered by computed indices: XLA spends minutes on a scatter by constant ones at a width of 512.
+    place = xp.where(i == j, skew_size(n), low * n - low * (low + 1) // 2 + high - low - 1)
+    padded = xp.concatenate([theta, xp.zeros((*theta.shape[:-1], 1), theta.dtype)], axis=-1)
+    sign = xp.sign(j - i).astype(theta.dtype).reshape((1,) * (theta.ndim - 1) + (n, n))
+    return sign * xp.take(padded, place, axis=-1, mode="clip")
+
+
+def _upper(X: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch m"]:
+    """The strict upper triangle, row by row."""
+    rows, columns = np.triu_indices(X.shape[-1], 1)
+    if isinstance(X, np.ndarray):
+        return X[..., rows, columns]
+    return X.at[..., rows, columns].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
 
 
 def cayley(theta: Float[AnyArray, "*batch m"], n: int) -> Float[AnyArray, "*batch n n"]:
-    """Orthogonal Q = (I + S)^-1 (I - S), S = skew(theta), by one LU solve.
+    """Orthogonal Q = (I + S)^-1 (I - S) = 2 (I + S)^-1 - I, S = skew(theta), by one LU factorisation.
 
     I + S is never singular (its eigenvalues are 1 + i t); the rounding error of Q grows like |S|.
     """
+    if not isinstance(theta, np.ndarray):
+        return _trained_cayley(theta, n)
     S = skew(theta, n)
     eye = eye_like(theta, (), n).reshape((1,) * (S.ndim - 2) + (n, n))
-    return namespace(theta).linalg.solve(eye + S, eye - S)
+    return np.linalg.solve(eye + S, eye - S)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _trained_cayley(theta: Float[jax.Array, "*batch m"], n: int) -> Float[jax.Array, "*batch n n"]:
+    return _cayley_forward(theta, n)[0]
+
+
+def _cayley_forward(theta: Float[jax.Array, "*batch m"], n: int) -> tuple[jax.Array, jax.Array]:
+    """Q = 2 A - I and A = (I + S)^-1, (*batch, n, n) both; A is all that the gradient needs."""
+    eye = eye_like(theta, theta.shape[:-1], n)
+    factors, _, order = jax.lax.linalg.lu(eye + skew(theta, n))
+    permuted = (order[..., :, None] == jnp.arange(n)).astype(theta.dtype)
+    half = jax.lax.linalg.triangular_solve(factors, permuted, left_side=True, lower=True, unit_diagonal=True)
+    A = jax.lax.linalg.triangular_solve(factors, half, left_side=True)
+    return 2 * A - eye, A
+
+
+def _cayley_backward(
+    n: int, A: Float[jax.Array, "*batch n n"], X: Float[jax.Array, "*batch n n"]
+) -> tuple[Float[jax.Array, "*batch m"]]:
+    """dQ = -2 A dS A, so that a cotangent X of Q is -2 A^T X A^T of S; entry (i, j) of theta is S_ij and -S_ji."""
+    transposed = A.swapaxes(-1, -2)
+    dS = -2 * matmul(matmul(transposed, X), transposed)
+    return (_upper(dS - dS.swapaxes(-1, -2)),)
+
+
+_trained_cayley.defvjp(_cayley_forward, _cayley_backward)
 
 
 def inverse_cayley(Q: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch m"]:
@@ -48,8 +89,7 @@ def inverse_cayley(Q: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch 
     n = Q.shape[-1]
     eye = eye_like(Q, (), n).reshape((1,) * (Q.ndim - 2) + (n, n))
     S = namespace(Q).linalg.solve(eye + Q, eye - Q)
-    rows, columns = np.triu_indices(n, 1)
-    return S[..., rows, columns]
+    return _upper(S)
 
 
 def block_cayley_size(n: int, block: int) -> int:

@@ -4,9 +4,13 @@ Rows are turned, x -> x G with G = G_1 G_2 ... G_L; a layer G_l turns each of it
 angle, (x_i, x_j) -> (c x_i - s x_j, s x_i + c x_j), in O(n). Numpy in, numpy out; jax in, jax out.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -15,12 +19,11 @@ from rdopt.transforms.arrays import AnyArray, eye_like, namespace
 Pairs = tuple[np.ndarray, ...]  # one (pairs, 2) integer array a layer
 
 
-class _Plan(NamedTuple):
-    """A layer as gathers: y_i = cos(a_i) x_i + sin(a_i) x[partner_i], a_i = sign_i angles[index_i]."""
+class _Layer(NamedTuple):
+    """A layer with its coordinates put in order: first members of all pairs, second members, those without a pair."""
 
-    partner: Int[np.ndarray, " n"]
-    index: Int[np.ndarray, " n"]
-    sign: Int[np.ndarray, " n"]
+    order: Int[np.ndarray, " n"]
+    angles: slice
 
 
 def butterfly(n: int) -> Pairs:
@@ -72,17 +75,15 @@ def angle_count(pairs: Pairs) -> int:
     return sum(len(layer) for layer in pairs)
 
 
-def _plans(pairs: Pairs, n: int) -> list[_Plan]:
-    plans, start = [], 0
+def _layers(pairs: Pairs, n: int) -> list[_Layer]:
+    layers, start = [], 0
     for layer in pairs:
-        i, j = layer[:, 0], layer[:, 1]
-        partner, index, sign = np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-        partner[i], partner[j] = j, i
-        index[i] = index[j] = start + np.arange(len(layer))
-        sign[i], sign[j] = -1, 1
-        plans.append(_Plan(partner, index, sign))
+        alone = np.ones(n, bool)
+        alone[layer] = False
+        order = np.concatenate([layer[:, 0], layer[:, 1], np.flatnonzero(alone)])
+        layers.append(_Layer(order, slice(start, start + len(layer))))
         start += len(layer)
-    return plans
+    return layers
 
 
 def apply_givens(
@@ -101,14 +102,70 @@ def apply_givens(
     """
     if angles.shape[-1] != angle_count(pairs):
         raise ValueError(f"{angle_count(pairs)} pairs take as many angles, got {angles.shape[-1]}")
-    n, xp = x.shape[-1], namespace(angles)
-    shape = (*angles.shape[:-1], *(1,) * (x.ndim - angles.ndim), n)
-    plans = _plans(pairs, n)
-    for plan in reversed(plans) if inverse else plans:
-        turn = plan.sign.astype(angles.dtype) * (-1 if inverse else 1)
-        a = (angles[..., plan.index] * turn.reshape((1,) * (angles.ndim - 1) + (n,))).reshape(shape)
-        x = xp.cos(a) * x + xp.sin(a) * x[..., plan.partner]
-    return x
+    batch, n, layers = angles.shape[:-1], x.shape[-1], _layers(pairs, x.shape[-1])
+    rows = math.prod(x.shape[len(batch) : -1])
+    # Coordinates before rows: a gather of coordinates then moves whole rows of memory.
+    z = x.reshape(*batch, rows, n).swapaxes(-1, -2)
+    turn: Callable[..., AnyArray] = _turn if isinstance(angles, np.ndarray) else _trained_turn
+    z = turn(z, -angles, layers[::-1]) if inverse else turn(z, angles, layers)
+    return z.swapaxes(-1, -2).reshape(x.shape)
+
+
+def _turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[_Layer]) -> AnyArray:
+    """G^T z, layer after layer."""
+    xp = namespace(angles)
+    cos, sin = xp.cos(angles)[..., None], xp.sin(angles)[..., None]
+    order = np.arange(z.shape[-2])
+    for layer in layers:
+        x_i, x_j, alone = _split(z, order, layer)
+        c, s = cos[..., layer.angles, :], sin[..., layer.angles, :]
+        z = xp.concatenate([c * x_i - s * x_j, s * x_i + c * x_j, alone], axis=-2)
+        order = layer.order
+    return xp.take(z, np.argsort(order), axis=-2, mode="clip")
+
+
+def _split(
+    z: Float[AnyArray, "*batch n rows"], order: Int[np.ndarray, " n"], layer: _Layer
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """(x_i, x_j, those alone) of a layer from coordinates that stand in some order."""
+    pairs = layer.angles.stop - layer.angles.start
+    z = namespace(z).take(z, np.argsort(order)[layer.order], axis=-2, mode="clip")
+    return z[..., :pairs, :], z[..., pairs : 2 * pairs, :], z[..., 2 * pairs :, :]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _trained_turn(
+    z: Float[jax.Array, "*batch n rows"], angles: Float[jax.Array, "*batch p"], layers: list[_Layer]
+) -> Float[jax.Array, "*batch n rows"]:
+    return _turn(z, angles, layers)
+
+
+def _turn_forward(z: AnyArray, angles: AnyArray, layers: list[_Layer]) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
+    y = _turn(z, angles, layers)
+    return y, (y, angles)
+
+
+def _turn_backward(
+    layers: list[_Layer], saved: tuple[AnyArray, AnyArray], g: Float[jax.Array, "*batch n rows"]
+) -> tuple[AnyArray, AnyArray]:
+    """The result is turned back beside its cotangent, so that no layer is kept and no gradient scatters.
+
+    With y_i = c x_i - s x_j and y_j = s x_i + c x_j the derivative of an angle is sum_rows g_j y_i - g_i y_j.
+    """
+    y, angles = saved
+    cos, sin = jnp.cos(angles)[..., None], jnp.sin(angles)[..., None]
+    both, order = jnp.stack([y, g]), np.arange(y.shape[-2])
+    slopes = jnp.zeros_like(angles)
+    for layer in reversed(layers):
+        i, j, alone = _split(both, order, layer)
+        slopes = slopes.at[..., layer.angles].set(jnp.sum(j[1] * i[0] - i[1] * j[0], axis=-1))
+        c, s = cos[None, ..., layer.angles, :], sin[None, ..., layer.angles, :]
+        both = jnp.concatenate([c * i + s * j, c * j - s * i, alone], axis=-2)
+        order = layer.order
+    return jnp.take(both[1], np.argsort(order), axis=-2, mode="clip"), slopes
+
+
+_trained_turn.defvjp(_turn_forward, _turn_backward)
 
 
 def givens_matrix(angles: Float[AnyArray, "*batch p"], pairs: Pairs, n: int) -> Float[AnyArray, "*batch n n"]:
