@@ -9,8 +9,9 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when the hub client is imported
 # Tests compile hundreds of small programs and run each for milliseconds: compiling less well takes half the time.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION}".strip()
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import hypothesis
 import numpy as np
