@@ -132,8 +132,8 @@ def train(
     """
     pool = tuple(devices or jax.devices())
     if not hosts.leads():
-        inputs = hosts.told()
-        learn(*inputs, config.train, devices=pool)
+        heard: _Inputs = hosts.told()
+        learn(*heard, config.train, devices=pool)
         return hosts.told()
     with hosts.telling() as tell:
         desk, inputs = _open(config, out, pool, progress)
