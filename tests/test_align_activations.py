@@ -79,7 +79,8 @@ def test_rematerialized_gradients_hold_one_blocks_activations_at_a_time(tmp_path
         changes: Any = {"distortion": "block", "remat": remat, "layers": layers, "shape": (sequences, length)}
         terms, params, problem = objective(tmp_path / f"{remat}{layers}", **changes)
         lowered = jax.jit(jax.grad(lambda p, q: terms(p, q).distortion)).lower(params, problem)
-        return lowered.compile(FAST).memory_analysis().temp_size_in_bytes
+        memory: Any = lowered.compile(FAST).memory_analysis()
+        return memory.temp_size_in_bytes
 
     one, kept, again = temporary(1, "never"), temporary(blocks, "never"), temporary(blocks, "always")
     streams = 4 * blocks * sequences * length * tiny_config()["hidden_size"]

@@ -148,9 +148,9 @@ def train(
     """
     pool = tuple(devices or jax.devices())
     if not hosts.leads():
-        inputs = hosts.told()
-        for start in inputs.starts.values():
-            learn(inputs.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool)
+        heard: _Inputs = hosts.told()
+        for start in heard.starts.values():
+            learn(heard.problem, heard.settings, heard.tokens, start, heard.train, devices=pool)
         return hosts.told()
     with hosts.telling() as tell:
         desk, inputs = _open(config, out, pool, progress)
