@@ -75,8 +75,11 @@ def test_the_criteria_are_their_formulas_where_nothing_is_turned(world):
 @pytest.mark.parametrize("criterion", ["fourth powers", "kurtosis", "cross-entropy"])
 def test_a_criterion_falls_and_its_rotations_stay_orthogonal(world, criterion):
     subject, params, arch, _, tokens = world
+    predict = jax.jit(lambda x: jnp.argmax(logits(params, x, arch), axis=-1))
+    for at in range(tokens.shape[1] - 1):  # text that the network predicts, so that rounding its weights does harm
+        tokens[:, at + 1] = np.asarray(predict(tokens))[:, at]
     start = starting_gauges("hadamard", subject.params, subject.arch, synthetic_moments(subject.arch))
-    found = learn_criterion(criterion, subject.params, subject.arch, start, tokens, steps=12, learning_rate=0.03)
+    found = learn_criterion(criterion, subject.params, subject.arch, start, tokens, steps=25, learning_rate=0.02)
     assert found.residual is not None and found.value is not None
     assert max(orthogonality_error(found.residual), orthogonality_error(found.value)) < 1e-5
     inputs = activations(params, tokens, arch)
