@@ -27,7 +27,7 @@ def relaxed_terms(problem: Problem, settings: Settings, lam: float, gauges: Gaug
     """(R in bits/weight, D in nats/token) of coordinates by the analytic rate, over the moments of all matrices."""
     variables = Variables(single_precision(gauges, settings.arch))
     bits, D = _terms(variables, problem, jnp.float32(lam), settings=settings)
-    rate, distortion = (sum(float(np.sum(x, dtype=np.float64)) for x in part.values()) for part in (bits, D))
+    rate, distortion = (sum(float(np.sum(np.asarray(x, np.float64))) for x in part.values()) for part in (bits, D))
     return rate / settings.weights, distortion
 
 
