@@ -223,13 +223,14 @@ def step_row(distortion: str, args: argparse.Namespace) -> Step:
     state = State(params, optimizer(train).init(params), jax.random.key_data(key))
     tokens = corpus.calibration[: train.batch_sequences]
     compiled: Any = _compiled
-    step: Any = compiled(module, settings, _schedule_only(train), tuple(devices))
+    plain: Any = compiled(module, settings, _schedule_only(train), tuple(devices))
     fixed = pool.replicate((problem, start), devices)
     words = (pool.replicate(state, devices), *fixed, pool.split(tokens, devices))
     words = (*words, *pool.replicate((np.float32(train.lam), np.int32(0)), devices))
     counted = sum(necessary(settings.arch, len(tokens), tokens.shape[1], distortion).values())
+    step = plain.lower(*words).compile()
     # XLA's analysis takes a scan's body once.
-    xla = step.lower(*words).compile().cost_analysis()["flops"] / 2 * settings.arch.num_layers
+    xla = step.cost_analysis()["flops"] / 2 * settings.arch.num_layers
     # Timed beside the step, because the rate is what other work leaves.
     seconds, product = median_seconds(lambda: step(*words), args.repeats), product_seconds(512, 5 * args.repeats)
     floor = counted / 512**3 * product

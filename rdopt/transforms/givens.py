@@ -7,7 +7,7 @@ angle, (x_i, x_j) -> (c x_i - s x_j, s x_i + c x_j), in O(n). Numpy in, numpy ou
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def apply_givens(
     rows = math.prod(x.shape[len(batch) : -1])
     # Coordinates before rows: a gather of coordinates then moves whole rows of memory.
     z = x.reshape(*batch, rows, n).swapaxes(-1, -2)
-    turn: Callable[..., AnyArray] = _turn if isinstance(angles, np.ndarray) else _trained_turn
+    turn = _turn if isinstance(angles, np.ndarray) else cast(Callable[..., AnyArray], _trained_turn)
     z = turn(z, -angles, layers[::-1]) if inverse else turn(z, angles, layers)
     return z.swapaxes(-1, -2).reshape(x.shape)
 
