@@ -3,7 +3,7 @@
 The relaxed weights see the same noise on every device, so that the mean gradient over devices is that of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -140,10 +140,7 @@ def learn(
     module = Alignment(arch=arch, sites=train.sites, rate=train.rate, plan=plan)
     stored = Starts(NO_SITES, {}) if plan is None else stored_starts(plan, problem.params, arch, start)
     rotations = starting_rotations(start, arch)._replace(stored=stored.sites)
-    key = jax.random.key(train.seed)
-    variables: Any = module.init(key, rotations)
-    params: Any = variables.get("params", {})
-    state = State(params, optimizer(train).init(params), jax.random.key_data(key))
+    state = _first_state(module, rotations, train)
     begin, state, history = hosts.from_first(partial(_restored, store, state, train.steps))
     compiled: Any = _compiled
     step = compiled(module, settings, _schedule_only(train), tuple(devices))
@@ -165,11 +162,23 @@ def learn(
                 raise KeyboardInterrupt
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
     trained = pool.first(copies).params
-    records, choice = trained_records(trained, start, arch), None
-    if plan is not None:
-        gauges = single_precision(gauges_of(records), arch)
-        choice = choose_stored(plan, stored, trained, gauges, problem, train.lam, settings)
+    records = trained_records(trained, start, arch)
+    choice = None if plan is None else _choice(plan, stored, trained, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
+
+
+def _choice(
+    plan: Plan,
+    starts: Starts,
+    trained: Mapping[str, Any],
+    records: Mapping[str, TransformRecord],
+    problem: Problem,
+    lam: float,
+    settings: Settings,
+) -> Choice:
+    """Which of the trained rotations the file keeps."""
+    gauges = single_precision(gauges_of(records), settings.arch)
+    return choose_stored(plan, starts, trained, gauges, problem, lam, settings)
 
 
 def plan_of(train: TrainConfig) -> Plan | None:
@@ -177,6 +186,13 @@ def plan_of(train: TrainConfig) -> Plan | None:
     if train.stored == "none":
         return None
     return Plan(train.stored, train.stored_size, train.stored_base == "hadamard", train.stored_sides)
+
+
+def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
+    key = jax.random.key(train.seed)
+    variables: Any = module.init(key, start)
+    params: Any = variables.get("params", {})
+    return State(params, optimizer(train).init(params), jax.random.key_data(key))
 
 
 def _restored(store: StateStore | None, state: State, steps: int) -> tuple[int, State, Float[np.ndarray, "steps 3"]]:
