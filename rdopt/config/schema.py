@@ -87,7 +87,8 @@ class TrainConfig(_Section):
 
     section: ClassVar[str] = "train"
     lam: float = _option(50.0, "price of one nat/token of distortion in bits/weight", above=0)
-    init: Init = _option("pca", "the basis that learning starts from; joint is better and slow above a width of 500")
+    init: Init = _option(
+        "pca", "the basis that learning starts from; joint is better and takes minutes from a width of 1000")
     rivals: tuple[Init, ...] | None = _option(
         None, "further bases that are learned from; the best of all by a trial encoding is kept, starts included")
     tie: TieChoice = _option(
