@@ -55,7 +55,7 @@ def distortion_and_gradient(terms, params, problem):
     return found, np.concatenate([np.ravel(x) for x in leaves]), {x.dtype for x in leaves}
 
 
-@pytest.mark.parametrize("distortion", ["block", "model"])
+@pytest.mark.parametrize("distortion", ["block", pytest.param("model", marks=pytest.mark.slow)])
 def test_bfloat16_activations_give_the_float32_objective_and_float32_gradients(tmp_path, distortion):
     """A block rounds a dozen times on the way forward and as often on the way back, by at most a unit each.
 

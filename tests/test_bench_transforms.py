@@ -19,6 +19,7 @@ def bench():
     return module
 
 
+@pytest.mark.slow
 def test_every_table_is_printed_and_written(bench, tmp_path, capsys):
     out, config = tmp_path / "speed.json", tmp_path / "config.yaml"
     text = {"sources": [str(make_text(tmp_path / "text.jsonl"))], "seq_len": 32, "calibration_sequences": 8}

@@ -113,6 +113,7 @@ def test_process_0_alone_speaks(runs):
     assert len(re.findall("^wrote ", runs, re.MULTILINE)) == 1
 
 
+@pytest.mark.slow
 def test_when_process_0_is_killed_the_other_stops_and_the_run_resumes_to_the_same_bytes(world, runs, tmp_path):
     out = tmp_path / "run"
     place = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
