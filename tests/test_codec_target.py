@@ -77,7 +77,7 @@ def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(d
     flat = {name: np.ones_like(G[..., 0]) for name, G in whole_moments.G.items()}  # so that rows do not share damping
     moments = whole_moments._replace(G=flat)
     grid = make_grid(moments, demo[0].arch.num_layers, FEEDBACK)
-    source = demo[0]._replace(moments=moments, grid=grid)
+    source = demo[0]._replace(moments=moments, coded=moments, grid=grid)
     part = some_rows(source, FEEDBACK)
     found = part.model(code_matrices(part.source, c, FEEDBACK), c)
     whole = decode_model(encode_at_step(source, c, FEEDBACK).data).plain
