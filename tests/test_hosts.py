@@ -105,6 +105,8 @@ def test_two_processes_learn_what_one_with_as_many_devices_learns(world, runs):
         assert np.linalg.norm(found[name] - value) <= 1e-5 * np.linalg.norm(value), name
     for ours, theirs in zip(metrics(world / "two"), metrics(world / "alone"), strict=True):
         costs = [each.pop("costs", {}) for each in (ours, theirs)]
+        for words in ("kept", "tie"):
+            assert ours.pop(words, "") == theirs.pop(words, "")
         assert ours == pytest.approx(theirs, rel=1e-5)
         assert costs[0] == pytest.approx(costs[1], rel=1e-3)  # trial encodings: a rounded weight may fall elsewhere
 

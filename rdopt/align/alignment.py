@@ -10,7 +10,16 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from rdopt.align.objective import Variables
-from rdopt.align.stored_sites import NO_SITES, Plan, Sites, expected_angle_bits, parameters, site_turn, site_widths
+from rdopt.align.stored_sites import (
+    NO_SITES,
+    STORED,
+    Plan,
+    Sites,
+    expected_angle_bits,
+    parameters,
+    site_turn,
+    site_widths,
+)
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes
 from rdopt.config.schema import Site
 from rdopt.transforms import (
@@ -78,7 +87,7 @@ class Alignment(nn.Module):
         for side in self.plan.sides:
             for key, n in getattr(widths, side).items():
                 count = parameters(self.plan, n)
-                theta = self._zeros(f"stored_{side}_{key}", (self.arch.num_layers, count))
+                theta = self._zeros(f"{STORED}{side}_{key}", (self.arch.num_layers, count))
                 turn = site_turn(self.plan, getattr(starts, side)[key], theta)
                 getattr(found, side)[key] = turn
                 bits = bits + expected_angle_bits(turn, count)

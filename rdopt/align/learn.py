@@ -20,7 +20,7 @@ from rdopt.align.devices import Device
 from rdopt.align.interrupt import Interrupt
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.align.stored_choice import Choice, choose_stored
-from rdopt.align.stored_sites import NO_SITES, Plan, Starts, stored_starts
+from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Starts, stored_starts
 from rdopt.config import TrainConfig
 from rdopt.config.errors import UserError
 from rdopt.transforms import Gauges, Stored, TransformRecord, gauges_of
@@ -178,7 +178,8 @@ def _choice(
 ) -> Choice:
     """Which of the trained rotations the file keeps."""
     gauges = single_precision(gauges_of(records), settings.arch)
-    return choose_stored(plan, starts, trained, gauges, problem, lam, settings)
+    theta = {k: x for k, x in trained.items() if k.startswith(STORED)}
+    return choose_stored(plan, starts, theta, gauges, problem, lam, settings)
 
 
 def plan_of(train: TrainConfig) -> Plan | None:

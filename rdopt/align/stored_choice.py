@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
-from rdopt.align.stored_sites import NO_SITES, Plan, Sites, Starts, site_angles, site_turn, site_widths
+from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Sites, Starts, site_angles, site_turn, site_widths
 from rdopt.calibration.moments import MATRICES_OF
 from rdopt.transforms import Gauges, Stored, StoredTurn, Turn
 from rdopt.transforms.angles import angle_codes
@@ -98,7 +98,7 @@ def _rounded(
     """All trained rotations with angles of so many bits."""
     found: dict[str, dict[Key, StoredTurn]] = {"inputs": {}, "outputs": {}}
     for side, key in _sites(plan, settings):
-        start, moved = getattr(starts.sites, side)[key], jnp.asarray(theta[f"stored_{side}_{key}"])
+        start, moved = getattr(starts.sites, side)[key], jnp.asarray(theta[f"{STORED}{side}_{key}"])
         if plan.structure == "blocks":
             blocks = site_turn(plan, start, moved).blocks
             assert blocks is not None

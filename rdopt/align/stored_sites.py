@@ -37,6 +37,7 @@ from rdopt.transforms.arrays import matmul
 from rdopt.transforms.bases import row_moments
 from rdopt.transforms.stored import flattening
 
+STORED = "stored_"  # begins the names of the parameters
 ANGLE_BITS = 6  # of an angle, while its cost is only expected
 
 
