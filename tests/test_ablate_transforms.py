@@ -121,6 +121,7 @@ def test_known_costs_give_the_rank_correlation_and_the_error_of_the_rate(ablate:
     assert ablate.prediction(cells)["rank_correlation"] == pytest.approx(-1.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_arm_draws_it_and_resumes(
     ablate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -71,6 +71,7 @@ def test_bfloat16_activations_give_the_float32_objective_and_float32_gradients(t
     assert types == {jnp.dtype("float32")} and found.distortion.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_rematerialized_gradients_hold_one_blocks_activations_at_a_time(tmp_path):
     """Six blocks need what one needs that keeps everything, and their six input streams."""
     sequences, length, blocks = 16, 64, 6

@@ -16,7 +16,7 @@ from rdopt.config import Config, TrainConfig
 from rdopt.transforms import Gauges
 
 STREAM = ("residual", "norm")  # the sites that part embedding and head
-TABLE_BITS = 16  # of an entry of an uncoded table
+TABLE_BITS = 16.0  # of an entry of an uncoded table
 
 
 class Tie(NamedTuple):

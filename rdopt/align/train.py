@@ -1,5 +1,6 @@
 """`rdopt train`: a model and a text to learned transforms in a run folder."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -282,4 +283,5 @@ def measure(
     before, after = terms(start, "block"), terms(final, "block")
     _, kl = terms(final, "model")
     J = [rate + config.train.lam * D for rate, D in (before, after)]
-    return Trained(learned.rate, after[1], kl, J[0], J[1])
+    rate = after[0] if math.isnan(learned.rate) else learned.rate  # a start that was kept was not learned
+    return Trained(rate, after[1], kl, J[0], J[1])
