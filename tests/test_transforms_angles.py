@@ -23,17 +23,6 @@ def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     return codes.astype(np.int32)
 
 
-def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
-    """V as an n x n float64 matrix."""
-    V = np.zeros((n, n))
-    for columns, part in split_blocks(codes, n, block):
-        blocks = rebuild(part, bits)
-        for i, each in enumerate(blocks):
-            at = columns.start + i * blocks.shape[1]
-            V[at : at + len(each), at : at + len(each)] = each
-    return V
-
-
 @given(st.integers(1, 33), st.integers(2, 10), st.integers(0, 99))
 def test_rebuilt_angles_are_orthogonal(b: int, bits: int, seed: int) -> None:
     codes, signs = angle_codes(random_orthogonal(seed, b, (2,)), bits)

@@ -213,6 +213,7 @@ def _learner(
     order, steps = list(inputs.starts), inputs.train.steps
 
     def run(name: str, start: Gauges) -> Learned:
+        """Learns from one start, with checkpoints of its own."""
         before = order.index(name) * steps
 
         def step(p: Progress) -> None:
