@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -192,9 +192,18 @@ class Progress:
             self.losses.clear()
 
 
-def train(recipe: Recipe, arch: Architecture, stream: Int[np.ndarray, " n"], folder: Path, every: int
-          ) -> dict[str, Any]:
-    """Runs the steps that are left and returns Flax's parameters; the state is saved every `every` steps."""
+def train(recipe: Recipe, arch: Architecture, stream: Int[np.ndarray, " n"], folder: Path, every: int,
+          keep: Callable[[int, dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs the steps that are left and returns Flax's parameters; the state is saved every `every` steps.
+
+    Args:
+        recipe: see `Recipe`.
+        arch: of the network.
+        stream: training tokens.
+        folder: of the saved states.
+        every: steps between two of them.
+        keep: called with the step and the parameters before a state is saved.
+    """
     model, rule, batches = Llama(arch), make_optimizer(recipe), Batches(stream, recipe)
     step, _ = make_functions(model, rule)
     owned = jax.jit(model.init)(jax.random.key(recipe.seed), jnp.zeros((1, 2), jnp.int32))["params"]
@@ -213,6 +222,7 @@ def train(recipe: Recipe, arch: Architecture, stream: Int[np.ndarray, " n"], fol
             state, loss = step(state, batches(done - 1))
             progress.step(done, loss)
             if done % every == 0 or done == recipe.steps:
+                keep(done, state["params"])
                 manager.save(done, args=ocp.args.StandardSave(state))
     return state["params"]
 
@@ -289,7 +299,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tied", action="store_true", help="one table for embedding and head")
     p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
     p.add_argument("--save-every", type=int, default=100, metavar="STEPS")
-    p.add_argument("--keep-checkpoints", action="store_true", help="leave DIR.training in place at the end")
+    p.add_argument("--keep-checkpoints", action="store_true", 
+                   help="leave DIR.steps: a folder of the model at every saved step")
     return p
 
 
@@ -344,13 +355,23 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"The held-out text has {len(test)} tokens, but one sequence needs "
                         f"{recipe.context + 1}: give more text, cut it finer, or shorten --context.")
     claim(work, asdict(recipe) | {"architecture": repr(arch), "text": fingerprint(stream)})
-    owned = jax.device_get(train(recipe, arch, stream, work / "state", args.save_every))
+
+    def write(out: Path, owned: dict[str, Any], dtype: str) -> None:
+        """A Hugging Face folder of some parameters."""
+        tensors = params_to_tensors(operator_params(jax.device_get(owned), arch), arch)
+        write_checkpoint(out, config, tensors, dtype=dtype, files=carried_files(tokenizer))
+
+    def keep(step: int, owned: dict[str, Any]) -> None:
+        """One folder of the trajectory, in float32; a resumed run finds some already there."""
+        place = args.out.with_name(args.out.name + ".steps") / f"step-{step:06d}"
+        if args.keep_checkpoints and not place.exists():
+            write(place, owned, "float32")
+
+    owned = jax.device_get(train(recipe, arch, stream, work / "state", args.save_every, keep))
     loss, counted = heldout_loss(owned, arch, test, recipe)
     print(f"held-out loss {loss:.4f} nats/token over {counted} tokens (test part, context {recipe.context})")
-    tensors = params_to_tensors(operator_params(owned, arch), arch)
-    write_checkpoint(args.out, config, tensors, dtype=args.dtype, files=carried_files(tokenizer))
-    if not args.keep_checkpoints:
-        shutil.rmtree(work)
+    write(args.out, owned, args.dtype)
+    shutil.rmtree(work)
     print(f"wrote {args.out}")
 
 

@@ -119,13 +119,17 @@ def test_adamw_learns(whole: tuple[Path, str]) -> None:
     assert losses(whole[1])[-1] < losses(whole[1])[0] - 1
 
 
-def test_muon_learns_and_the_training_state_can_be_kept(
+def test_muon_learns_and_the_trajectory_can_be_kept(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main(command(text, tmp_path / "model", "--optimizer", "muon", "--keep-checkpoints")) == 0
     found = losses(capsys.readouterr().out)
     assert found[-1] < found[0] - 1
-    assert (tmp_path / "model.training" / "state").is_dir()
+    steps = sorted((tmp_path / "model.steps").iterdir())
+    assert [step.name for step in steps] == ["step-000016", "step-000032", "step-000040"]
+    last, model = weights(steps[-1]), weights(tmp_path / "model")
+    assert all(np.array_equal(last[name], model[name]) for name in model)
+    assert not (tmp_path / "model.training").exists()
 
 
 @given(st.integers(2, 20), st.integers(0, 60), st.integers(0, 99))
