@@ -21,7 +21,7 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[Device]) ->
     Args:
         out: the folder.
         config: the resolved configuration.
-        kind: "train" or "sweep".
+        kind: "train", "sweep" or "analyze"; a finished sweep may be opened again.
         devices: what it runs on.
 
     Returns:
@@ -39,7 +39,7 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[Device]) ->
         facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
         if facts["kind"] != kind:
             raise UserError(f"{out} holds a {facts['kind']} run; choose another folder for this {kind}.")
-        if (out / DONE).exists() and kind == "train":
+        if (out / DONE).exists() and kind != "sweep":
             raise UserError(f"{out} holds a finished run; remove it or choose another name.")
         if (out / CONFIG).read_text(encoding="utf-8") != config_yaml(config):
             raise UserError(

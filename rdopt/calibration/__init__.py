@@ -1,6 +1,7 @@
 """Room 5, calibration: text to token batches; the parts of the text that may and may not be looked at."""
 
 from rdopt.calibration.moments import INPUT_OF, MATRICES_OF, EmbeddingMoments, Moments, second_moments
+from rdopt.calibration.streamed import lazy_params, read_block, run_block, streamed_moments, streams
 from rdopt.calibration.subject import (
     Corpus,
     Subject,
@@ -28,6 +29,11 @@ __all__ = [
     "EmbeddingMoments",
     "Moments",
     "second_moments",
+    "lazy_params",
+    "read_block",
+    "run_block",
+    "streamed_moments",
+    "streams",
     "Split",
     "builtin_documents",
     "fingerprint",

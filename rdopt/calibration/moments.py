@@ -88,11 +88,11 @@ def _probe_backward(weighted: bool, saved: tuple[Array, Array | None, Array], g:
     energy = jnp.sum(grads**2, axis=1, keepdims=True)
     if weighted:
         rows, grads = jnp.sqrt(energy) * rows, jnp.linalg.norm(rows, axis=1, keepdims=True) * grads
-    outputs = _gram(grads) if G.ndim == 2 else jnp.sum(grads**2, axis=0)
-    return jnp.zeros_like(x), g, None if sigma is None else _gram(rows), outputs, jnp.sum(energy)
+    outputs = gram(grads) if G.ndim == 2 else jnp.sum(grads**2, axis=0)
+    return jnp.zeros_like(x), g, None if sigma is None else gram(rows), outputs, jnp.sum(energy)
 
 
-def _gram(rows: Array) -> Array:
+def gram(rows: Array) -> Array:
     """Sum over rows of row row^T in full float32, also where products default to a shorter type."""
     return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
 
@@ -100,7 +100,8 @@ def _gram(rows: Array) -> Array:
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def _probed_linear(weighted: bool, name: str, p: Mapping[str, Any], x: Any) -> Array:
+def probed_linear(weighted: bool, name: str, p: Mapping[str, Any], x: Any) -> Array:
+    """The hook that measures: `linear` whose backward pass hands out the sums of `_probe` in p["probes"]."""
     probes, group = p["probes"], INPUT_OF[name]
     # Matrices that share an input share one sigma: the first of them reports it, or all add what they weight it with.
     sigma = probes["sigma"][group] if weighted or name == MATRICES_OF[group][0] else None
@@ -123,26 +124,27 @@ def _batch_sums(
     rope = rope_tables(arch, tokens.shape[1])
 
     def log_likelihood(probes: dict[str, Any], x: Array) -> tuple[Array, tuple[Array, Array]]:
-        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, partial(_probed_linear, weighted))
+        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, partial(probed_linear, weighted))
         scores = head_logits(params, x, arch)
         labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
         logp = jax.nn.log_softmax(scores)
         chosen = jnp.take_along_axis(logp, labels[..., None], axis=-1)
-        return jnp.sum(chosen), _head_sums(rms_norm(x, params["final_norm"], arch.norm_eps), logp)
+        return jnp.sum(chosen), head_sums(rms_norm(x, params["final_norm"], arch.norm_eps), logp)
 
     gradient = jax.grad(log_likelihood, argnums=(0, 1), has_aux=True)
-    (sums, g), (fisher, S) = gradient(_zero_probes(params["blocks"]), embed_tokens(params, tokens))
+    (sums, g), (fisher, S) = gradient(zero_probes(params["blocks"]), embed_tokens(params, tokens))
     energy = jnp.zeros(arch.vocab_size).at[tokens].add(jnp.sum(g**2, axis=-1))
-    return sums, {"frequency": energy, "G": _gram(g.reshape(-1, g.shape[-1])), "fisher": fisher, "S": S}
+    return sums, {"frequency": energy, "G": gram(g.reshape(-1, g.shape[-1])), "fisher": fisher, "S": S}
 
 
-def _head_sums(y: Float[Array, "B T d"], logp: Float[Array, "B T V"]) -> tuple[Array, Array]:
+def head_sums(y: Float[Array, "B T d"], logp: Float[Array, "B T V"]) -> tuple[Array, Array]:
     """Sums over tokens of p (1 - p) and of y y^T."""
     p = jnp.exp(logp)
-    return jnp.sum(p * (1 - p), axis=(0, 1)), _gram(y.reshape(-1, y.shape[-1]))
+    return jnp.sum(p * (1 - p), axis=(0, 1)), gram(y.reshape(-1, y.shape[-1]))
 
 
-def _zero_probes(blocks: dict[str, Any]) -> dict[str, Any]:
+def zero_probes(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """What the probes of stacked blocks add up to, at zero."""
     shapes = {k: blocks[k].shape for k in MATRICES}
     layers = shapes["q"][0]
     sigma = {INPUT_OF[k]: (layers, s[2], s[2]) for k, s in shapes.items()}

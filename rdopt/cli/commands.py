@@ -23,7 +23,7 @@ from rdopt.codec import (
 from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
 from rdopt.integrations import decoded_card
-from rdopt.study import describe, inspect
+from rdopt.study import analyze, describe, inspect, report_lines
 from rdopt.sweep import dumps, evaluate, measure_file, sweep
 from rdopt.transforms import Gauges, Stored
 
@@ -189,6 +189,15 @@ def run_sweep(args: argparse.Namespace, config: Config) -> None:
     begun = time.perf_counter()
     sweep(config, args.out, say)
     say(f"wrote {args.out}/curve.json, curve.csv, curve.png in {time.perf_counter() - begun:.0f} s")
+
+
+def run_analyze(args: argparse.Namespace, config: Config) -> None:
+    """rdopt analyze."""
+    begun = time.perf_counter()
+    found = analyze(config, args.out, args.learned, say)
+    for line in report_lines(found):
+        say(line)
+    say(f"wrote {args.out}: analysis.json, analysis.txt and three PNGs in {time.perf_counter() - begun:.0f} s")
 
 
 def run_inspect(args: argparse.Namespace, config: Config) -> None:

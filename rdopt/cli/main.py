@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": commands.run_eval,
     "inspect": commands.run_inspect,
     "sweep": commands.run_sweep,
+    "analyze": commands.run_analyze,
 }
 
 

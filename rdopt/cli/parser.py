@@ -1,4 +1,4 @@
-"""The command line: seven commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
+"""The command line: eight commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ SHORT = {
     "context": "evaluate.context",
     "stride": "evaluate.stride",
     "max-tokens": "evaluate.max_tokens",
+    "bases": "analyze.bases",
 }
 TEXT = ("text", "split-on", "seq-len", "sequences", "seed")
 WINDOWS = ("context", "stride", "max-tokens")
@@ -87,6 +88,14 @@ def build_parser() -> Parser:
     sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
     sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
     _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS))
+    analyze = _command(
+        commands, "analyze", "weights in several coordinate systems", "rdopt analyze demo --out runs/study --bases "
+        "identity,hadamard,pca"
+    )
+    _model(analyze)
+    analyze.add_argument("--out", required=True, type=Path, help="folder to make; an unfinished one is continued")
+    analyze.add_argument("--run", dest="learned", type=Path, help="finished run of rdopt train: its coordinates are the learned ones")
+    _keys(analyze, ("bases", *TEXT, "steps", *WINDOWS))
     look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
     look.add_argument("path")
     look.add_argument("--json", type=Path, help="file to write the figures to")

@@ -8,6 +8,7 @@ from rdopt.calibration import INPUT_OF
 from rdopt.checkpoint import MATRICES, Architecture, block_shapes, open_checkpoint
 from rdopt.codec import read_container
 from rdopt.config import Config, load_config
+from rdopt.study.analyze.variants import variants
 
 _FLOAT = 4
 # Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.
@@ -42,7 +43,9 @@ def _sizes(model: str, config: Config, command: str) -> str:
     trained = arch.hidden_size * (arch.hidden_size - 1) // 2
     trained += arch.num_layers * arch.num_kv_heads * arch.head_dim * (arch.head_dim - 1) // 2
     cached = min(config.evaluate.max_tokens * arch.vocab_size * _FLOAT, 2**30)
-    memory = _COPIES[command] * _FLOAT * checkpoint.num_parameters + 2 * moments + cached
+    memory = _streamed(config, arch, weights, moments) if command == "analyze" else (
+        _COPIES[command] * _FLOAT * checkpoint.num_parameters + 2 * moments + cached
+    )
     # A coded weight takes at most about half a byte at the slopes people use; uncoded ones take two bytes.
     file = 2 * (checkpoint.num_parameters - weights) + weights // 2
     points = len(config.sweep.target_bpw or config.sweep.lams) * len(config.sweep.arms)
@@ -51,6 +54,7 @@ def _sizes(model: str, config: Config, command: str) -> str:
         "sweep": moments + points * (file + _FLOAT * checkpoint.num_parameters),
         "encode": file,
         "export": _FLOAT * checkpoint.num_parameters,
+        "analyze": moments // 2,
     }.get(command, 0)
     matrices = ", ".join(f"{k} {shapes[k][0]}x{shapes[k][1]}" for k in MATRICES)
     return (
@@ -58,6 +62,19 @@ def _sizes(model: str, config: Config, command: str) -> str:
         f"{arch.num_layers} x ({matrices})\n"
         f"{trained} transform parameters; about {memory / 2**20:.0f} MiB of memory, {disk / 2**20:.1f} MiB of disk"
     )
+
+
+def _streamed(config: Config, arch: Architecture, weights: int, moments: int) -> int:
+    """Bytes of an analysis: one block at a time, the ends in two bases, a stream of every network beside the original.
+
+    Measured peaks lie within a third of this.
+    """
+    networks = len(variants(config.analyze.bases, config.analyze.bits, config.analyze.protected))
+    tokens = max(networks * config.evaluate.max_tokens,
+                 (arch.num_layers + 1) * config.text.calibration_sequences * config.text.seq_len)
+    ends = 2 * arch.vocab_size * arch.hidden_size
+    per_block = (6 * weights * _FLOAT + 4 * moments) // arch.num_layers
+    return 2**29 + per_block + 8 * _FLOAT * ends + tokens * arch.hidden_size * _FLOAT
 
 
 def _moment_entries(arch: Architecture) -> int:

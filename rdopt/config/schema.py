@@ -16,6 +16,7 @@ from rdopt.config.errors import UserError
 
 SplitOn = Literal["line", "blank", "blank2", "file"]
 Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "joint"]
+Basis = Literal["identity", "hadamard", "random", "pca", "pca-act", "joint", "learned"]
 Rate = Literal["analytic", "noise", "annealed", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
@@ -201,6 +202,27 @@ class SweepConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(_Section):
+    """In which coordinates a model is looked at, and how it is rounded there."""
+
+    section: ClassVar[str] = "analyze"
+    bases: tuple[Basis, ...] = _option(
+        ("identity", "hadamard", "random", "pca", "pca-act", "learned"),
+        "coordinate systems; learned: those of --run, or trained here as train says")
+    bits: tuple[int, ...] = _option((3, 4, 8), "lengths of codes that weights are rounded to", low=2, high=16)
+    protected: float = _option(
+        0.005, "share of a matrix's largest weights that outlier protection keeps in 16 bits", above=0, high=0.5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("identity", "hadamard"):
+            if name not in self.bases:
+                raise UserError(
+                    f"analyze.bases is {', '.join(self.bases)}, but every hypothesis is about a difference from "
+                    f"identity and hadamard: add {name}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Section):
     """One run: a model and a section a stage."""
 
@@ -210,6 +232,7 @@ class Config(_Section):
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
 
 
 @cache

@@ -22,7 +22,7 @@ from rdopt.transforms.files import (
     load_alignment,
     save_alignment,
 )
-from rdopt.transforms.gauges import Gauges, fold, fold_moments, unfold
+from rdopt.transforms.gauges import Gauges, fold, fold_block, fold_ends, fold_moments, unfold
 from rdopt.transforms.givens import (
     Pairs,
     angle_count,
@@ -77,6 +77,8 @@ __all__ = [
     "BlockGauges",
     "Gauges",
     "fold",
+    "fold_block",
+    "fold_ends",
     "fold_moments",
     "sides_of",
     "starting_gauges",

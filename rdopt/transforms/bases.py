@@ -6,6 +6,7 @@ diagonalises the moments of all matrices together as far as one rotation can (Ph
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -141,8 +142,7 @@ def residual_activation(params: Params, moments: Moments) -> Float[np.ndarray, "
     return total
 
 
-def _head_blocks(sigma: Float[np.ndarray, "layers n n"], arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
-    """The diagonal blocks of o_proj's input moment, summed over the query heads of a group."""
+def _head_blocks(sigma: Any, arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
+    """The diagonal blocks of o_proj's input moment, summed over the query heads of a group; one layer at a time."""
     kv, h, group = arch.num_kv_heads, arch.head_dim, arch.num_heads // arch.num_kv_heads
-    blocks = sigma.reshape(-1, kv, group, h, kv, group, h)
-    return np.einsum("lkgikgj->lkij", blocks)
+    return np.stack([np.einsum("kgikgj->kij", S.reshape(kv, group, h, kv, group, h)) for S in sigma])

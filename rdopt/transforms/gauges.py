@@ -92,24 +92,52 @@ def fold(params: Params, arch: Architecture, gauges: Gauges) -> tuple[Params, Ar
         ValueError: gauges that are no symmetry of this network.
     """
     held = {k: np.asarray(v) for k, v in params["blocks"].items()}
-    for name in MATRICES:
-        sides = _sides(name, params["blocks"], arch, gauges)
-        held[name] = _each(lambda s, W: s.fold(W), sides, held[name])
-        if name + "_bias" in held:
-            held[name + "_bias"] = _each(lambda s, b: s.outputs.apply(b), sides, held[name + "_bias"])
-    out: Params = {**params, "blocks": held}
+    blocks = [fold_block({k: v[i] for k, v in held.items()}, i, arch, gauges) for i in range(arch.num_layers)]
+    out: Params = {**params, "blocks": {k: np.stack([p[k] for p in blocks]) for k in held}}
     if not gauges.unties:
         return out, arch
-    gains = np.concatenate([held[k] for k in NORMS] + [np.asarray(params["final_norm"])[None]])
-    gains = np.ones_like(gains) if gauges.residual is not None else gains
-    gains = _f32(gains if gauges.norm is None else gains * gauges.norm)
-    held["attn_norm"], held["mlp_norm"], final = np.split(gains, [arch.num_layers, 2 * arch.num_layers])
+    out.update(fold_ends(params, gauges))
+    return out, replace(arch, tied=False)
+
+
+def fold_block(
+    p: Mapping[str, Float[np.ndarray, "..."]], layer: int, arch: Architecture, gauges: Gauges
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """One block in other coordinates, float32; see `fold`.
+
+    Args:
+        p: its original parameters by short name.
+        layer: which one it is.
+        arch: of the network.
+        gauges: of the network.
+    """
+    gains = (np.asarray(p[NORMS[0]], np.float64), np.asarray(p[NORMS[1]], np.float64))
+    out = {k: np.asarray(v) for k, v in p.items()}
+    for name in MATRICES:
+        sides = sides_of(name, gains, arch, gauges.block(layer, arch))
+        out[name] = _f32(sides.fold(np.asarray(p[name], np.float64)))
+        if name + "_bias" in p:
+            out[name + "_bias"] = _f32(sides.outputs.apply(np.asarray(p[name + "_bias"], np.float64)))
+    for site, name in enumerate(NORMS):
+        out[name] = _gain(p[name], gauges, layer + site * arch.num_layers)
+    return out
+
+
+def fold_ends(params: Params, gauges: Gauges) -> Params:
+    """Embedding, final norm and head in other coordinates, float32, for gauges that untie them; see `fold`."""
     stream, last = _ends(params["final_norm"], gauges)
     head = np.asarray(params.get("head", params["embed"]), np.float64)
-    out["embed"] = _f32(stream.apply(np.asarray(params["embed"], np.float64).T).T)
-    out["head"] = _f32(Sides(Map(), last).fold(head))
-    out["final_norm"] = final[0]
-    return out, replace(arch, tied=False)
+    return {
+        "embed": _f32(stream.apply(np.asarray(params["embed"], np.float64).T).T),
+        "head": _f32(Sides(Map(), last).fold(head)),
+        "final_norm": _gain(params["final_norm"], gauges, -1),
+    }
+
+
+def _gain(gain: Float[np.ndarray, " d"], gauges: Gauges, site: int) -> Float[np.ndarray, " d"]:
+    """What a norm's gain becomes: a rotated stream has it in the consumers, and any positive scale is free."""
+    left = np.ones_like(gain) if gauges.residual is not None else np.asarray(gain)
+    return _f32(left if gauges.norm is None else left * gauges.norm[site])
 
 
 def _ends(final_gain: Float[np.ndarray, " d"], gauges: Gauges) -> tuple[Map, Map]:

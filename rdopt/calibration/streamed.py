@@ -1,0 +1,150 @@
+"""A model that does not fit in memory, block by block: its forward pass, and the second moments behind it.
+
+One block's weights are in memory at a time, and the residual stream of the whole text before every block, from which
+the backward pass starts anew; the moments are those of `second_moments`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rdopt.calibration.moments import probed_linear, zero_probes
+from rdopt.checkpoint import EMBED, FINAL_NORM, HEAD, Architecture, Checkpoint, block_shapes, hf_name
+from rdopt.operator import block, embed_tokens, head_logits, rope_tables
+
+BATCH = 8  # sequences in a pass
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensor of one name in every block, read when asked for."""
+
+    checkpoint: Checkpoint
+    short: str
+
+    def __len__(self) -> int:
+        return self.checkpoint.arch.num_layers
+
+    def __getitem__(self, layer: int) -> Float[np.ndarray, "..."]:
+        if not 0 <= layer < len(self):
+            raise IndexError(layer)
+        return self.checkpoint.tensor(hf_name(layer, self.short))
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def lazy_params(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`load_params` with every block's tensors left in the file until they are indexed, float32."""
+    params = {
+        "embed": checkpoint.tensor(EMBED),
+        "blocks": {short: Tensors(checkpoint, short) for short in block_shapes(checkpoint.arch)},
+        "final_norm": checkpoint.tensor(FINAL_NORM),
+    }
+    return params if checkpoint.arch.tied else params | {"head": checkpoint.tensor(HEAD)}
+
+
+def read_block(params: Mapping[str, Any], layer: int) -> dict[str, Float[np.ndarray, "..."]]:
+    """The parameters of one block by short name."""
+    return {short: np.asarray(held[layer]) for short, held in params["blocks"].items()}
+
+
+def run_block(
+    p: Mapping[str, Any], x: Float[np.ndarray, "n T d"], arch: Architecture
+) -> Float[np.ndarray, "n T d"]:
+    """The residual stream after one block, float32."""
+    rope, held = rope_tables(arch, x.shape[1]), jax.device_put(dict(p))
+    return np.concatenate([np.asarray(_forward(held, part, rope, arch)) for part in _batches(x)])
+
+
+def streams(
+    params: Mapping[str, Any], tokens: Int[np.ndarray, "n T"], arch: Architecture
+) -> list[Float[np.ndarray, "n T d"]]:
+    """The residual stream before every block and behind the last one, float32."""
+    found = [np.asarray(embed_tokens(dict(params), tokens))]
+    for layer in range(arch.num_layers):
+        found.append(run_block(read_block(params, layer), found[-1], arch))
+    return found
+
+
+def streamed_moments(
+    params: Mapping[str, Any],
+    arch: Architecture,
+    tokens: Int[np.ndarray, "n T"],
+    keep: Callable[[int, Mapping[str, Any]], None],
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Measures sigma and G of every block, the last one first.
+
+    Args:
+        params: of `lazy_params`, or a model in memory.
+        arch: its architecture.
+        tokens: calibration sequences.
+        keep: called with a layer and {"sigma": group -> (in, in), "G": matrix -> (out, out) or its diagonal}, float32
+            means over tokens.
+        seed: of the sampled labels.
+        progress: called with (blocks done, of how many).
+    """
+    before = streams(params, tokens, arch)
+    ends = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
+    keys = [jax.random.fold_in(jax.random.key(seed), start) for start in range(0, len(tokens), BATCH)]
+    parts = zip(_batches(before.pop()), keys, strict=True)
+    g = np.concatenate([np.asarray(_head_gradient(ends, x, key, arch)) for x, key in parts])
+    rope = rope_tables(arch, tokens.shape[1])
+    for layer in reversed(range(arch.num_layers)):
+        p, x, total, slopes = jax.device_put(read_block(params, layer)), before.pop(), None, []
+        for part, slope in zip(_batches(x), _batches(g), strict=True):
+            sums, below = _backward(p, part, slope, rope, arch)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            slopes.append(np.asarray(below))
+        assert total is not None
+        g = np.concatenate(slopes)
+        means = jax.tree.map(lambda s: np.asarray(s[0]) / tokens.size, total)
+        keep(layer, {kind: means[kind] for kind in ("sigma", "G")})
+        if progress is not None:
+            progress(arch.num_layers - layer, arch.num_layers)
+
+
+@partial(jax.jit, static_argnames="arch")
+def _forward(p: Mapping[str, Array], x: Array, rope: Any, arch: Architecture) -> Array:
+    return block(p, x, rope, arch)
+
+
+@partial(jax.jit, static_argnames="arch")
+def _head_gradient(ends: Mapping[str, Array], x: Array, key: Array, arch: Architecture) -> Array:
+    """Gradient of the sum of the log-likelihood of labels that the model itself draws, at the last stream."""
+
+    def log_likelihood(x: Array) -> Array:
+        scores = head_logits(dict(ends), x, arch)
+        labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
+        return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(scores), labels[..., None], axis=-1))
+
+    return jax.grad(log_likelihood)(x)
+
+
+@partial(jax.jit, static_argnames="arch")
+def _backward(
+    p: Mapping[str, Array], x: Array, g: Array, rope: Any, arch: Architecture
+) -> tuple[dict[str, Any], Array]:
+    """Sums of the probes of one block, with a leading axis of one, and the gradient before it."""
+    stacked = zero_probes({k: v[None] for k, v in p.items()})
+
+    def through(probes: dict[str, Any], x: Array) -> Array:
+        own = jax.tree.map(lambda held: held[0], probes)
+        return block({**p, "probes": own}, x, rope, arch, partial(probed_linear, False))
+
+    _, pull = jax.vjp(through, stacked, x)
+    return pull(g)
+
+
+def _batches(x: Float[np.ndarray, "n T d"]) -> Iterator[Float[np.ndarray, "batch T d"]]:
+    for start in range(0, len(x), BATCH):
+        yield x[start : start + BATCH]

@@ -1,0 +1,138 @@
+"""An analysis as a page of text: figures by basis, KL of rounded networks, verdicts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rdopt.checkpoint import MATRICES
+from rdopt.study.analyze.figures import BINS, STEP
+
+COLUMNS: Mapping[str, tuple[str, str | None]] = {
+    "max/rms": ("peak", None),
+    "kurtosis": ("kurtosis", None),
+    ">6 rms": ("beyond_6_sigma", None),
+    "H step": ("entropy_step", None),
+    "Huffman": ("huffman_step", None),
+    "H bins": ("entropy_bins", None),
+    "zeros": ("zeros", None),
+    "top 1 %": ("columns", "top 1"),
+    "top 10 %": ("columns", "top 10"),
+    "top 25 %": ("columns", "top 25"),
+    "dim cols": ("columns", "entropy dimension"),
+    "dim rows": ("rows", "entropy dimension"),
+    "dim sigma": ("inputs", "entropy dimension"),
+    "dim G": ("outputs", "entropy dimension"),
+    "curv": ("curvature", None),
+}
+
+
+def report_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The page."""
+    rows = [r for r in result["tensors"] if r["layer"] is not None]
+    bases = list(dict.fromkeys(r["basis"] for r in rows))
+    yield f"{result['model']}; {result['text']}; {result['tokens']} tokens scored"
+    yield ""
+    yield "Figures of the blocks' matrices, means over all of them (norm gains folded: L2 is the same in every basis)"
+    yield f"{'basis':12s} {'L2':>9s} {'L inf':>7s} " + " ".join(f"{name:>9s}" for name in COLUMNS)
+    for basis in bases:
+        own = [r for r in rows if r["basis"] == basis]
+        yield _line(basis, own)
+    yield from _by_kind(rows, bases)
+    yield from _singular(rows, bases[0])
+    yield from _rounding(result["networks"], rows, bases)
+    yield from _noise(result["networks"])
+    yield ""
+    yield "Why the two entropies disagree: "
+    yield entropy_sentence(rows)
+    yield ""
+    yield from verdict_lines(result["predictions"])
+
+
+def _value(row: Mapping[str, Any], key: tuple[str, str | None]) -> float:
+    found = row[key[0]]
+    return found if key[1] is None else found[key[1]]
+
+
+def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    l2 = float(np.sqrt(np.sum([r["l2"] ** 2 for r in rows])))
+    top = max(r["l_inf"] for r in rows)
+    means = " ".join(f"{np.mean([_value(r, key) for r in rows]):9.4g}" for key in COLUMNS.values())
+    return f"{label:12s} {l2:9.4f} {top:7.3f} {means}"
+
+
+def _by_kind(rows: Sequence[Mapping[str, Any]], bases: Sequence[str]) -> Iterator[str]:
+    yield ""
+    yield "By kind of matrix: max/rms | share of the top 10 % of the columns"
+    yield f"{'kind':6s} " + " ".join(f"{b:>17s}" for b in bases)
+    for kind in MATRICES:
+        cells = []
+        for basis in bases:
+            own = [r for r in rows if r["kind"] == kind and r["basis"] == basis]
+            peak, top = (np.mean([_value(r, COLUMNS[c]) for r in own]) for c in ("max/rms", "top 10 %"))
+            cells.append(f"{peak:9.2f} | {top:5.3f}")
+        yield f"{kind:6s} " + " ".join(f"{c:>17s}" for c in cells)
+
+
+def _singular(rows: Sequence[Mapping[str, Any]], basis: str) -> Iterator[str]:
+    own = [r["singular"] for r in rows if r["basis"] == basis]
+    yield ""
+    yield (
+        "Singular directions (the same in all bases): share of the top 1/5/10/25 % "
+        + " ".join(f"{np.mean([s[f'top {k}'] for s in own]):.3f}" for k in (1, 5, 10, 25))
+        + f"; effective dimension {np.mean([s['entropy dimension'] for s in own]):.3f} (entropy), "
+        f"{np.mean([s['participation'] for s in own]):.3f} (participation), of 1"
+    )
+
+
+def _rounding(
+    networks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], bases: Sequence[str]
+) -> Iterator[str]:
+    kinds = list(dict.fromkeys(n["about"] for n in networks if n["kind"] == "rounded"))
+    yield ""
+    yield "Rounding at fixed length: KL in nats/token (relative output error, mean over matrices)"
+    yield f"{'basis':12s} " + " ".join(f"{k:>20s}" for k in kinds)
+    for basis in bases:
+        cells = []
+        for about in kinds:
+            kl = next(n["kl"] for n in networks if (n["basis"], n["kind"], n["about"]) == (basis, "rounded", about))
+            error = np.mean([r["output_error"][about] for r in rows if r["basis"] == basis])
+            cells.append(f"{kl:9.5f} ({error:.1e})")
+        yield f"{basis:12s} " + " ".join(f"{c:>20s}" for c in cells)
+
+
+def _noise(networks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield ""
+    yield "Noise of a tenth of every matrix's norm, in original coordinates: mean KL in nats/token"
+    for kind in ("entries", "inputs"):
+        found: dict[str, list[float]] = {}
+        for n in networks:
+            if n["kind"] == kind:
+                found.setdefault(n["about"], []).append(n["kl"])
+        label = "on entries" if kind == "entries" else "along the inputs' principal axes"
+        yield f"  {label}: " + ", ".join(f"{about} {np.mean(kl):.5f}" for about, kl in found.items())
+
+
+def entropy_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Both entropies of original and Hadamard coordinates, and the step that explains their difference."""
+    mean = {
+        (b, k): float(np.mean([r[k] if k != "log peak" else np.log2(r["peak"]) for r in rows if r["basis"] == b]))
+        for b in ("identity", "hadamard")
+        for k in ("entropy_step", "entropy_bins", "log peak")
+    }
+    step, bins, peak = (mean["hadamard", k] - mean["identity", k] for k in ("entropy_step", "entropy_bins", "log peak"))
+    return (
+        f"a Hadamard rotation changes the entropy at a step of {STEP:g} rms by {step:+.3f} bits (the marginal's shape "
+        f"alone) and with {BINS} bins over the range by {bins:+.3f}; the range itself changes by {peak:+.3f} octaves, "
+        f"which moves the bins' width as much: {step:+.3f} - ({peak:+.3f}) = {step - peak:+.3f}."
+    )
+
+
+def verdict_lines(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line a hypothesis."""
+    yield "Hypotheses, their signs written down before measuring; two standard errors decide"
+    for p in predictions:
+        yield (
+            f"{p['verdict']:10s} {p['claim']}: {p['figure']}: {p['value']:+.4g} +- {p['error']:.2g} "
+            f"(predicted {p['predicted']})"
+        )
