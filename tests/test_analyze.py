@@ -12,7 +12,7 @@ from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import sweep_blocks
 from rdopt.study.analyze.figures import concentration, counts_of, entropy, figures, huffman_bits, singular_energies
-from rdopt.study.analyze.perturb import Around, along_inputs, largest, on_entries, rounded
+from rdopt.study.analyze.perturb import Around, Inputs, along_inputs, largest, on_entries, rounded
 from rdopt.study.analyze.predictions import protection_worth
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import variants
@@ -71,7 +71,7 @@ def test_a_matrix_of_zeros_has_no_figures():
 @given(st.integers(2, 8), st.integers(1, 12), st.integers(1, 12))
 def test_rounding_stays_within_half_a_step_of_every_row(bits, rows, columns):
     W = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32)
-    coded = rounded(bits)(Around(W, np.eye(columns), (0,)))
+    coded = rounded(bits)(Around(W, Inputs(np.eye(columns)), (0,)))
     step = np.abs(W).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
     assert np.all(np.abs(coded - W) <= step / 2 * (1 + 1e-5))
     assert all(len(np.unique(row)) <= 2**bits - 1 for row in coded)
@@ -80,7 +80,7 @@ def test_rounding_stays_within_half_a_step_of_every_row(bits, rows, columns):
 def test_protected_weights_keep_sixteen_bits_and_do_not_stretch_the_scale():
     W = RNG.standard_normal((40, 50)).astype(np.float32)
     W[3, 4] = 100.0
-    coded = rounded(4, 0.0005)(Around(W, np.eye(50), (0,)))
+    coded = rounded(4, 0.0005)(Around(W, Inputs(np.eye(50)), (0,)))
     assert coded[3, 4] == 100
     assert np.abs(coded - W).max() < 0.5 * np.delete(np.abs(W).ravel(), 3 * 50 + 4).max() / 7 * (1 + 1e-5)
     assert largest(W, 0.0).sum() == 0 and largest(W, 0.01).sum() == 20
@@ -89,7 +89,7 @@ def test_protected_weights_keep_sixteen_bits_and_do_not_stretch_the_scale():
 @pytest.mark.parametrize("where", ["largest", "random"])
 def test_noise_on_entries_has_its_norm_and_its_places(where):
     W = RNG.standard_normal((30, 40)).astype(np.float32)
-    moved = on_entries(0.05, where, 0.1)(Around(W, np.eye(40), (1, 2))) - W
+    moved = on_entries(0.05, where, 0.1)(Around(W, Inputs(np.eye(40)), (1, 2))) - W
     assert np.count_nonzero(moved) == 60
     assert np.linalg.norm(moved) == pytest.approx(0.1 * np.linalg.norm(W), rel=1e-4)
     assert np.array_equal(moved != 0, largest(W, 0.05)) == (where == "largest")
@@ -99,7 +99,7 @@ def test_noise_along_weak_inputs_meets_no_strong_one():
     axes = random_orthogonal(3, 16)
     sigma = (axes * np.arange(1.0, 17.0)) @ axes.T
     W = RNG.standard_normal((8, 16)).astype(np.float32)
-    weak, strong = (along_inputs(part, 0.5)(Around(W, sigma, (0,))) - W for part in ("weak", "strong"))
+    weak, strong = (along_inputs(part, 0.5)(Around(W, Inputs(sigma), (0,))) - W for part in ("weak", "strong"))
     assert np.abs(weak @ axes[:, 8:]).max() < 1e-5 and np.abs(strong @ axes[:, :8]).max() < 1e-5
     assert np.linalg.norm(weak) == pytest.approx(np.linalg.norm(strong), rel=1e-5)
 

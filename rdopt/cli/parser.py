@@ -94,7 +94,9 @@ def build_parser() -> Parser:
     )
     _model(analyze)
     analyze.add_argument("--out", required=True, type=Path, help="folder to make; an unfinished one is continued")
-    analyze.add_argument("--run", dest="learned", type=Path, help="finished run of rdopt train: its coordinates are the learned ones")
+    analyze.add_argument(
+        "--run", dest="learned", type=Path, help="finished run of rdopt train: its coordinates are the learned ones"
+    )
     _keys(analyze, ("bases", *TEXT, "steps", *WINDOWS))
     look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
     look.add_argument("path")

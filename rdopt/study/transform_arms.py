@@ -79,7 +79,7 @@ LEARNED: Mapping[str, Learning] = {
     "all gauges + a layer of stored pairs": Learning(ALL, "joint", stored="pairs", size=1),
 }
 TELLING = (
-    "identity", "hadamard", "pca", "joint", "rounded cross-entropy (SpinQuant-like)", "all gauges",
+    "identity", "hadamard", "pca", "joint", "residual rotation alone", "all gauges",
     "all gauges + a layer of stored pairs",
 )
 

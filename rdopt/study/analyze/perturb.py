@@ -4,10 +4,27 @@ All take a matrix in given coordinates and return it perturbed, float32.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+
+class Inputs:
+    """What comes into a matrix.
+
+    Args:
+        sigma: its second moment.
+    """
+
+    def __init__(self, sigma: Float[np.ndarray, "in in"]) -> None:
+        self.sigma = np.asarray(sigma, np.float32)
+
+    @cached_property
+    def axes(self) -> Float[np.ndarray, "in in"]:
+        """Principal axes as columns, the weakest first, float32; found once for all matrices and noises."""
+        return np.linalg.eigh(self.sigma)[1]
 
 
 class Around(NamedTuple):
@@ -15,12 +32,12 @@ class Around(NamedTuple):
 
     Attributes:
         W: the matrix.
-        sigma: second moment of its input, or its diagonal.
+        inputs: of the matrix.
         seed: what its random numbers come from.
     """
 
     W: Float[np.ndarray, "out in"]
-    sigma: Float[np.ndarray, "in in"]
+    inputs: Inputs
     seed: tuple[int, ...]
 
 
@@ -85,9 +102,8 @@ def along_inputs(part: str, size: float) -> Perturbation:
     def perturb(a: Around) -> Float[np.ndarray, "out in"]:
         noise = np.random.default_rng(a.seed).standard_normal(a.W.shape).astype(np.float32)
         if part != "all":
-            axes = np.linalg.eigh(a.sigma)[1].astype(np.float32)
-            half = len(axes) // 2
-            axes = axes[:, :half] if part == "weak" else axes[:, half:]
+            half = a.W.shape[1] // 2
+            axes = a.inputs.axes[:, :half] if part == "weak" else a.inputs.axes[:, half:]
             noise = (noise @ axes) @ axes.T
         return a.W + sized(noise, a.W, size)
 

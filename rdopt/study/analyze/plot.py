@@ -53,7 +53,10 @@ def _outliers(ax: Any, result: Mapping[str, Any]) -> None:
         ends.append((basis, x[0], peaks[0]))
     _name(ax, ends, "left")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_xlim(-0.22 * len(peaks), None)
+    ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= len(peaks)])
     ax.set_xlabel("matrix, by its largest weight")
     ax.set_ylabel("largest weight over rms")
 
@@ -84,7 +87,9 @@ def _rounding(ax: Any, result: Mapping[str, Any]) -> None:
         ends.append((basis, max(plain), plain[max(plain)]))
     ax.set_yscale("log")
     _name(ax, ends, "right")
-    ax.set_xlim(None, max(x for _, x, _ in ends) + 1.6)
+    longest = max(x for _, x, _ in ends)
+    ax.set_xlim(None, longest + 1.6)
+    ax.set_xticks([x for x in ax.get_xticks() if x <= longest and x == round(x)])
     ax.set_xlabel("bits/weight, rounded; rings: 0.5 % kept in 16 bit")
     ax.set_ylabel("KL(original || rounded), nats/token")
 

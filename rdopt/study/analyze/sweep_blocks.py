@@ -21,7 +21,7 @@ from rdopt.checkpoint import EMBED, HEAD, MATRICES, Architecture, hf_name
 from rdopt.config import UserError
 from rdopt.operator import embed_tokens
 from rdopt.study.analyze.figures import concentration, figures, singular_energies
-from rdopt.study.analyze.perturb import Around
+from rdopt.study.analyze.perturb import Around, Inputs
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import Variant
 from rdopt.transforms import Gauges, fold_block, fold_ends, sides_of
@@ -113,12 +113,13 @@ class Walk:
         for basis, gauges in self._bases.items():
             folded = fold_block(p, layer, arch, gauges)
             sigma, G = self._moments(p, layer, gauges, moments)
+            inputs = {group: Inputs(S) for group, S in sigma.items()}
             rows = {name: self._row(folded[name], name, layer, basis, sigma, G[name]) for name in MATRICES}
             for name in MATRICES:
                 rows[name]["singular"] = spectra[name]
             for i, variant in enumerate(self._variants):
                 if variant.basis == basis:
-                    changed = self._perturbed(folded, variant, layer, sigma, rows)
+                    changed = self._perturbed(folded, variant, layer, inputs, rows)
                     state.streams[i] = run_block(changed, state.streams[i], arch)
             state.rows += rows.values()
         state.done += 1
@@ -158,7 +159,7 @@ class Walk:
         folded: Mapping[str, np.ndarray],
         variant: Variant,
         layer: int,
-        sigma: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Inputs],
         rows: Mapping[str, Row],
     ) -> dict[str, np.ndarray]:
         """The block of a variant; what its errors do to the outputs is noted in the rows."""
@@ -166,11 +167,13 @@ class Walk:
         if variant.perturb is None:
             return changed
         for i, name in enumerate(MATRICES):
-            S = sigma[INPUT_OF[name]]
-            changed[name] = variant.perturb(Around(folded[name], S, (variant.seed, layer, i)))
+            read = inputs[INPUT_OF[name]]
+            changed[name] = variant.perturb(Around(folded[name], read, (variant.seed, layer, i)))
             if variant.kind == "rounded":
                 error = changed[name] - folded[name]
-                rows[name]["output_error"][variant.about] = quadratic(error, S) / quadratic(folded[name], S)
+                rows[name]["output_error"][variant.about] = quadratic(error, read.sigma) / quadratic(
+                    folded[name], read.sigma
+                )
         return changed
 
 
@@ -200,8 +203,7 @@ def walk(steps: Walk, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, k
 
 def quadratic(E: Float[np.ndarray, "out in"], S: Float[np.ndarray, "in in"]) -> float:
     """tr(E S E^T): mean squared output of E."""
-    E = np.asarray(E, np.float32)
-    return float(np.vdot(E @ S.astype(np.float32), E))
+    return float(np.vdot(E @ S, E))
 
 
 def curvature_rank(
