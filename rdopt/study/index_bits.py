@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from rdopt.codec.structured import log2_spreads
 from rdopt.rate import exact_rate_distortion
 
-_LOW, _HIGH, _PER_OCTAVE = -16, 16, 32  # log2 of a spread, in steps
+_LOW, _HIGH, _PER_OCTAVE = -16, 16, 64  # log2 of a spread, in steps
 _BINS = (_HIGH - _LOW) * _PER_OCTAVE + 1
 _CENTRES = _LOW + np.arange(_BINS) / _PER_OCTAVE
 _FINEST, _COARSEST = -9, 7  # log2 of step over spread; beyond them the curves are lines
@@ -41,16 +41,18 @@ def spread_histogram(x: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " bins
 def rate_at(counts: Float[np.ndarray, " bins"], log2_step: float) -> float:
     """Bits at a step."""
     knots, rate, _ = _curves()
-    ratio = log2_step - _CENTRES
-    return float(counts @ (np.interp(ratio, knots, rate) + np.maximum(_FINEST - ratio, 0)))
+    held = np.flatnonzero(counts)
+    ratio = log2_step - _CENTRES[held]
+    return float(counts[held] @ (np.interp(ratio, knots, rate) + np.maximum(_FINEST - ratio, 0)))
 
 
 def error_at(counts: Float[np.ndarray, " bins"], log2_step: float) -> float:
     """Squared error at a step, in the units of the matrix squared."""
     knots, _, share = _curves()
-    ratio = log2_step - _CENTRES
+    held = np.flatnonzero(counts)
+    ratio = log2_step - _CENTRES[held]
     below = np.minimum(ratio - _FINEST, 0)
-    return float(counts @ (4.0 ** (_CENTRES + below) * np.interp(ratio, knots, share)))
+    return float(counts[held] @ (4.0 ** (_CENTRES[held] + below) * np.interp(ratio, knots, share)))
 
 
 def bits_at_error(x: Float[np.ndarray, "out in"], error: float) -> float:

@@ -22,9 +22,9 @@ Blocks = Mapping[str, Float[np.ndarray, "layers out in"]]
 _READERS = ("q", "k", "v", "gate", "up")
 
 
-def blocks_in(basis: str, params: Params, arch: Architecture, moments: Moments) -> Blocks:
+def blocks_in(basis: str, params: Params, arch: Architecture, moments: Moments | None = None) -> Blocks:
     """The matrices in a fixed basis, norm gains folded into them in every basis, so that only the basis differs."""
-    gauges = starting_gauges(basis, params, arch, moments)
+    gauges = starting_gauges(basis, params, arch, moments or Moments({}, {}, 0))
     if gauges.residual is None:
         gauges = gauges._replace(residual=np.eye(arch.hidden_size))
     folded, _ = fold(params, arch, gauges)

@@ -81,5 +81,7 @@ def _bits(ax: Any, systems: Mapping[str, Any]) -> None:
     ax.set_yticks(range(len(families)), [name.replace(", ", ",\n").replace("channels ", "") for name in families])
     ax.invert_yaxis()
     ax.set_xlabel("f + r less r alone, bits/weight\n(± 2 standard errors; below 0: f saves bits)")
-    ax.legend(frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(drawn), handletextpad=0.1,
-              columnspacing=0.8)
+    ax.legend(
+        frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(drawn), handletextpad=0.1,
+        columnspacing=0.8,
+    )  # fmt: skip

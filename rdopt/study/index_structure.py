@@ -95,7 +95,6 @@ def index_structure(
         raise UserError("the layer index needs two layers at least; this model has one.")
     if moments is None and "pca-act" in bases:
         raise UserError("the basis pca-act needs the moments of a text; leave it out or measure them.")
-    moments = moments or Moments({}, {}, 0)
     marks = yardsticks(blocks_in("identity", params, arch, moments), bits)
     systems: Result = {}
     for basis in bases:
