@@ -257,6 +257,10 @@ def test_the_script_writes_what_it_prints_and_overwrites_nothing(script, tiny_ll
     assert all(p["claim"] in said and p["verdict"] in said for p in found["predictions"])
     assert f"{found['systems']['joint']['alone']['mean']:.4f}" in said
     before = out.read_bytes(), png.read_bytes()
-    assert script.main(words) == 2
-    assert "exists already" in capsys.readouterr().err
+    for more, sentence in (((), "exists already"), (("--seeds", "1"), "two seeds"), (("--budgets", "2"), "not 2.")):
+        fresh = ["--json", str(tmp_path / "other.json"), *more] if more else []
+        assert script.main(["--model", words[1], *(fresh or words[2:])]) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "other.json").exists()
     assert (out.read_bytes(), png.read_bytes()) == before

@@ -14,7 +14,7 @@ _FAMILIES = {
 }
 _SYSTEMS = {
     "identity": ("#222222", "s"), "hadamard": ("#8a8a8a", "D"), "pca": ("#56b4e9", "v"), "joint": ("#0072b2", "o"),
-    "dct": ("#cc79a7", "^"),
+    "dct": ("#cc79a7", "^"), "fourier": ("#009e73", "P"), "random": ("#b0b0b0", "X"), "pca-act": ("#e69f00", "<"),
 }  # fmt: skip
 _LINES: dict[str, Any] = {"identity": "--", "joint": "-"}
 _SIZE = (3.4, 5.4)
@@ -82,6 +82,6 @@ def _bits(ax: Any, systems: Mapping[str, Any]) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("f + r less r alone, bits/weight\n(± 2 standard errors; below 0: f saves bits)")
     ax.legend(
-        frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(drawn), handletextpad=0.1,
+        frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=min(len(drawn), 5), handletextpad=0.1,
         columnspacing=0.8,
     )  # fmt: skip

@@ -89,12 +89,9 @@ def index_structure(
         channels; its "flat" those with one spread a matrix.
 
     Raises:
-        UserError: a network of one layer, or pca-act without moments.
+        UserError: a network of one layer, pca-act without moments, or settings out of range.
     """
-    if arch.num_layers < 2:
-        raise UserError("the layer index needs two layers at least; this model has one.")
-    if moments is None and "pca-act" in bases:
-        raise UserError("the basis pca-act needs the moments of a text; leave it out or measure them.")
+    _check(arch, moments, bases, budgets, seeds)
     marks = yardsticks(blocks_in("identity", params, arch, moments), bits)
     systems: Result = {}
     for basis in bases:
@@ -102,6 +99,19 @@ def index_structure(
         systems[basis] = _system(blocks_in(basis, params, arch, moments), marks, budgets, seeds)
     settings = {"budgets": list(budgets), "bits": bits, "seeds": seeds, "layers": arch.num_layers}
     return {"settings": settings, "systems": systems, "predictions": judge(systems)}
+
+
+def _check(
+    arch: Architecture, moments: Moments | None, bases: Sequence[str], budgets: Sequence[float], seeds: int
+) -> None:
+    if arch.num_layers < 2:
+        raise UserError("the layer index needs two layers at least; this model has one.")
+    if moments is None and "pca-act" in bases:
+        raise UserError("the basis pca-act needs the moments of a text; leave it out or measure them.")
+    if seeds < 2:
+        raise UserError(f"the spread of chance needs two seeds at least, not {seeds}.")
+    if wrong := [share for share in budgets if not 0 < share <= 1]:
+        raise UserError(f"a budget is a share of the numbers above 0 and at most 1, not {wrong[0]:g}.")
 
 
 def yardsticks(blocks: Blocks, bits: float) -> dict[str, Yardstick]:
