@@ -82,6 +82,6 @@ def _bits(ax: Any, systems: Mapping[str, Any]) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("f + r less r alone, bits/weight\n(± 2 standard errors; below 0: f saves bits)")
     ax.legend(
-        frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=min(len(drawn), 5), handletextpad=0.1,
-        columnspacing=0.8,
+        frameon=False, fontsize=6, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=min(len(drawn), 5),
+        handletextpad=0.1, columnspacing=0.8,
     )  # fmt: skip
