@@ -42,6 +42,8 @@ def simple(kind: str, shape: tuple[int, ...] = (N, N), **fields) -> TransformRec
 RECORDS = {
     "identity": simple("identity", (3, N, N)),
     "hadamard": simple("hadamard"),
+    "dct": simple("dct"),
+    "fourier": simple("fourier", (3, N, N)),
     "random": simple("random", (2, N, N), options={"seed": 5}),
     "pca": simple("pca", parameters={"matrix": basis()}),
     "matrix": simple("matrix", parameters={"matrix": basis()}),

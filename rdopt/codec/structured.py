@@ -118,19 +118,24 @@ def _cost_table() -> Float[np.ndarray, " knots"]:
     return np.exp2(np.interp(fine, coarse, np.log2(curve[:, 0] + curve[:, 1] * 4.0**coarse / _SLOPE)))
 
 
-def coded_cost(x: Float[np.ndarray, "out in"]) -> float:
-    """Bits of a matrix in steps under a rank-1 model of its spreads, distortion included: sum r + d s^2 / slope.
-
-    The rows and columns of x have spread rho_i kappa_j (maximum likelihood of a Gaussian); r and d are the
-    operational rate and distortion of entropy-coded uniform quantization with step one.
-    """
+def log2_spreads(x: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+    """log2(rho_i kappa_j) of the Gaussian of rank-1 spreads under which x is likeliest."""
     power = np.square(x)
     kappa2 = np.maximum(power.mean(axis=0), _SMALLEST)
     rho2 = np.ones(len(x))
     for _ in range(_ITERATIONS):
         rho2 = np.maximum(power @ (1 / kappa2) / x.shape[1], _SMALLEST)
         kappa2 = np.maximum((1 / rho2) @ power / x.shape[0], _SMALLEST)
-    log2_spread = (np.log2(rho2)[:, None] + np.log2(kappa2)[None, :]) / 2
+    return (np.log2(rho2)[:, None] + np.log2(kappa2)[None, :]) / 2
+
+
+def coded_cost(x: Float[np.ndarray, "out in"]) -> float:
+    """Bits of a matrix in steps under a rank-1 model of its spreads, distortion included: sum r + d s^2 / slope.
+
+    The rows and columns of x have spread rho_i kappa_j (maximum likelihood of a Gaussian); r and d are the
+    operational rate and distortion of entropy-coded uniform quantization with step one.
+    """
+    log2_spread = log2_spreads(x)
     low, high = _LOG2_LIMITS
     knots = np.rint((np.clip(log2_spread, low, high) - low) * _KNOTS_PER_OCTAVE).astype(np.int32)
     return float(_cost_table()[knots].sum() + np.maximum(log2_spread - high, 0).sum())
@@ -160,8 +165,8 @@ def fit_structured(
         if _KEPT * coded_cost((x - u @ v.T) / width) + rank * sum(x.shape) * _LEAST_FACTOR_BITS >= least:
             continue
         for shift in SHIFTS:
-            f = _rounded(u, v, shift)
-            total = _KEPT * coded_cost((x - product(f) / 2.0**shift) / width) + _factor_bits(f)
+            f = rounded_factors(u, v, shift)
+            total = _KEPT * coded_cost((x - product(f) / 2.0**shift) / width) + factor_bits(f)
             if total < least and max(np.abs(f.left).max(), np.abs(f.right).max()) <= MAX_FACTOR:
                 best, least = f, total
     if best is None:
@@ -171,7 +176,7 @@ def fit_structured(
     return (best, gain) if gain.saved > 0 else None
 
 
-def _rounded(u: Float[np.ndarray, "out rank"], v: Float[np.ndarray, "in rank"], shift: int) -> Structured:
+def rounded_factors(u: Float[np.ndarray, "out rank"], v: Float[np.ndarray, "in rank"], shift: int) -> Structured:
     """Integers t u and 2^shift v / t, with t such that both roundings add the same error to f."""
     power_u, power_v = (np.maximum(np.mean(x**2, axis=0), _SMALLEST) for x in (u, v))
     t = np.sqrt(2.0**shift * np.sqrt(power_v / power_u))
@@ -179,7 +184,7 @@ def _rounded(u: Float[np.ndarray, "out rank"], v: Float[np.ndarray, "in rank"], 
     return Structured(left, right, shift)
 
 
-def _factor_bits(f: Structured) -> float:
+def factor_bits(f: Structured) -> float:
     """About the bits of the factors: entropies of Gaussians in steps of one."""
     bits = 0.0
     for z in (*f.left.T, *f.right.T):

@@ -15,8 +15,10 @@ from rdopt.config.check import Limits, checked
 from rdopt.config.errors import UserError
 
 SplitOn = Literal["line", "blank", "blank2", "file"]
-Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "joint"]
-Basis = Literal["identity", "hadamard", "random", "pca", "pca-act", "joint", "learned"]
+Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "dct", "fourier", "joint"]
+Basis = Literal[
+    "identity", "hadamard", "random", "pca", "pca-act", "joint", "dct", "fourier", "learned"
+]
 Rate = Literal["analytic", "noise", "annealed", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
@@ -37,7 +39,8 @@ Correction = Literal["unbiased", "least-squares", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
 Arm = Literal[
-    "identity", "hadamard", "random", "pca", "pca-act", "joint", "learned", "hadamard+learned", "blockwise-pca"
+    "identity", "hadamard", "random", "dct", "fourier", "pca", "pca-act", "joint", "learned", "hadamard+learned",
+    "blockwise-pca"
 ]
 
 

@@ -23,6 +23,8 @@ ARMS = {
     "identity": Arm("original coordinates", "identity"),
     "hadamard": Arm("randomised Hadamard on the residual stream and the value heads", "hadamard"),
     "random": Arm("random rotations of the residual stream and the value heads", "random"),
+    "dct": Arm("cosine transform (DCT-II) of the residual stream and the value heads", "dct"),
+    "fourier": Arm("real Fourier transform of the residual stream and the value heads", "fourier"),
     "pca": Arm("principal axes of the weights: residual stream and value heads", "pca"),
     "pca-act": Arm("principal axes of the activations: residual stream and value heads", "pca-act"),
     "joint": Arm("joint diagonalisation of all matrices' moments: residual stream and value heads", "joint"),

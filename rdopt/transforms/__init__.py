@@ -22,6 +22,7 @@ from rdopt.transforms.files import (
     load_alignment,
     save_alignment,
 )
+from rdopt.transforms.frequency import dct, fourier
 from rdopt.transforms.gauges import Gauges, fold, fold_block, fold_ends, fold_moments, unfold
 from rdopt.transforms.givens import (
     Pairs,
@@ -117,6 +118,8 @@ __all__ = [
     "butterfly",
     "cayley",
     "compose",
+    "dct",
+    "fourier",
     "givens_matrix",
     "greedy_matching",
     "hadamard",

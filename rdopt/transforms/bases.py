@@ -1,8 +1,9 @@
 """Fixed coordinates: the bases that learning starts from and is compared with.
 
-identity leaves the weights; hadamard and random flatten (QuaRot 2404.00456); pca aligns with the weights (the
-eigenvectors of the sum of their normalised Gram matrices), pca-act with the activations (SliceGPT 2401.15024); joint
-diagonalises the moments of all matrices together as far as one rotation can (Pham 2001), which is what a rate asks for.
+identity leaves the weights; hadamard and random flatten (QuaRot 2404.00456); dct and fourier turn to frequencies over
+the channel index; pca aligns with the weights (the eigenvectors of the sum of their normalised Gram matrices), pca-act
+with the activations (SliceGPT 2401.15024); joint diagonalises the moments of all matrices together as far as one
+rotation can (Pham 2001), which is what a rate asks for.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from jaxtyping import Float
 from rdopt.calibration.moments import INPUT_OF, Moments
 from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.operator import Params
+from rdopt.transforms.frequency import dct, fourier
 from rdopt.transforms.gauges import Gauges
 from rdopt.transforms.hadamard import hadamard
 from rdopt.transforms.jacobi import joint_diagonalizer
 from rdopt.transforms.pca import pca
 from rdopt.transforms.random import random_orthogonal
 
-BASES = ("identity", "hadamard", "random", "pca", "pca-act", "joint")
+BASES = ("identity", "hadamard", "random", "dct", "fourier", "pca", "pca-act", "joint")
 # Added to every moment before its logarithm counts, as a share of its mean diagonal: a column below this power costs no
 # bits at the usual rates, so that making it smaller still must not pay.
 FLOOR = 0.05
@@ -49,6 +51,9 @@ def starting_gauges(kind: str, params: Params, arch: Architecture, moments: Mome
         return Gauges(signs[:, None] * hadamard(d), np.broadcast_to(hadamard(h), (*heads, h, h)).copy())
     if kind == "random":
         return Gauges(random_orthogonal(seed, d), random_orthogonal(seed + 1, h, heads))
+    if kind in ("dct", "fourier"):
+        basis = dct if kind == "dct" else fourier
+        return Gauges(basis(d), np.broadcast_to(basis(h).T, (*heads, h, h)).copy())
     if kind == "pca":
         return Gauges(pca(residual_gram(params, arch)), np.swapaxes(pca(value_gram(params, arch)), -1, -2))
     if kind == "pca-act":

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from rdopt.config.errors import UserError
 from rdopt.transforms.cayley import block_cayley, cayley
 from rdopt.transforms.compose import compose, identity
+from rdopt.transforms.frequency import dct, fourier
 from rdopt.transforms.givens import Pairs, as_pairs, butterfly, givens_matrix
 from rdopt.transforms.hadamard import hadamard
 from rdopt.transforms.random import random_orthogonal
@@ -21,8 +22,8 @@ from rdopt.transforms.stretch import stretch
 
 VERSION = 1
 Kind = Literal[
-    "identity", "matrix", "pca", "cayley", "cayley_block", "givens", "hadamard", "random", "composition",
-    "stretch", "scale", "complex", "order"
+    "identity", "matrix", "pca", "cayley", "cayley_block", "givens", "hadamard", "random", "dct", "fourier",
+    "composition", "stretch", "scale", "complex", "order"
 ]
 Precision = Literal["float32", "float64"]
 
@@ -142,6 +143,8 @@ _BUILDERS: dict[str, Callable[[TransformRecord, int], np.ndarray]] = {
     "cayley_block": lambda record, n: block_cayley(_exact(record, "theta"), n, int(record.options["block"])),
     "givens": lambda record, n: givens_matrix(_exact(record, "angles"), _record_pairs(record, n), n),
     "hadamard": lambda record, n: np.array(np.broadcast_to(hadamard(n), record.shape)),
+    "dct": lambda record, n: np.array(np.broadcast_to(dct(n), record.shape)),
+    "fourier": lambda record, n: np.array(np.broadcast_to(fourier(n), record.shape)),
     "random": lambda record, n: random_orthogonal(int(record.options["seed"]), n, record.shape[:-2]),
     "composition": lambda record, n: compose([rebuild(part) for part in record.parts]),
     "stretch": lambda record, n: stretch(_exact(record, "theta"), n),

@@ -1,0 +1,97 @@
+"""What the thesis predicts of structure along the index, written before measuring, and how it is judged.
+
+The thesis: in aligned coordinates W = f(alpha) + r with f predictable from the layer or channel index and r small, so
+that coding f + r takes fewer bits than coding r alone. Each prediction has a sign; two standard errors over the units
+(matrices, or kinds of matrices for the layer index) decide.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+ALIGNED = "joint"
+_BUDGET = 0.05  # of the numbers; the excess is read at the size next to it
+_ROUNDING = 1e-6  # shares and bits/weight; the folded weights are float32, so that less says nothing
+
+
+class Prediction(NamedTuple):
+    """One claim with its sign.
+
+    Attributes:
+        claim: the sentence.
+        figure: explained energy beyond chance, bits/weight of f + r less those of r alone, or bits/weight of r alone.
+        family: of f, one of KINDS; none for r alone.
+        system: the coordinate system.
+        against: another one whose figure is subtracted, unit by unit.
+        sign: of the mean, as the thesis has it.
+    """
+
+    claim: str
+    figure: Literal["excess", "difference", "alone"]
+    family: str | None
+    system: str
+    against: str | None
+    sign: int
+
+
+_FAMILIES = (
+    *("layer index", "layer index, hidden channels matched"),
+    *("channel index", "channel index, channels sorted", "low rank"),
+)
+_BEYOND = f"explains more beyond chance in {ALIGNED} axes than in"
+PREDICTIONS = (
+    *(Prediction(f"{f}: {_BEYOND} original ones", "excess", f, ALIGNED, "identity", 1) for f in _FAMILIES),
+    *(Prediction(f"{f}: {_BEYOND} flattened ones", "excess", f, ALIGNED, "hadamard", 1) for f in _FAMILIES),
+    *(
+        Prediction(f"{f}: explains more than chance in {ALIGNED} axes", "excess", f, ALIGNED, None, 1)
+        for f in _FAMILIES
+    ),
+    *(Prediction(f"{f}: f + r saves bits in {ALIGNED} axes", "difference", f, ALIGNED, None, -1) for f in _FAMILIES),
+    *(
+        Prediction(
+            f"{f}: f + r saves more in {ALIGNED} axes than in original ones", "difference", f, ALIGNED, "identity", -1
+        )
+        for f in _FAMILIES
+    ),
+    # What the encoder does already: the spread, not the weight, is a function of the channel.
+    *(
+        Prediction(
+            f"spreads by channel: r alone takes fewer bits in {ALIGNED} axes than in {other} ones", "alone", None,
+            ALIGNED, basis, -1,
+        )
+        for other, basis in (("original", "identity"), ("flattened", "hadamard"))
+    ),
+)  # fmt: skip
+
+
+def judge(systems: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every prediction whose coordinate systems were measured, with mean, standard error and verdict."""
+    out = []
+    for p in PREDICTIONS:
+        if p.system not in systems or p.against not in (None, *systems):
+            continue
+        values = _figure(systems[p.system], p)
+        if p.against is not None:
+            values = values - _figure(systems[p.against], p)
+        mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+        out.append({**p._asdict(), "mean": mean, "error": error, "verdict": verdict(mean, error, p.sign)})
+    return out
+
+
+def verdict(mean: float, error: float, sign: int) -> str:
+    """supported or refuted beyond two standard errors and rounding, else undecided."""
+    if abs(mean) <= max(2 * error, _ROUNDING):
+        return "undecided"
+    return "supported" if mean * sign > 0 else "refuted"
+
+
+def _figure(system: Mapping[str, Any], p: Prediction) -> Float[np.ndarray, " units"]:
+    if p.family is None:
+        return np.array(system["alone"]["units"])
+    family = system["families"][p.family]
+    if p.figure == "difference":
+        return np.array(family["best"]["units"])
+    size = min(family["sizes"], key=lambda s: abs(s["numbers"] - _BUDGET))
+    return np.array(size["units"])

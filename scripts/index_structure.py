@@ -1,0 +1,66 @@
+"""How much of each matrix a function of the layer index, the channel index or a low rank predicts: W = f + r.
+
+Prints, per coordinate system, explained energy against the numbers spent, beside chance, bits/weight of f + r against
+r alone at equal squared error, and the verdicts on the predictions. Existing files are never overwritten.
+
+    python scripts/index_structure.py --model demo --json index.json --png index.png
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rdopt.calibration.subject import load_subject
+from rdopt.checkpoint import new_file
+from rdopt.config import UserError
+from rdopt.study.index_plot import plot_index
+from rdopt.study.index_report import report
+from rdopt.study.index_structure import BUDGETS, SYSTEMS, index_structure
+from rdopt.transforms import BASES
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Reads, measures, prints, writes."""
+    outputs = [path for path in (args.json, args.png) if path is not None]
+    if existing := [path for path in outputs if path.exists()]:
+        raise UserError(f"{existing[0]} exists already; name another file.")
+    begun = time.perf_counter()
+    subject = load_subject(args.model)
+    found = index_structure(
+        subject.params, subject.arch, bases=args.bases, budgets=args.budgets, bits=args.bits, seeds=args.seeds,
+        progress=lambda basis: print(f"{time.perf_counter() - begun:5.0f} s  {basis}", flush=True),
+    )  # fmt: skip
+    found = {"model": Path(args.model).name, **found}
+    print(*report(found), f"{time.perf_counter() - begun:.0f} s", sep="\n")
+    if args.json is not None:
+        with new_file(args.json) as part:
+            part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if args.png is not None:
+        with new_file(args.png) as part:
+            plot_index(found, part)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures one model; the exit code is 2 for an error of the user's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="demo, a Hugging Face folder, or a hub name")
+    known = [basis for basis in BASES if basis != "pca-act"]
+    parser.add_argument("--bases", nargs="+", default=list(SYSTEMS), choices=known, help="coordinate systems")
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="sizes of f, shares, rising")
+    parser.add_argument("--bits", type=float, default=3.0, help="bits/weight of r alone in original coordinates")
+    parser.add_argument("--seeds", type=int, default=3, help="Gaussian controls, two at least")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--png", type=Path, help="file to draw them in")
+    try:
+        measure(parser.parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
