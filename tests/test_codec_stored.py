@@ -22,6 +22,7 @@ from rdopt.transforms import (
     StoredTurn,
     fold_stored,
     fold_stored_moments,
+    learned_pairs,
     random_orthogonal,
     round_robin,
 )
@@ -275,6 +276,23 @@ def test_a_fine_file_of_both_sides_is_the_model_and_sees_the_drift(tiny_llama, s
 def encode_step(source) -> float:
     """The base step of lambda 1."""
     return base_step(1.0, source.weights)
+
+
+@pytest.mark.parametrize("n", [2, 7, 24])
+def test_learned_pairs_come_back_in_the_order_of_their_angles(n):
+    C = np.array([X.T @ X for X in np.random.default_rng(n).standard_normal((3, 2 * n, n))])
+    pairs, angles = learned_pairs(C, np.ones(3), 2)
+    assert len(angles) == 2 * (n // 2)
+    data = b"".join(pack_pairing(layer, n) for layer in pairs)
+    for layer in pairs:
+        found, data = unpack_pairing(data, n)
+        np.testing.assert_array_equal(found, layer)
+
+
+def test_pairs_in_an_order_that_a_file_cannot_name_are_refused():
+    for pairs in ([[2, 3], [0, 1]], [[1, 0], [2, 3]]):
+        with pytest.raises(ValueError, match="ascending"):
+            pack_pairing(np.array(pairs), 4)
 
 
 @given(st.integers(2, 40), st.integers(0, 10**6))

@@ -75,7 +75,7 @@ def test_one_layer_undoes_disjoint_turns():
 def test_the_largest_gain_is_matched_first():
     gains = np.zeros((4, 4))
     gains[0, 1], gains[1, 2], gains[2, 3] = 2.0, 3.0, 2.0
-    assert greedy_matching(gains + gains.T).tolist() == [[1, 2], [0, 3]]
+    assert greedy_matching(gains + gains.T).tolist() == [[0, 3], [1, 2]]
 
 
 def test_a_butterfly_fitted_in_order_saves_and_has_an_angle_a_pair():

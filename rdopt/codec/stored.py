@@ -111,7 +111,12 @@ def pack_pairing(pairs: Int[np.ndarray, "half 2"], n: int) -> bytes:
     """One of the (n - 1)!! pairings of n coordinates (of n + 1 for an odd n) as its number, big-endian.
 
     The smallest coordinate that has no partner yet names its partner's rank among the others, and so on.
+
+    Raises:
+        ValueError: pairs in another order than i < j, i ascending, which the angles would not follow.
     """
+    if np.any(pairs[:, 0] >= pairs[:, 1]) or np.any(np.diff(pairs[:, 0]) <= 0):
+        raise ValueError("a file names pairs i < j in ascending order of i alone")
     partner = {int(i): int(j) for pair in pairs for i, j in (pair, pair[::-1])}
     alone = [i for i in range(n + n % 2) if i not in partner]
     partner |= dict(zip(alone, alone[::-1], strict=True))

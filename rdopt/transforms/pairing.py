@@ -77,10 +77,14 @@ def pair_gains(
 
 
 def greedy_matching(gains: Float[np.ndarray, "n n"]) -> Int[np.ndarray, "pairs 2"]:
-    """floor(n / 2) disjoint pairs i < j: the largest gain first, then the largest of what is left, and so on."""
+    """floor(n / 2) disjoint pairs i < j: the pair of the largest gain, then that of what is left, and so on.
+
+    They are returned in ascending order of i, the one order in which a file names a pairing.
+    """
     i, j = np.triu_indices(len(gains), 1)
     order = np.argsort(-gains[i, j], kind="stable")
-    return _match(i[order], j[order], len(gains))
+    found = _match(i[order], j[order], len(gains))
+    return found[np.argsort(found[:, 0])]
 
 
 def turned_moments(
