@@ -78,7 +78,7 @@ def spectra(W: Float[np.ndarray, "out in"]) -> Spectra:
     W = np.asarray(W, np.float64)
     power, plain = np.square(W), weight_statistics(W)
     columns = power.mean(axis=0)
-    values = np.square(np.linalg.svd(W, compute_uv=False))
+    values = np.maximum(np.linalg.eigvalsh(W @ W.T if W.shape[0] < W.shape[1] else W.T @ W), 0)
     return Spectra(
         column_gain=spread_gain(columns),
         row_gain=spread_gain(power.mean(axis=1)),
