@@ -29,11 +29,12 @@ from rdopt.study.equal_distortion import (
     COORDINATES,
     all_gauges,
     matrix_names,
+    matrix_spectra,
     matrix_weights,
     per_weight,
     savings,
-    spectra_in,
     terms_by_slope,
+    turned,
 )
 from rdopt.study.outputs import check_new, write_json
 from rdopt.study.peers.world import model_and_text
@@ -78,12 +79,12 @@ def measure(spec: str, args: argparse.Namespace) -> Measured:
     model, text = model_and_text(spec, args.context, args.sequences)
     subject, corpus = open_subject(Config(model=model, text=text))
     moments = corpus_moments(subject, corpus, text)
-    gauges = all_gauges(subject, moments)
-    figures = {}
-    for name, found in gauges.items():
-        rows = spectra_in(subject, found)
+    figures, terms, weights = {}, {}, matrix_weights(subject.params)
+    for name, gauges in all_gauges(subject, moments).items():
+        here, its = turned(subject, moments, gauges)
+        rows = matrix_spectra(here)
         figures[name] = {key: np.array([getattr(r, key) for r in rows]) for key in Spectra._fields}
-    terms, weights = terms_by_slope(subject, moments, gauges), matrix_weights(subject.params)
+        terms[name] = terms_by_slope(here, its)
     saved = {(a, b, lam): savings(terms[b], terms[a], lam, weights)
              for a in ALIGNED for b in BASELINES for lam in args.lams}
     return Measured(Path(model).name, subject.arch, figures, saved, weights)

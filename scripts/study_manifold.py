@@ -4,7 +4,9 @@ The checkpoints that train_demo_lm.py --keep-checkpoints leaves span the tangent
 matrices together. Printed: the effective dimension of the differences from the last checkpoint and of the steps
 between checkpoints beside those of a random walk with the same steps, which PCA finds low-dimensional, too; and
 KL(original || noisy) on held-out text of noise along J and across it, of equal norm in every matrix and in total.
-Control: the same with random directions for J. The signs of the predictions stand in PREDICTIONS.
+Controls: the same with random directions for J, where along and across must agree; and noise along J whose matrices
+keep their singular values behind random rotations of outputs and inputs, which asks whether it is where J points that
+harms, or that its matrices have few large singular values. The signs of the predictions stand in PREDICTIONS.
 
     python scripts/train_demo_lm.py --text my_texts/ --tokens 8e6 --keep-checkpoints --out my-model
     python scripts/study_manifold.py --model my-model --steps my-model.steps --text my_texts/ --split-on file \\
@@ -37,9 +39,13 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "steps": Prediction("the steps between them span fewer dimensions than a random walk's, ln ratio", -1),
     "across": Prediction("noise along J harms more than across it, equal norm in every matrix, ln KL ratio", 1),
     "across in total": Prediction("noise along J harms more than across it, equal norm in total, ln KL ratio", 1),
+    "turned": Prediction("noise along J harms more than the same singular values turned at random, ln KL ratio", 1),
 }
 CONTROL = "control: along and across random directions, ln KL ratio"
-COLOURS = {"along": "#d55e00", "across": "#0072b2", "control along": "#8a8a8a"}
+DRAWN = {  # arm: colour, line, label, its place over the line's end in points
+    "along": ("#d55e00", "-", "along the tangent", 4), "along, turned": ("#cc9900", "-", "along, turned", 4),
+    "across": ("#0072b2", "-", "across", -9), "control along": ("#8a8a8a", "--", "along random directions", 4),
+}
 
 
 class Dimensions(NamedTuple):
@@ -76,7 +82,7 @@ def dimension_estimates(found: Dimensions) -> dict[str, Estimate]:
 def harm_estimates(harm: Harm) -> dict[str, Estimate]:
     """Log ratios of KL, mean over the sizes."""
     pairs = {"across": ("along", "across"), "across in total": ("along", "across in total"),
-             "control": ("control along", "control across")}
+             "turned": ("along", "along, turned"), "control": ("control along", "control across")}
     return {name: log_ratio(harm.sums[a], harm.sums[b], harm.counts) for name, (a, b) in pairs.items()}
 
 
@@ -97,7 +103,8 @@ def harm_lines(harm: Harm, sizes: Sequence[float]) -> Iterator[str]:
         mean = harm.mean(arm)
         error = mean.std(axis=1, ddof=1) / math.sqrt(mean.shape[1])
         yield f"{arm:18s}" + "".join(f"{m:14.6f} +- {e:.6f}" for m, e in zip(mean.mean(axis=1), error, strict=True))
-    for name, a, b in (("ln along/across", "along", "across"), ("ln control", "control along", "control across")):
+    for name, a, b in (("ln along/across", "along", "across"), ("ln along/turned", "along", "along, turned"),
+                        ("ln control", "control along", "control across")):
         each = [log_ratio(harm.sums[a][[i]], harm.sums[b][[i]], harm.counts) for i in range(len(sizes))]
         yield f"{name:18s}" + "".join(f"{x!s:>26s}" for x in each)
 
@@ -115,36 +122,44 @@ def _control(found: Estimate) -> str:
 
 
 def draw(fig: Any, dimensions: Dimensions, harm: Harm, sizes: Sequence[float]) -> None:
-    """Above, the spectrum of the steps; below, KL against the size of the noise."""
+    """Above, both spectra of the trajectory; below, KL against the size of the noise."""
     top, bottom = fig.subplots(2, 1)
-    for grams, colour, label in ((dimensions.walk_steps, "#8a8a8a", "steps, random walk"),
-                                 (dimensions.walk_differences, "#8a8a8a", "from the last, random walk"),
-                                 (dimensions.steps, "#0072b2", "steps"),
-                                 (dimensions.differences, "#d55e00", "from the last checkpoint")):
-        share = powers(grams.sum(axis=0))
-        style = "--" if "walk" in label else "-"
-        top.plot(np.arange(1, len(share) + 1), share / share.sum(), f"{style}o", color=colour, markersize=2,
-                 linewidth=1, label=label)
-    top.set_yscale("log")
-    top.xaxis.get_major_locator().set_params(integer=True)
-    top.set_xlabel("direction, by its power")
-    top.set_ylabel("share of the squared norm")
-    top.legend(frameon=False, fontsize=6)
-    labels = {"along": "along the tangent", "across": "across", "control along": "along random directions"}
-    for arm, colour in COLOURS.items():
+    draw_spectra(top, dimensions)
+    for arm, (colour, style, label, above) in DRAWN.items():
         mean = harm.mean(arm)
         error = mean.std(axis=1, ddof=1) / math.sqrt(mean.shape[1])
-        style = "--" if "control" in arm else "-"
-        bottom.errorbar(sizes, mean.mean(axis=1), 2 * error, fmt=f"{style}o", color=colour, markersize=2,
-                        linewidth=1, capsize=2, label=labels[arm])
+        line = mean.mean(axis=1)
+        bottom.errorbar(sizes, line, 2 * error, fmt=f"{style}o", color=colour, markersize=2, linewidth=1, capsize=2)
+        bottom.annotate(label, (sizes[0], line[0]), (5, above), textcoords="offset points", color=colour, fontsize=6)
     bottom.set(xscale="log", yscale="log", xlabel="norm of the noise over that of the weights",
                ylabel="KL, nats/token (± 2 standard errors)")
     bottom.set_xticks(sizes, [f"{x:g}" for x in sizes])
     bottom.minorticks_off()
-    bottom.legend(frameon=False, fontsize=6)
     for ax in (top, bottom):
         ax.grid(True, color="#ececec", linewidth=0.5)
         ax.set_axisbelow(True)
+
+
+def draw_spectra(ax: Any, dimensions: Dimensions) -> None:
+    """Squared singular values of the differences and of the steps, dashed those of a random walk."""
+    for grams, colour, style, label in (
+        (dimensions.walk_steps, "#0072b2", "--", None), (dimensions.walk_differences, "#d55e00", "--", None),
+        (dimensions.steps, "#0072b2", "-", "steps between checkpoints"),
+        (dimensions.differences, "#d55e00", "-", "differences from the last"),
+    ):
+        share = powers(grams.sum(axis=0))
+        number = np.arange(1, len(share) + 1)
+        ax.plot(number, share / share.sum(), f"{style}o", color=colour, markersize=2, linewidth=1)
+        if label is not None:
+            at = len(share) // 2
+            up = label.startswith("steps")
+            ax.annotate(label, (number[at], share[at] / share.sum()), (0, 12 if up else -14), color=colour, fontsize=6,
+                        textcoords="offset points", ha="left" if up else "right")
+    ax.set_title("dashed: a random walk with the same steps", fontsize=6, loc="right", color="#555555")
+    ax.set_yscale("log")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel("direction, by its power")
+    ax.set_ylabel("share of the squared norm")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -162,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
     reference = reference_of(subject, corpus, config)
     try:
         J = tangent(trajectory.points).J
-        noise = directions(J, trajectory.starts, args.seed, args.draws)
+        noise = directions(J, trajectory, args.seed, args.draws)
         dimensions = dimensions_of(trajectory, args.seed)
         print(f"{args.model}: {len(trajectory.names)} checkpoints, {trajectory.names[0]} to {trajectory.names[-1]}; "
               f"{trajectory.points.shape[1]:,} weights in {len(trajectory.sizes)} matrices; tangent of {J.shape[1]}")

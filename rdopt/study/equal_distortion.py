@@ -3,7 +3,8 @@
 The baseline's slope lambda gives a distortion D; the other coordinates' slope is moved until theirs is D, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.align import make_problem
-from rdopt.align.alignment import single_precision
 from rdopt.align.objective import Variables, matrix_terms
 from rdopt.calibration import Moments, Subject
 from rdopt.checkpoint import MATRICES, Architecture
@@ -21,7 +21,7 @@ from rdopt.config import Config
 from rdopt.operator import Params
 from rdopt.study.predictions import Estimate
 from rdopt.study.spectra import Spectra, spectra
-from rdopt.transforms import Gauges, fold, starting_gauges
+from rdopt.transforms import Gauges, fold, fold_moments, starting_gauges
 
 COORDINATES = ("identity", "hadamard", "pca", "joint")
 # Relative, of the distortion: what is missed counts at the price of the slope, so that its square is the error.
@@ -53,31 +53,35 @@ def all_gauges(subject: Subject, moments: Moments) -> dict[str, Gauges]:
     return {name: starting_gauges(name, subject.params, subject.arch, moments) for name in COORDINATES}
 
 
-def spectra_in(subject: Subject, gauges: Gauges) -> list[Spectra]:
-    """Figures of every coded matrix, gains folded, in some coordinates."""
+def turned(subject: Subject, moments: Moments, gauges: Gauges) -> tuple[Subject, Moments]:
+    """A model and its moments in other coordinates, gains folded in all of them."""
     if gauges.residual is None:
         gauges = gauges._replace(residual=np.eye(subject.arch.hidden_size))
-    params, _ = fold(subject.params, subject.arch, gauges)
-    return [spectra(W) for k in MATRICES for W in params["blocks"][k]]
+    params, arch = fold(subject.params, subject.arch, gauges)
+    checkpoint = replace(subject.checkpoint, arch=arch)
+    return replace(subject, checkpoint=checkpoint, params=params), fold_moments(
+        moments, subject.params, subject.arch, gauges
+    )
 
 
-def terms_by_slope(subject: Subject, moments: Moments, coordinates: Mapping[str, Gauges]) -> dict[str, TermsAt]:
-    """Analytic bits and distortion of a model as functions of the slope, in every coordinates."""
+def matrix_spectra(subject: Subject) -> list[Spectra]:
+    """Figures of every coded matrix."""
+    return [spectra(W) for k in MATRICES for W in subject.params["blocks"][k]]
+
+
+def terms_by_slope(subject: Subject, moments: Moments) -> TermsAt:
+    """Analytic bits and distortion of a model in its present coordinates as a function of the slope."""
     problem, settings = make_problem(subject, moments, Config())
-    evaluate = jax.jit(matrix_terms, static_argnames="settings")
 
-    def of(gauges: Gauges) -> TermsAt:
-        variables = Variables(single_precision(gauges, settings.arch))
+    @cache
+    def at(lam: float) -> Terms:
+        found = _evaluate(Variables(Gauges()), problem, jnp.float32(lam), settings=settings)
+        return Terms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in found))
 
-        @cache
-        def at(lam: float) -> Terms:
-            found = evaluate(variables, problem, jnp.float32(lam), settings=settings)
-            return Terms(*(np.concatenate([np.asarray(part[k], np.float64).ravel() for k in MATRICES])
-                           for part in found))
+    return at
 
-        return at
 
-    return {name: of(gauges) for name, gauges in coordinates.items()}
+_evaluate = jax.jit(matrix_terms, static_argnames="settings")
 
 
 def slope_for(terms: TermsAt, distortion: float, start: float) -> float:

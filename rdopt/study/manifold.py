@@ -115,6 +115,17 @@ def across_in_total(J: Float[np.ndarray, "N d"], rng: Random) -> Float[np.ndarra
     return x / np.linalg.norm(x)
 
 
+def turned(
+    x: Float[np.ndarray, " N"], shapes: Sequence[tuple[int, int]], starts: Int[np.ndarray, " m"], rng: Random
+) -> Float[np.ndarray, " N"]:
+    """Every matrix between random rotations of its outputs and inputs: its singular values stay, its vectors do not."""
+    out = np.empty_like(x)
+    for (rows, columns), place in zip(shapes, slices(starts, len(x)), strict=True):
+        U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in (rows, columns))
+        out[place] = (U @ x[place].reshape(rows, columns) @ V).ravel()
+    return out
+
+
 def random_tangent(
     J: Float[np.ndarray, "N d"], starts: Int[np.ndarray, " m"], rng: Random
 ) -> Float[np.ndarray, "N d"]:

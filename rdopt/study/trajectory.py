@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration import Subject, load_subject
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
+from rdopt.checkpoint import MATRICES, Architecture
 from rdopt.config import UserError
 from rdopt.evaluate import Reference, compare
 from rdopt.operator import Params
-from rdopt.study.manifold import across, across_in_total, along, matrix_bases, random_tangent
+from rdopt.study.manifold import across, across_in_total, along, matrix_bases, random_tangent, turned
 
-ARMS = ("along", "across", "across in total", "control along", "control across")
+ARMS = ("along", "along, turned", "across", "across in total", "control along", "control across")
 
 
 class Trajectory(NamedTuple):
@@ -23,14 +23,19 @@ class Trajectory(NamedTuple):
     Attributes:
         points: (k, N), float64, in order of time; matrices of one kind follow each other, layer by layer.
         starts: where each matrix begins.
-        sizes: entries of each matrix.
+        shapes: (out, in) of each matrix.
         names: of the checkpoints' folders.
     """
 
     points: Float[np.ndarray, "k N"]
     starts: Int[np.ndarray, " m"]
-    sizes: Int[np.ndarray, " m"]
+    shapes: tuple[tuple[int, int], ...]
     names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " m"]:
+        """Entries of each matrix."""
+        return np.prod(self.shapes, axis=1)
 
 
 class Harm(NamedTuple):
@@ -65,12 +70,6 @@ def params_of(vector: Float[np.ndarray, " N"], params: Params) -> Params:
     return {**params, "blocks": blocks}
 
 
-def matrix_sizes(arch: Architecture) -> Int[np.ndarray, " m"]:
-    """Entries of each matrix, in the order of `vector_of`."""
-    shapes = block_shapes(arch)
-    return np.repeat([int(np.prod(shapes[k])) for k in MATRICES], arch.num_layers)
-
-
 def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> Trajectory:
     """Reads the folders step-* of a run in the order of their names.
 
@@ -91,8 +90,9 @@ def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> T
     if away > pace:
         raise UserError(f"the model lies {away:.3g} from {folders[-1]}, but the checkpoint before it only {pace:.3g}: "
                         "name the model that this run ended with, or its last checkpoint.")
-    sizes = matrix_sizes(subject.arch)
-    return Trajectory(points, np.cumsum(sizes) - sizes, sizes, tuple(x.name for x in folders))
+    shapes = tuple(W.shape for k in MATRICES for W in subject.params["blocks"][k])
+    sizes = np.prod(shapes, axis=1)
+    return Trajectory(points, np.cumsum(sizes) - sizes, shapes, tuple(x.name for x in folders))
 
 
 def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
@@ -104,17 +104,19 @@ def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
 
 
 def directions(
-    J: Float[np.ndarray, "N d"], starts: Int[np.ndarray, " m"], seed: int, draws: int
+    J: Float[np.ndarray, "N d"], run: Trajectory, seed: int, draws: int
 ) -> Iterator[Mapping[str, Float[np.ndarray, " N"]]]:
-    """Noise of norm one of every arm; in a draw, across has the norms per matrix of its along, in total only the sum.
+    """Noise of norm one of every arm.
+
+    In one draw "across" and "along, turned" have the norm per matrix of its "along", "across in total" only the sum.
 
     Args:
         J: orthonormal basis of the tangent.
-        starts: of the matrices.
+        run: its trajectory.
         seed: of all draws and of the control's random tangent.
         draws: how many.
     """
-    bases = matrix_bases(J, starts)
+    starts, bases = run.starts, matrix_bases(J, run.starts)
     control = random_tangent(J, starts, np.random.default_rng((seed, 0)))
     control_bases = matrix_bases(control, starts)
     for draw in range(1, draws + 1):
@@ -122,6 +124,7 @@ def directions(
         inside, outside = along(J, rng), along(control, rng)
         yield {
             "along": inside,
+            "along, turned": turned(inside, run.shapes, starts, rng),
             "across": across(bases, inside, starts, rng),
             "across in total": across_in_total(J, rng),
             "control along": outside,
