@@ -42,9 +42,9 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "turned": Prediction("noise along J harms more than the same singular values turned at random, ln KL ratio", 1),
 }
 CONTROL = "control: along and across random directions, ln KL ratio"
-DRAWN = {  # arm: colour, line, label, its place over the line's end in points
-    "along": ("#d55e00", "-", "along the tangent", 4), "along, turned": ("#cc9900", "-", "along, turned", 4),
-    "across": ("#0072b2", "-", "across", -9), "control along": ("#8a8a8a", "--", "along random directions", 4),
+DRAWN = {  # arm: colour, line, label
+    "along": ("#d55e00", "-", "along"), "along, turned": ("#b08000", "-", "along, turned"),
+    "across": ("#0072b2", "-", "across"), "control along": ("#777777", "--", "random"),
 }
 
 
@@ -122,22 +122,34 @@ def _control(found: Estimate) -> str:
 
 
 def draw(fig: Any, dimensions: Dimensions, harm: Harm, sizes: Sequence[float]) -> None:
-    """Above, both spectra of the trajectory; below, KL against the size of the noise."""
+    """Above, both spectra of the trajectory; below, KL over the square of the noise, against its size."""
     top, bottom = fig.subplots(2, 1)
     draw_spectra(top, dimensions)
-    for arm, (colour, style, label, above) in DRAWN.items():
-        mean = harm.mean(arm)
-        error = mean.std(axis=1, ddof=1) / math.sqrt(mean.shape[1])
-        line = mean.mean(axis=1)
+    ends = []
+    for arm, (colour, style, label) in DRAWN.items():
+        curvature = harm.mean(arm) / np.square(sizes)[:, None]
+        error = curvature.std(axis=1, ddof=1) / math.sqrt(curvature.shape[1])
+        line = curvature.mean(axis=1)
         bottom.errorbar(sizes, line, 2 * error, fmt=f"{style}o", color=colour, markersize=2, linewidth=1, capsize=2)
-        bottom.annotate(label, (sizes[0], line[0]), (5, above), textcoords="offset points", color=colour, fontsize=6)
+        ends.append((line[np.argmax(sizes)], label, colour))
     bottom.set(xscale="log", yscale="log", xlabel="norm of the noise over that of the weights",
-               ylabel="KL, nats/token (± 2 standard errors)")
+               ylabel="KL / norm², nats/token (± 2 s.e.)")
     bottom.set_xticks(sizes, [f"{x:g}" for x in sizes])
     bottom.minorticks_off()
+    name_ends(bottom, ends, max(sizes))
     for ax in (top, bottom):
         ax.grid(True, color="#ececec", linewidth=0.5)
         ax.set_axisbelow(True)
+
+
+def name_ends(ax: Any, ends: Sequence[tuple[float, str, str]], x: float) -> None:
+    """Names of the lines right of their ends, a line of text apart where they would overlap."""
+    low, high = ax.get_ylim()
+    line, lowest = (high / low) ** 0.07, 0.0
+    for value, name, colour in sorted(ends):
+        lowest = max(value, lowest * line)
+        ax.annotate(name, (x, lowest), (6, 0), textcoords="offset points", color=colour, fontsize=6, va="center",
+                    annotation_clip=False)
 
 
 def draw_spectra(ax: Any, dimensions: Dimensions) -> None:
