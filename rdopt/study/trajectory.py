@@ -79,7 +79,7 @@ def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> T
         last: how many checkpoints at most; None: all.
 
     Raises:
-        UserError: fewer than three checkpoints, another network, or a model that lies far from the last of them.
+        UserError: fewer than three checkpoints, another network, or a model that is not the last of them.
     """
     folders = sorted(steps.glob("step-*"))[-(last or 0) :]
     if len(folders) < 3:
@@ -87,8 +87,8 @@ def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> T
                         "--keep-checkpoints and a smaller --save-every, or raise --last.")
     points = np.stack([_point(folder, subject.arch) for folder in folders])
     away, pace = (float(np.linalg.norm(x - points[-1])) for x in (vector_of(subject.params), points[-2]))
-    if away > pace:
-        raise UserError(f"the model lies {away:.3g} from {folders[-1]}, but the checkpoint before it only {pace:.3g}: "
+    if away > pace / 2:
+        raise UserError(f"the model lies {away:.3g} from {folders[-1]}, the checkpoint before it {pace:.3g}: "
                         "name the model that this run ended with, or its last checkpoint.")
     shapes = tuple(W.shape for k in MATRICES for W in subject.params["blocks"][k])
     sizes = np.prod(shapes, axis=1)
