@@ -1,0 +1,161 @@
+"""The signal experiment: sums of sinusoids as Fourier coefficients and as a ReLU MLP, at matched distortion.
+
+The MLP is trained first; the Fourier basis then gets the fewest harmonics that reach the MLP's SNR. Both are
+quantized with steps in proportion to 1 / sqrt(mean squared slope of the output) of every matrix, coded, decoded, and
+compared with the signal. The MLP is coded in its own coordinates, after a Hadamard rotation of all its matrices, and
+in principal and learned axes of the inputs of its hidden matrices.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.codec.steps import log_steps
+from rdopt.study.toy_code import Classes, cheapest_classes, decode_arrays, encode_arrays, steps_of
+from rdopt.study.toy_concentration import concentration, energy_curve
+from rdopt.study.toy_curve import Point, bits_at
+from rdopt.study.toy_fourier import fit_to_snr, fourier_basis
+from rdopt.study.toy_learn import learn_axes
+from rdopt.study.toy_mlp import mean_sensitivities, run_mlp, train_mlps
+from rdopt.study.toy_settings import LADDER, LAYERS, LEVELS, REFERENCE, SAMPLES, ToySettings
+from rdopt.study.toy_signal import cell_middles, draw, snr, unit_power
+from rdopt.study.toy_turns import Turns, hadamard_turns, hidden, no_turns, principal_axes, stored_turns
+
+ARMS = ("fourier", "mlp", "hadamard", "pca", "learned")
+CURVE_PARTS = tuple(float(p) for p in np.round(np.geomspace(0.001, 1.0, 40), 6))
+Signal = Float[np.ndarray, " n"]
+_run_mlp = jax.jit(run_mlp)
+
+
+class Represented(NamedTuple):
+    """A signal in some numbers.
+
+    Attributes:
+        arrays: matrices of numbers, float64.
+        log_steps: step of each in quarter octaves, by its sensitivity.
+        weight: sum over all numbers of squared slope times squared step, at a base step of one.
+        run: numbers to signal.
+    """
+
+    arrays: list[Float[np.ndarray, "_ _"]]
+    log_steps: Int[np.ndarray, " k"]
+    weight: float
+    run: Callable[[Sequence[Float[np.ndarray, "_ _"]]], Signal]
+
+    def base_step(self, level: float) -> float:
+        """The base step whose error lies `level` dB below a signal of unit power, to first order."""
+        return float(np.float32(np.sqrt(12 * 10 ** (-level / 10) / self.weight)))
+
+    def steps(self, level: float) -> Float[np.ndarray, " k"]:
+        """The steps at that level."""
+        return steps_of(self.log_steps, self.base_step(level)).astype(np.float64)
+
+
+def represented(
+    arrays: Sequence[Float[np.ndarray, "_ _"]], slopes: Float[np.ndarray, " k"], run: Callable[..., Signal]
+) -> Represented:
+    """Numbers with the steps that their mean squared slopes ask for."""
+    ks = log_steps(1 / np.sqrt(np.maximum(slopes, 1e-12 * slopes.max())))
+    counts = np.array([W.size for W in arrays])
+    weight = float(np.sum(counts * slopes * steps_of(ks, 1.0).astype(np.float64) ** 2))
+    return Represented([np.asarray(W, np.float64) for W in arrays], ks, weight, run)
+
+
+def mlp_of(params: Sequence[Any], x: Signal) -> Represented:
+    """A trained MLP."""
+    places = jnp.asarray(x, jnp.float32)
+    slopes = np.array([float(s) for s in mean_sensitivities(params, places)])
+
+    def run(arrays: Sequence[np.ndarray]) -> Signal:
+        return np.asarray(_run_mlp([jnp.asarray(W, jnp.float32) for W in arrays], places), np.float64)
+
+    return represented([np.asarray(W) for W in params], slopes, run)
+
+
+def fourier_of(x: Signal, y: Signal, least: float) -> Represented:
+    """The Fourier coefficients that reach `least` dB, as a matrix of one row; every column of the basis has slope 1."""
+    coefficients = fit_to_snr(x, y, least)
+    basis = fourier_basis(x, len(coefficients) // 2)
+    return represented([coefficients[None]], np.ones(1), lambda arrays: basis @ np.asarray(arrays[0][0], np.float64))
+
+
+def turns_of(mlp: Represented, settings: ToySettings, seed: int) -> dict[str, Turns]:
+    """The coordinates that the MLP is coded in, by the name of the arm."""
+    shapes = [(len(W), W.shape[1]) for W in mlp.arrays]
+    steps, places = mlp.steps(REFERENCE), hidden(shapes)
+    W = np.stack([mlp.arrays[at] for at in places])
+    axes = np.stack([principal_axes(matrix) for matrix in W])
+    learned = learn_axes(W, axes, steps[places], steps=settings.turn_steps, seed=seed)
+    return {
+        "mlp": no_turns(len(shapes)),
+        "hadamard": hadamard_turns(shapes, np.random.default_rng(seed)),
+        "pca": stored_turns(mlp.arrays, list(axes), steps),
+        "learned": stored_turns(mlp.arrays, list(learned), steps),
+    }
+
+
+def coded_point(
+    shown: Represented, turns: Turns, coordinates: Sequence[np.ndarray], classes: Classes, level: float, y: Signal
+) -> Point:
+    """Codes, decodes, undoes the turns and compares with the signal."""
+    coded = encode_arrays(coordinates, shown.log_steps, shown.base_step(level), classes)
+    decoded = decode_arrays(coded.data)
+    undone = [pair.undo(np.asarray(W, np.float64)) for pair, W in zip(turns.pairs, decoded, strict=True)]
+    return Point(snr(y, shown.run(undone)), 8.0 * len(coded.data), coded.ideal)
+
+
+def arm_of(shown: Represented, turns: Turns, y: Signal) -> dict[str, Any]:
+    """The record of one representation in one system of coordinates."""
+    coordinates = [pair.turn(W) for pair, W in zip(turns.pairs, shown.arrays, strict=True)]
+    classes = cheapest_classes(coordinates, shown.log_steps, shown.base_step(REFERENCE))
+    points = [coded_point(shown, turns, coordinates, classes, level, y) for level in LADDER]
+    steps = shown.steps(REFERENCE)
+    in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(coordinates, steps, strict=True)])
+    energy = np.concatenate([[0.0], energy_curve(in_steps)])
+    grid = np.array(CURVE_PARTS) * len(in_steps)
+    return {
+        "snr_unquantized": snr(y, shown.run(shown.arrays)),
+        "price": 8.0 * len(turns.data),
+        "points": [p._asdict() for p in points],
+        "bits": {f"{level:g}": bits_at(points, level) for level in LEVELS},
+        "reference_bits": bits_at(points, REFERENCE),
+        "concentration": concentration(coordinates, steps)._asdict(),
+        "energy_curve": np.interp(grid, np.arange(len(energy)), energy).tolist(),
+    }
+
+
+def run_toy(settings: ToySettings, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+    """The records of all seeds; the same settings give the same figures on the same machine.
+
+    Args:
+        settings: of the experiment.
+        say: told how it goes, a line at a time.
+    """
+    x, seeds = cell_middles(SAMPLES), range(settings.seed, settings.seed + settings.seeds)
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    signals = [unit_power(draw(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
+    trained = train_mlps(keys, places, samples, width=settings.width, layers=LAYERS, steps=settings.steps)
+    say(f"trained {len(seeds)} MLPs of {settings.parameters} parameters, {settings.steps} steps")
+    records = []
+    for number, (seed, y) in enumerate(zip(seeds, signals, strict=True)):
+        mlp = mlp_of([W[number] for W in trained], x)
+        limit = snr(y, mlp.run(mlp.arrays))
+        arms = {"fourier": arm_of(fourier := fourier_of(x, y, limit), no_turns(1), y)}
+        arms |= {name: arm_of(mlp, turns, y) for name, turns in turns_of(mlp, settings, seed).items()}
+        records.append({"seed": seed, "arms": arms})
+        say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {arms['fourier']['snr_unquantized']:.1f} dB with "
+            f"{fourier.arrays[0].size // 2} harmonics")
+    return records
+
+
+def settings_json(settings: ToySettings) -> dict[str, Any]:
+    """The settings and what is fixed beside them."""
+    fixed = {"samples": SAMPLES, "layers": LAYERS, "levels_dB": LEVELS, "ladder_dB": LADDER, "reference_dB": REFERENCE}
+    return {**asdict(settings), **fixed, "curve_parts": CURVE_PARTS}
