@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": commands.run_eval,
     "inspect": commands.run_inspect,
     "sweep": commands.run_sweep,
+    "toy": commands.run_toy,
 }
 
 

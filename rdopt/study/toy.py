@@ -3,7 +3,8 @@
 The MLP is trained first; the Fourier basis then gets the fewest harmonics that reach the MLP's SNR. Both are
 quantized with steps in proportion to 1 / sqrt(mean squared slope of the output) of every matrix, coded, decoded, and
 compared with the signal. The MLP is coded in its own coordinates, after a Hadamard rotation of all its matrices, and
-in principal and learned axes of the inputs of its hidden matrices.
+in principal and learned axes of the inputs of its hidden matrices: once as if these axes were free, and once with
+their angles rounded and counted (`-stored`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +17,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.steps import log_steps
-from rdopt.study.toy_code import Classes, cheapest_classes, decode_arrays, encode_arrays, steps_of
+from rdopt.study.toy_code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
 from rdopt.study.toy_concentration import concentration, energy_curve
 from rdopt.study.toy_curve import Point, bits_at
 from rdopt.study.toy_fourier import fit_to_snr, fourier_basis
 from rdopt.study.toy_learn import learn_axes
 from rdopt.study.toy_mlp import mean_sensitivities, run_mlp, train_mlps
-from rdopt.study.toy_settings import LADDER, LAYERS, LEVELS, REFERENCE, SAMPLES, ToySettings
-from rdopt.study.toy_signal import cell_middles, draw, snr, unit_power
-from rdopt.study.toy_turns import Turns, hadamard_turns, hidden, no_turns, principal_axes, stored_turns
+from rdopt.study.toy_settings import LADDER, LAYERS, LEVELS, NEAR, REFERENCE, SAMPLES, SPREAD, ToySettings
+from rdopt.study.toy_signal import cell_middles, decibels, draw, noise_power, snr, unit_power
+from rdopt.study.toy_turns import Turns, free_turns, hadamard_turns, hidden, no_turns, principal_axes, stored_turns
 
-ARMS = ("fourier", "mlp", "hadamard", "pca", "learned")
-CURVE_PARTS = tuple(float(p) for p in np.round(np.geomspace(0.001, 1.0, 40), 6))
+ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
+_NEARBY = 2.0 ** np.linspace(-SPREAD, SPREAD, NEAR)
+_CHOICE = LADDER[2]  # dB: the steps at which classes are chosen, alike for all representations
+ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
 Signal = Float[np.ndarray, " n"]
 _run_mlp = jax.jit(run_mlp)
 
@@ -84,48 +87,60 @@ def fourier_of(x: Signal, y: Signal, least: float) -> Represented:
     return represented([coefficients[None]], np.ones(1), lambda arrays: basis @ np.asarray(arrays[0][0], np.float64))
 
 
-def turns_of(mlp: Represented, settings: ToySettings, seed: int) -> dict[str, Turns]:
-    """The coordinates that the MLP is coded in, by the name of the arm."""
-    shapes = [(len(W), W.shape[1]) for W in mlp.arrays]
-    steps, places = mlp.steps(REFERENCE), hidden(shapes)
-    W = np.stack([mlp.arrays[at] for at in places])
+def turns_of(mlps: Sequence[Represented], settings: ToySettings) -> list[dict[str, Turns]]:
+    """The coordinates that every MLP is coded in, by the name of the arm; all rotations are learned at once."""
+    shapes = [(len(W), W.shape[1]) for W in mlps[0].arrays]
+    places = hidden(shapes)
+    W = np.stack([mlp.arrays[at] for mlp in mlps for at in places])
+    grid = np.concatenate([mlp.steps(REFERENCE)[places] for mlp in mlps])
     axes = np.stack([principal_axes(matrix) for matrix in W])
-    learned = learn_axes(W, axes, steps[places], steps=settings.turn_steps, seed=seed)
-    return {
-        "mlp": no_turns(len(shapes)),
-        "hadamard": hadamard_turns(shapes, np.random.default_rng(seed)),
-        "pca": stored_turns(mlp.arrays, list(axes), steps),
-        "learned": stored_turns(mlp.arrays, list(learned), steps),
-    }
+    noise = len(places) * settings.seed + np.arange(len(W))
+    learned = learn_axes(W, axes, grid, steps=settings.turn_steps, seeds=noise)
+    count, found = len(places), []
+    for number, mlp in enumerate(mlps):
+        own, rng = slice(count * number, count * (number + 1)), np.random.default_rng(settings.seed + number)
+        arms = {"mlp": no_turns(len(shapes)), "hadamard": hadamard_turns(shapes, rng)}
+        named = {"pca": list(axes[own]), "learned": list(learned[own])}
+        arms |= {name: free_turns(len(shapes), places, V) for name, V in named.items()}
+        arms |= {f"{name}-stored": stored_turns(mlp.arrays, V, mlp.steps(REFERENCE)) for name, V in named.items()}
+        found.append(arms)
+    return found
 
 
 def coded_point(
     shown: Represented, turns: Turns, coordinates: Sequence[np.ndarray], classes: Classes, level: float, y: Signal
 ) -> Point:
-    """Codes, decodes, undoes the turns and compares with the signal."""
-    coded = encode_arrays(coordinates, shown.log_steps, shown.base_step(level), classes)
-    decoded = decode_arrays(coded.data)
-    undone = [pair.undo(np.asarray(W, np.float64)) for pair, W in zip(turns.pairs, decoded, strict=True)]
-    return Point(snr(y, shown.run(undone)), 8.0 * len(coded.data), coded.ideal)
+    """Codes, decodes, undoes the turns and compares with the signal; the same for steps nearby, without bytes."""
+
+    def noise(decoded: Sequence[np.ndarray]) -> float:
+        undone = [pair.undo(np.asarray(W, np.float64)) for pair, W in zip(turns.pairs, decoded, strict=True)]
+        return noise_power(y, shown.run(undone))
+
+    c = shown.base_step(level)
+    coded = encode_arrays(coordinates, shown.log_steps, c, classes)
+    mean = np.mean([noise(quantized(coordinates, shown.log_steps, c * near)) for near in _NEARBY])
+    decoded = noise(decode_arrays(coded.data))
+    price = 8.0 * len(turns.data)
+    return Point(decibels(float(mean)), decibels(decoded), price + 8.0 * len(coded.data), price + coded.ideal)
 
 
 def arm_of(shown: Represented, turns: Turns, y: Signal) -> dict[str, Any]:
     """The record of one representation in one system of coordinates."""
     coordinates = [pair.turn(W) for pair, W in zip(turns.pairs, shown.arrays, strict=True)]
-    classes = cheapest_classes(coordinates, shown.log_steps, shown.base_step(REFERENCE))
+    classes = cheapest_classes(coordinates, shown.log_steps, shown.base_step(_CHOICE))
     points = [coded_point(shown, turns, coordinates, classes, level, y) for level in LADDER]
     steps = shown.steps(REFERENCE)
     in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(coordinates, steps, strict=True)])
-    energy = np.concatenate([[0.0], energy_curve(in_steps)])
-    grid = np.array(CURVE_PARTS) * len(in_steps)
+    energy = energy_curve(in_steps)
     return {
         "snr_unquantized": snr(y, shown.run(shown.arrays)),
         "price": 8.0 * len(turns.data),
+        "classes": classes._asdict(),
         "points": [p._asdict() for p in points],
         "bits": {f"{level:g}": bits_at(points, level) for level in LEVELS},
         "reference_bits": bits_at(points, REFERENCE),
         "concentration": concentration(coordinates, steps)._asdict(),
-        "energy_curve": np.interp(grid, np.arange(len(energy)), energy).tolist(),
+        "energy_curve": [float(energy[min(n, len(energy)) - 1]) for n in ENERGY_COUNTS],
     }
 
 
@@ -139,23 +154,31 @@ def run_toy(settings: ToySettings, say: Callable[[str], None] = lambda line: Non
     x, seeds = cell_middles(SAMPLES), range(settings.seed, settings.seed + settings.seeds)
     rngs = [np.random.default_rng(seed) for seed in seeds]
     signals = [unit_power(draw(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
-    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
-    trained = train_mlps(keys, places, samples, width=settings.width, layers=LAYERS, steps=settings.steps)
+    mlps = trained_mlps(x, signals, settings)
     say(f"trained {len(seeds)} MLPs of {settings.parameters} parameters, {settings.steps} steps")
+    turns = turns_of(mlps, settings)
+    say(f"learned the axes of their hidden matrices, {settings.turn_steps} steps")
     records = []
-    for number, (seed, y) in enumerate(zip(seeds, signals, strict=True)):
-        mlp = mlp_of([W[number] for W in trained], x)
+    for seed, y, mlp, own in zip(seeds, signals, mlps, turns, strict=True):
         limit = snr(y, mlp.run(mlp.arrays))
-        arms = {"fourier": arm_of(fourier := fourier_of(x, y, limit), no_turns(1), y)}
-        arms |= {name: arm_of(mlp, turns, y) for name, turns in turns_of(mlp, settings, seed).items()}
-        records.append({"seed": seed, "arms": arms})
-        say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {arms['fourier']['snr_unquantized']:.1f} dB with "
-            f"{fourier.arrays[0].size // 2} harmonics")
+        fourier = fourier_of(x, y, limit)
+        arms = {"fourier": arm_of(fourier, no_turns(1), y)}
+        arms |= {name: arm_of(mlp, turned, y) for name, turned in own.items()}
+        records.append({"seed": seed, "harmonics": fourier.arrays[0].size // 2, "arms": arms})
+        reached = arms["fourier"]["snr_unquantized"]
+        say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {reached:.1f} dB with {fourier.arrays[0].size} coefficients")
     return records
+
+
+def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Represented]:
+    """An MLP for every signal."""
+    keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.seeds))
+    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
+    params = train_mlps(keys, places, samples, width=settings.width, layers=LAYERS, steps=settings.steps)
+    return [mlp_of([W[number] for W in params], x) for number in range(settings.seeds)]
 
 
 def settings_json(settings: ToySettings) -> dict[str, Any]:
     """The settings and what is fixed beside them."""
     fixed = {"samples": SAMPLES, "layers": LAYERS, "levels_dB": LEVELS, "ladder_dB": LADDER, "reference_dB": REFERENCE}
-    return {**asdict(settings), **fixed, "curve_parts": CURVE_PARTS}
+    return {**asdict(settings), **fixed, "energy_counts": ENERGY_COUNTS}

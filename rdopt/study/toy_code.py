@@ -90,6 +90,12 @@ def encode_arrays(arrays: Matrices, log_steps: Int[np.ndarray, " k"], c: float, 
     return CodedArrays(beside + b"".join(codes), 8 * len(beside) + plan.bits)
 
 
+def quantized(arrays: Matrices, log_steps: Int[np.ndarray, " k"], c: float) -> list[Float[np.ndarray, "_ _"]]:
+    """What `decode_arrays` gives back of `encode_arrays`, without the bytes; float32."""
+    indices, steps = rounded(arrays, log_steps, c), steps_of(log_steps, c)
+    return [z.astype(np.float32) * step for z, step in zip(indices, steps, strict=True)]
+
+
 def decode_arrays(data: bytes) -> list[Float[np.ndarray, "_ _"]]:
     """The matrices of `encode_arrays`: index times step, float32.
 

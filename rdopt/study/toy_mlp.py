@@ -6,6 +6,7 @@ spread evenly over the domain, without which such a network learns fast oscillat
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ Params = Sequence[Float[Array, "..."]]
 def mlp_shapes(width: int, layers: int) -> list[tuple[int, int]]:
     """Shapes of matrix and bias of every layer, `layers` of them hidden."""
     widths = [1, *[width] * layers, 1]
-    return [shape for n, m in zip(widths, widths[1:], strict=False) for shape in ((m, n), (1, m))]
+    return [shape for n, m in pairwise(widths) for shape in ((m, n), (1, m))]
 
 
 def start_mlp(key: PRNGKeyArray, width: int, layers: int) -> list[Float[Array, "..."]]:

@@ -7,7 +7,9 @@ from rdopt.config.check import Limits, checked
 SAMPLES = 256  # of a signal, at the middles of equal cells of [0, 1)
 LAYERS = 3  # hidden layers of the MLP
 LEVELS = (10.0, 15.0, 20.0, 25.0)  # dB at which bits are compared
-LADDER = (6.0, 10.0, 14.0, 18.0, 22.0, 26.0, 31.0)  # dB that the steps aim at, to first order
+LADDER = (2.0, 6.0, 10.0, 14.0, 18.0, 22.0, 26.0, 30.0)  # dB that the steps aim at, to first order
+NEAR = 12  # steps over which the distortion of one is averaged
+SPREAD = 0.25  # octaves that they lie away from it at most
 REFERENCE = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
 _LIMITS = {
     "seeds": Limits(low=2, high=64),
@@ -40,7 +42,7 @@ class ToySettings:
     width: int = 48
     sinusoids: int = 8
     cycles: float = 8.0
-    turn_steps: int = 150
+    turn_steps: int = 100
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -56,10 +58,11 @@ class ToySettings:
 
 def plan_toy(settings: ToySettings) -> str:
     """What the experiment would do, in two lines."""
+    files = 7 * len(LADDER) * settings.seeds
     flops = 6 * SAMPLES * settings.parameters * settings.steps * settings.seeds
     return (
         f"{settings.seeds} signals of {settings.sinusoids} sinusoids up to {settings.cycles:g} cycles, {SAMPLES} "
         f"samples each; an MLP of {LAYERS} hidden layers of {settings.width}, {settings.parameters} parameters, "
         f"{settings.steps} steps of Adam\n"
-        f"about {flops / 1e9:.0f} GFLOP of training, {5 * len(LADDER) * settings.seeds} files coded; under 1 MiB of disk"
+        f"about {flops / 1e9:.0f} GFLOP of training, {files} files coded; under 1 MiB of disk"
     )

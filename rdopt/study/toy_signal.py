@@ -1,5 +1,6 @@
 """Sums of sinusoids with random amplitude, frequency and phase, and how well something reproduces them."""
 
+from math import log10
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,16 @@ def unit_power(y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return y / np.sqrt(np.mean(y**2))
 
 
+def noise_power(y: Float[np.ndarray, " n"], found: Float[np.ndarray, " n"]) -> float:
+    """sum (y - found)^2 / sum y^2, float64."""
+    return float(np.sum((np.asarray(y, np.float64) - found) ** 2) / np.sum(np.square(y, dtype=np.float64)))
+
+
+def decibels(noise: float) -> float:
+    """Signal-to-noise ratio of a relative noise power in dB; infinite without noise."""
+    return float("inf") if noise == 0 else -10 * log10(noise)
+
+
 def snr(y: Float[np.ndarray, " n"], found: Float[np.ndarray, " n"]) -> float:
-    """Signal-to-noise ratio 10 log10(sum y^2 / sum (y - found)^2) in dB; infinite where they agree."""
-    noise = float(np.sum((np.asarray(y, np.float64) - found) ** 2))
-    return float("inf") if noise == 0 else float(10 * np.log10(np.sum(np.square(y, dtype=np.float64)) / noise))
+    """Signal-to-noise ratio 10 log10(sum y^2 / sum (y - found)^2) in dB."""
+    return decibels(noise_power(y, found))

@@ -1,4 +1,4 @@
-"""Coordinates U^T W V of single matrices: a Hadamard that costs nothing, and stored axes whose angles are counted.
+"""Coordinates U^T W V of single matrices: a Hadamard that costs nothing, axes for free, and axes stored as angles.
 
 A rotation between the layers of a ReLU network is no symmetry of it, so every one is undone after decoding. U and V
 are orthogonal: white errors stay white, and equal steps cost equal distortion in all coordinates.
@@ -64,6 +64,14 @@ def hadamard_turns(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) 
 def principal_axes(W: Matrix) -> Float[np.ndarray, "in in"]:
     """Eigenvectors of W^T W, in the order nearest to the identity."""
     return near_identity(pca(np.asarray(W, np.float64).T @ W)[None])[0]
+
+
+def free_turns(count: int, places: Sequence[int], axes: Sequence[Float[np.ndarray, "n n"]]) -> Turns:
+    """Turns of the inputs of some of `count` matrices by exact axes, whose price is left out."""
+    pairs = no_turns(count).pairs
+    for at, V in zip(places, axes, strict=True):
+        pairs[at] = TurnPair(V=V)
+    return Turns(pairs)
 
 
 def stored_turns(
