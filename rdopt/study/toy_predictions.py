@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log2
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rdopt.study.toy_curve import Mean, mean_of
 
 SURE = 2.0  # standard errors
@@ -58,7 +60,7 @@ def _top(seed: Seed, arm: str) -> float:
 
 
 def _fewest(seed: Seed) -> float:
-    return min(_bits(seed, arm) for arm in ROTATED)
+    return float(np.min([_bits(seed, arm) for arm in ROTATED]))  # nan where one of them does not reach
 
 
 PREDICTIONS = (

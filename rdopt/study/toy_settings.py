@@ -13,7 +13,7 @@ SPREAD = 0.25  # octaves that they lie away from it at most
 REFERENCE = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
 _LIMITS = {
     "seeds": Limits(low=2, high=64),
-    "seed": Limits(low=0, high=2**31 - 1),
+    "seed": Limits(low=0, high=10**8),
     "steps": Limits(low=1, high=10**6),
     "width": Limits(low=2, high=256),
     "sinusoids": Limits(low=1, high=256),
