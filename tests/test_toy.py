@@ -176,10 +176,10 @@ def test_learned_axes_are_orthogonal_and_undo_a_rotation_of_sparse_weights():
     rng = np.random.default_rng(0)
     sparse = rng.laplace(size=(64, 6)) * np.array([8.0, 4, 2, 1, 0.5, 0.25])
     Q = np.linalg.qr(rng.standard_normal((6, 6)))[0]
-    W, eye = (sparse @ Q)[None], np.eye(6)[None]
-    V = learn_axes(W, eye, np.array([0.1]), steps=120, seeds=np.array([0]))[0]
+    W = sparse @ Q
+    V = learn_axes(W, np.eye(6), 0.1, steps=120, seed=0)
     np.testing.assert_allclose(V.T @ V, np.eye(6), atol=1e-10)
-    before, after, best = (high_rate_bits(M, 0.1) for M in (W[0], W[0] @ V, sparse))
+    before, after, best = (high_rate_bits(M, 0.1) for M in (W, W @ V, sparse))
     assert after < before - 0.8 * (before - best)
 
 

@@ -29,7 +29,7 @@ from rdopt.study.toy_turns import Turns, free_turns, hadamard_turns, hidden, no_
 
 ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
 _NEARBY = 2.0 ** np.linspace(-SPREAD, SPREAD, NEAR)
-_CHOICE = LADDER[2]  # dB: the steps at which classes are chosen, alike for all representations
+_CHOICE = LADDER[1]  # dB: the steps at which classes are chosen, alike for all representations
 ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
 Signal = Float[np.ndarray, " n"]
 _run_mlp = jax.jit(run_mlp)
@@ -87,24 +87,23 @@ def fourier_of(x: Signal, y: Signal, least: float) -> Represented:
     return represented([coefficients[None]], np.ones(1), lambda arrays: basis @ np.asarray(arrays[0][0], np.float64))
 
 
-def turns_of(mlps: Sequence[Represented], settings: ToySettings) -> list[dict[str, Turns]]:
-    """The coordinates that every MLP is coded in, by the name of the arm; all rotations are learned at once."""
-    shapes = [(len(W), W.shape[1]) for W in mlps[0].arrays]
+def turns_of(mlp: Represented, settings: ToySettings, seed: int) -> dict[str, Turns]:
+    """The coordinates that an MLP is coded in, by the name of the arm."""
+    shapes, steps = [(len(W), W.shape[1]) for W in mlp.arrays], mlp.steps(REFERENCE)
     places = hidden(shapes)
-    W = np.stack([mlp.arrays[at] for mlp in mlps for at in places])
-    grid = np.concatenate([mlp.steps(REFERENCE)[places] for mlp in mlps])
-    axes = np.stack([principal_axes(matrix) for matrix in W])
-    noise = len(places) * settings.seed + np.arange(len(W))
-    learned = learn_axes(W, axes, grid, steps=settings.turn_steps, seeds=noise)
-    count, found = len(places), []
-    for number, mlp in enumerate(mlps):
-        own, rng = slice(count * number, count * (number + 1)), np.random.default_rng(settings.seed + number)
-        arms = {"mlp": no_turns(len(shapes)), "hadamard": hadamard_turns(shapes, rng)}
-        named = {"pca": list(axes[own]), "learned": list(learned[own])}
-        arms |= {name: free_turns(len(shapes), places, V) for name, V in named.items()}
-        arms |= {f"{name}-stored": stored_turns(mlp.arrays, V, mlp.steps(REFERENCE)) for name, V in named.items()}
-        found.append(arms)
-    return found
+    axes = [principal_axes(mlp.arrays[at]) for at in places]
+    learned = [
+        learn_axes(mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(places) * seed + number)
+        for number, (at, V) in enumerate(zip(places, axes, strict=True))
+    ]
+    return {
+        "mlp": no_turns(len(shapes)),
+        "hadamard": hadamard_turns(shapes, np.random.default_rng(seed)),
+        "pca": free_turns(len(shapes), places, axes),
+        "learned": free_turns(len(shapes), places, learned),
+        "pca-stored": stored_turns(mlp.arrays, axes, steps),
+        "learned-stored": stored_turns(mlp.arrays, learned, steps),
+    }
 
 
 def coded_point(
@@ -156,14 +155,12 @@ def run_toy(settings: ToySettings, say: Callable[[str], None] = lambda line: Non
     signals = [unit_power(draw(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
     mlps = trained_mlps(x, signals, settings)
     say(f"trained {len(seeds)} MLPs of {settings.parameters} parameters, {settings.steps} steps")
-    turns = turns_of(mlps, settings)
-    say(f"learned the axes of their hidden matrices, {settings.turn_steps} steps")
     records = []
-    for seed, y, mlp, own in zip(seeds, signals, mlps, turns, strict=True):
+    for seed, y, mlp in zip(seeds, signals, mlps, strict=True):
         limit = snr(y, mlp.run(mlp.arrays))
         fourier = fourier_of(x, y, limit)
         arms = {"fourier": arm_of(fourier, no_turns(1), y)}
-        arms |= {name: arm_of(mlp, turned, y) for name, turned in own.items()}
+        arms |= {name: arm_of(mlp, turned, y) for name, turned in turns_of(mlp, settings, seed).items()}
         records.append({"seed": seed, "harmonics": fourier.arrays[0].size // 2, "arms": arms})
         reached = arms["fourier"]["snr_unquantized"]
         say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {reached:.1f} dB with {fourier.arrays[0].size} coefficients")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rdopt.rate import noise_rate, spreads
 from rdopt.transforms import cayley, skew_size
@@ -21,26 +21,20 @@ _DRAWS = 8  # of the noise, when start and result are compared
 
 
 def learn_axes(
-    W: Float[np.ndarray, "k out n"],
-    start: Float[np.ndarray, "k n n"],
-    grid: Float[np.ndarray, " k"],
-    *,
-    steps: int,
-    seeds: Int[np.ndarray, " k"],
-) -> Float[np.ndarray, "k n n"]:
-    """The learned rotation of every matrix's inputs, float64, orthogonal to rounding; the start where it is better.
+    W: Float[np.ndarray, "out n"], start: Float[np.ndarray, "n n"], grid: float, *, steps: int, seed: int
+) -> Float[np.ndarray, "n n"]:
+    """The learned rotation of a matrix's inputs, float64, orthogonal to rounding; the start where it is better.
 
     Args:
-        W: matrices of one shape.
+        W: the matrix.
         start: orthogonal V0.
-        grid: step of each, in its units.
+        grid: its step, in its units.
         steps: of Adam.
-        seeds: of the noise of each.
+        seed: of the noise.
     """
-    arrays = (jnp.asarray(a, jnp.float32) for a in (W, start, grid))
-    theta, better = _train(jax.vmap(jax.random.key)(jnp.asarray(seeds)), *arrays, steps=steps)
-    turned = start @ cayley(np.asarray(theta, np.float64), W.shape[2])
-    return np.where(np.asarray(better)[:, None, None], turned, start)
+    begun, step = jnp.asarray(W @ start, jnp.float32), jnp.asarray(grid, jnp.float32)
+    theta, better = _train(jax.random.key(seed), begun, step, steps=steps)
+    return start @ cayley(np.asarray(theta, np.float64), W.shape[1]) if better else start
 
 
 def relaxed_bits(W: Float[Array, "out n"], step: Float[Array, ""], key: PRNGKeyArray) -> Float[Array, ""]:
@@ -51,29 +45,23 @@ def relaxed_bits(W: Float[Array, "out n"], step: Float[Array, ""], key: PRNGKeyA
 
 @partial(jax.jit, static_argnames="steps")
 def _train(
-    keys: PRNGKeyArray,
-    W: Float[Array, "k out n"],
-    start: Float[Array, "k n n"],
-    grid: Float[Array, " k"],
-    *,
-    steps: int,
+    key: PRNGKeyArray, begun: Float[Array, "out n"], grid: Float[Array, ""], *, steps: int
 ) -> tuple[Array, Array]:
-    """(skew entries, whether they take fewer bits than zeros), a matrix each."""
-    n = W.shape[2]
+    """Skew entries, and whether they take fewer bits than zeros, of a matrix in the basis to begin with."""
+    n = begun.shape[1]
     adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
-    begun = jnp.matmul(W, start, precision="highest")
 
-    def rates(theta: Array, number: Array | int) -> Array:
-        noise = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        return jax.vmap(relaxed_bits)(jnp.matmul(begun, cayley(theta, n), precision="highest"), grid, noise)
+    def rate(theta: Array, number: Array | int) -> Array:
+        turned = jnp.matmul(begun, cayley(theta, n), precision="highest")
+        return relaxed_bits(turned, grid, jax.random.fold_in(key, number))
 
     def step(number: Array, held: tuple) -> tuple:
         theta, state = held
-        change, state = adam.update(jax.grad(lambda t: jnp.sum(rates(t, number)))(theta), state)
+        change, state = adam.update(jax.grad(rate)(theta, number), state)
         return optax.apply_updates(theta, change), state
 
-    zeros = jnp.zeros((len(W), skew_size(n)))
+    zeros = jnp.zeros(skew_size(n))
     theta, _ = jax.lax.fori_loop(0, steps, step, (zeros, adam.init(zeros)))
     draws = steps + jnp.arange(_DRAWS)
-    before, after = (jnp.mean(jax.lax.map(partial(rates, t), draws), axis=0) for t in (zeros, theta))
+    before, after = (jnp.mean(jax.lax.map(partial(rate, t), draws)) for t in (zeros, theta))
     return theta, after < before

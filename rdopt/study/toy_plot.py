@@ -18,7 +18,7 @@ _NAMES = {
     "pca": "principal axes (dash-dotted)",
     "learned": "learned axes (dotted)",
 }
-_LEVELS = np.linspace(6.0, 28.0, 45)  # dB
+_LEVELS = np.linspace(5.0, 23.0, 37)  # dB
 
 
 def plot_toy(seeds: Sequence[Seed], counts: Sequence[int], path: Path) -> None:
