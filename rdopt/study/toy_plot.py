@@ -71,10 +71,10 @@ def _draw_bits(ax: Any, seeds: Sequence[Seed]) -> None:
         if arm in ("fourier", "mlp"):
             ax.fill_between(x, *np.quantile(rows, (0.25, 0.75), axis=0), color=colour, alpha=0.15, linewidth=0)
     ax.set_yscale("log")
-    ax.set_ylim(100, 200_000)
+    ax.set_ylim(200, 60_000)
     ax.set_xlabel("signal-to-noise ratio of the decoded signal, dB")
     ax.set_ylabel("file, bits (price of the axes left out)")
-    ax.text(0.98, 0.30, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
+    ax.text(0.98, 0.23, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
     _stack(ax, 0.98, 0.66, "right")
 
 
@@ -86,7 +86,7 @@ def _draw_energy(ax: Any, seeds: Sequence[Seed], counts: Sequence[int]) -> None:
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("largest coefficients or parameters, number")
     ax.set_ylabel("share of the energy (in steps)")
-    ax.text(0.24, 0.86, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
+    ax.text(0.20, 0.86, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
     _stack(ax, 0.98, 0.58, "right")
 
 

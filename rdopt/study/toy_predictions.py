@@ -1,8 +1,8 @@
 """What the signal experiment is expected to show, each with the sign of one figure, and what it shows.
 
-The signs follow the thesis (rotation stabilises, alignment compresses) and were written down before any run. A
-prediction is supported or refuted when the mean over the seeds lies beyond two standard errors of zero on its side or
-on the other, and undecided between.
+The signs follow the thesis (rotation stabilises, alignment compresses) and were written down before the first figures
+were seen. A prediction is supported or refuted when the mean over the seeds lies beyond two standard errors of zero on
+its side or on the other, and undecided between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,12 +93,12 @@ PREDICTIONS = (
         lambda s: _top(s, "fourier") - max(_top(s, arm) for arm in ROTATED),
     ),
     Prediction(
-        "nor its number of effective coefficients",
+        "No rotation of the layers restores Fourier's number of effective coefficients",
         "log2 of participation, best rotation over Fourier", +1,
         lambda s: log2(min(_participation(s, arm) for arm in ROTATED) / _participation(s, "fourier")),
     ),
     Prediction(
-        "nor, its price left out, Fourier's size at 20 dB",
+        "No rotation of the layers restores Fourier's size at 20 dB, its price left out",
         "log2 of bits, best rotation over Fourier", +1, lambda s: log2(_fewest(s) / _bits(s, "fourier")),
     ),
     Prediction(

@@ -36,8 +36,7 @@ Summary = dict[str, dict[str, Mean]]
 def summarize(seeds: Sequence[Seed]) -> Summary:
     """Arm -> figure -> its mean over the seeds."""
     return {
-        arm: {name: mean_of([of(seed["arms"][arm]) for seed in seeds]) for name, of in _FIGURES.items()}
-        for arm in ARMS
+        arm: {name: mean_of([of(seed["arms"][arm]) for seed in seeds]) for name, of in _FIGURES.items()} for arm in ARMS
     }
 
 
@@ -73,11 +72,11 @@ def toy_table(seeds: Sequence[Seed]) -> str:
         head = f"{arm:16s}{shown(found['coefficients'], 0):>14s}{shown(found['snr_unquantized'], 1):>14s}"
         lines.append(f"{head}{bits}{shown(found['price'], 0):>15s}")
     titles = ("top 1 %", "top 10 %", "participation", "kurtosis", "peak/rms", "beyond 6 rms", "entropy, bits")
-    lines += ["", f"{'representation':16s}" + "".join(f"{title:>18s}" for title in titles)]
+    lines += ["", f"{'representation':16s}" + "".join(f"{title:>20s}" for title in titles)]
     for arm, found in summary.items():
         places = {"top_1": 3, "top_10": 3, "participation": 1, "kurtosis": 2, "peak": 2, "beyond_6_sigma": 5}
         cells = [shown(found[name], digits) for name, digits in (places | {"entropy": 2}).items()]
-        lines.append(f"{arm:16s}" + "".join(f"{cell:>18s}" for cell in cells))
+        lines.append(f"{arm:16s}" + "".join(f"{cell:>20s}" for cell in cells))
     return "\n".join(lines)
 
 
