@@ -8,8 +8,9 @@ from typing import Any
 
 from rdopt.align import Progress, join, leads, together, train
 from rdopt.calibration import Moments, Subject
+from rdopt.checkpoint.atomic import new_folder
 from rdopt.cli.parser import TEXT, WINDOWS
-from rdopt.cli.plan import plan
+from rdopt.cli.plan import plan, toy_settings
 from rdopt.codec import (
     FinetuneProgress,
     coded_bits,
@@ -24,6 +25,8 @@ from rdopt.config import Config, UserError
 from rdopt.export import KL_LIMIT, export
 from rdopt.integrations import decoded_card
 from rdopt.study import analyze, describe, inspect, report_lines
+from rdopt.study.toy import run_toy as run_experiment
+from rdopt.study.toy_report import toy_sentences, toy_table, write_toy
 from rdopt.sweep import dumps, evaluate, measure_file, sweep
 from rdopt.transforms import Gauges, Stored
 
@@ -205,6 +208,18 @@ def run_inspect(args: argparse.Namespace, config: Config) -> None:
     found = inspect(args.path)
     say(describe(found))
     write_json(args.json, found)
+
+
+def run_toy(args: argparse.Namespace, config: Config) -> None:
+    """rdopt toy."""
+    settings, begun = toy_settings(args), time.perf_counter()
+    with new_folder(args.out) as folder:
+        seeds = run_experiment(settings, say)
+        write_toy(folder, settings, seeds)
+    say(toy_table(seeds))
+    for sentence in toy_sentences(seeds):
+        say(sentence)
+    say(f"wrote {args.out}/toy.json and toy.png in {time.perf_counter() - begun:.0f} s")
 
 
 def write_json(path: Path | None, figures: Any) -> None:

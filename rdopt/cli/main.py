@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": commands.run_inspect,
     "sweep": commands.run_sweep,
     "analyze": commands.run_analyze,
+    "toy": commands.run_toy,
 }
 
 

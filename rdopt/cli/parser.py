@@ -30,6 +30,16 @@ SHORT = {
 TEXT = ("text", "split-on", "seq-len", "sequences", "seed")
 WINDOWS = ("context", "stride", "max-tokens")
 
+TOY = {
+    "seeds": (int, "signals and MLPs, of which the errors are taken (6)"),
+    "seed": (int, "the first of them (0)"),
+    "steps": (int, "steps of Adam on the MLP (2000)"),
+    "width": (int, "units of its hidden layers (48)"),
+    "sinusoids": (int, "summed in a signal (8)"),
+    "cycles": (float, "highest frequency over the domain (8)"),
+    "turn-steps": (int, "steps of Adam on the learned rotations (100)"),
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Errors of usage as one sentence, like every other."""
@@ -101,6 +111,10 @@ def build_parser() -> Parser:
     look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
     look.add_argument("path")
     look.add_argument("--json", type=Path, help="file to write the figures to")
+    toy = _command(commands, "toy", "the signal experiment: Fourier against an MLP", "rdopt toy --out runs/toy")
+    toy.add_argument("--out", required=True, type=Path, help="folder to make, with toy.json and toy.png")
+    for name, (kind, text) in TOY.items():
+        toy.add_argument(f"--{name}", dest=f"toy_{name.replace('-', '_')}", type=kind, metavar="N", help=text)
     return top
 
 
@@ -167,6 +181,9 @@ def absolute(name: str) -> str:
 
 def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
     """The configuration of a command: file, then flags."""
+    if args.command == "toy" and (rest or args.config is not None):
+        named = rest[0] if rest else "--config"
+        raise UserError(f"{named} does not apply to rdopt toy, which has its own flags; see rdopt toy --help.")
     pairs = overrides_of(args, rest)
     model = next((m for k in ("model", "named_model", "reference") if (m := getattr(args, k, None))), None)
     if model is not None:

@@ -9,6 +9,7 @@ from rdopt.checkpoint import MATRICES, Architecture, block_shapes, open_checkpoi
 from rdopt.codec import read_container
 from rdopt.config import Config, load_config
 from rdopt.study.analyze.variants import variants
+from rdopt.study.toy_settings import ToySettings, plan_toy
 
 _FLOAT = 4
 # Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.
@@ -22,6 +23,8 @@ def plan(args: argparse.Namespace, config: Config) -> str:
         args: the parsed command line.
         config: the resolved configuration.
     """
+    if args.command == "toy":
+        return plan_toy(toy_settings(args))
     source = Path(str(getattr(args, "source", None) or getattr(args, "run", None) or getattr(args, "path", "")))
     coded = Path(str(getattr(args, "file", None) or source))
     if coded.is_file():
@@ -33,6 +36,12 @@ def plan(args: argparse.Namespace, config: Config) -> str:
     elif args.command in ("encode", "inspect"):
         return _sizes(str(source), config, args.command)
     return _sizes(config.model, config, args.command)
+
+
+def toy_settings(args: argparse.Namespace) -> ToySettings:
+    """The flags of `rdopt toy`; what is not given keeps its default."""
+    given = {k.removeprefix("toy_"): v for k, v in vars(args).items() if k.startswith("toy_") and v is not None}
+    return ToySettings(**given)
 
 
 def _sizes(model: str, config: Config, command: str) -> str:
