@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from rdopt.calibration import open_subject
 from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
@@ -135,6 +136,8 @@ def draw(fig: Any, dimensions: Dimensions, harm: Harm, sizes: Sequence[float]) -
     bottom.set(xscale="log", yscale="log", xlabel="norm of the noise over that of the weights",
                ylabel="KL / norm², nats/token (± 2 s.e.)")
     bottom.set_xticks(sizes, [f"{x:g}" for x in sizes])
+    bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom.yaxis.set_major_formatter("{x:g}")
     bottom.minorticks_off()
     name_ends(bottom, ends, max(sizes))
     for ax in (top, bottom):

@@ -5,9 +5,11 @@ import importlib.util
 import io
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tiny_runs import make_model, make_text, strict_json
@@ -198,6 +200,8 @@ def test_checkpoints_are_read_in_order_and_vectors_are_networks(run):
     assert found.names == ("step-000002", "step-000003", "step-000004")
     assert np.array_equal(found.points[-1], vector_of(subject.params))
     assert found.sizes.sum() == found.points.shape[1] and len(found.sizes) == 14
+    rounded = vector_of(subject.params).astype(ml_dtypes.bfloat16).astype(float)
+    assert read_trajectory(run / "steps", replace(subject, params=params_of(rounded, subject.params))).names[0]
     back = params_of(found.points[-1], subject.params)
     assert all(np.array_equal(back["blocks"][k], subject.params["blocks"][k]) for k in back["blocks"])
     last = slice(int(found.starts[-1]), None)
@@ -207,6 +211,8 @@ def test_checkpoints_are_read_in_order_and_vectors_are_networks(run):
 def test_a_model_of_another_run_or_shape_and_too_few_checkpoints_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="the model lies"):
         read_trajectory(run / "steps", load_subject(make_model(tmp_path / "a", 1, tie_word_embeddings=True)))
+    with pytest.raises(UserError, match="0 from step-000003"):
+        read_trajectory(run / "steps", load_subject(run / "steps" / "step-000003"))
     with pytest.raises(UserError, match="another network"):
         read_trajectory(run / "steps", load_subject(make_model(tmp_path / "b")))
     shutil.copytree(run / "steps" / "step-000004", tmp_path / "few" / "step-000004")

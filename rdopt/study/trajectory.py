@@ -86,13 +86,21 @@ def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> T
         raise UserError(f"{steps} gives {len(folders)} checkpoints step-*, but a tangent needs at least 3: train with "
                         "--keep-checkpoints and a smaller --save-every, or raise --last.")
     points = np.stack([_point(folder, subject.arch) for folder in folders])
-    away, pace = (float(np.linalg.norm(x - points[-1])) for x in (vector_of(subject.params), points[-2]))
-    if away > pace / 2:
-        raise UserError(f"the model lies {away:.3g} from {folders[-1]}, the checkpoint before it {pace:.3g}: "
-                        "name the model that this run ended with, or its last checkpoint.")
+    _check_end(vector_of(subject.params), points, folders)
     shapes = tuple(W.shape for k in MATRICES for W in subject.params["blocks"][k])
     sizes = np.prod(shapes, axis=1)
     return Trajectory(points, np.cumsum(sizes) - sizes, shapes, tuple(x.name for x in folders))
+
+
+def _check_end(end: Float[np.ndarray, " N"], points: Float[np.ndarray, "k N"], folders: Sequence[Path]) -> None:
+    """The model is the last checkpoint, perhaps rounded: nearer to it than to any other, and than the run is long."""
+    away = np.linalg.norm(points - end, axis=1)
+    extent = np.linalg.norm(points - points[-1], axis=1).max()
+    nearest = int(np.argmin(away[::-1]))
+    if nearest != 0 or away[-1] > extent / 2:
+        raise UserError(f"the model lies {away[-1]:.3g} from {folders[-1]}, {away.min():.3g} from "
+                        f"{folders[-1 - nearest].name}, on a run of extent {extent:.3g}: name the model that this run "
+                        "ended with, or its last checkpoint.")
 
 
 def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
