@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_figures_of_a_gaussian_matrix_are_its_closed_forms():
     found = figures(RNG.standard_normal((600, 800)))
     assert abs(found.kurtosis - 3) < 0.03
     edges = [0.5 * math.erf((k - 0.5) * 0.5 / math.sqrt(2)) for k in range(-20, 22)]  # a step of half the rms
-    masses = [b - a for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    masses = [b - a for a, b in pairwise(edges) if b > a]
     assert abs(found.entropy_step + sum(p * math.log2(p) for p in masses)) < 0.003
     assert abs(found.zeros - math.erf(1 / math.sqrt(2))) < 0.003  # within one rms
     assert found.columns["participation"] > 0.99 and abs(found.columns["top 10"] - 0.1) < 0.02

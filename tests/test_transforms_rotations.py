@@ -36,6 +36,7 @@ from rdopt.transforms import (
     skew_size,
     spectrum,
 )
+from rdopt.transforms.inverse import inverse
 
 WIDTHS = st.integers(1, 40)
 SEEDS = st.integers(0, 2**31)
@@ -113,23 +114,38 @@ def test_cayley_of_jax_is_orthogonal_to_float32_rounding(n):
     assert orthogonality_error(cayley(jnp.asarray(normal(5, skew_size(n)) / np.sqrt(n), jnp.float32), n)) < 1e-5
 
 
-def test_cayley_and_its_gradient_take_one_factorisation_and_one_inverse():
-    loss = jax.value_and_grad(lambda t: jnp.sum(jnp.sin(cayley(t, 6))))
-    found = primitives(jax.make_jaxpr(loss)(jnp.ones((2, skew_size(6)))).jaxpr)
-    assert found.count("lu") == 1
-    assert found.count("triangular_solve") == 2  # those of the inverse: the gradient is made of products
-    assert found.count("dot_general") == 2
+def test_cayley_and_its_gradient_take_one_factorisation_of_one_matrix_at_a_time():
+    loss = jax.jit(jax.value_and_grad(lambda t: jnp.sum(jnp.sin(cayley(t, 6)))))
+    program = loss.lower(jnp.ones((2, skew_size(6)))).as_text().splitlines()
+    factorisations = [line for line in program if "custom_call @lapack_sgetrf" in line]
+    assert len(factorisations) == 1
+    assert "tensor<6x6xf32>" in factorisations[0] and "x6x6xf32" not in factorisations[0].replace("<6x6xf32", "")
+    assert sum("custom_call @lapack_strsm" in line for line in program) == 2
 
 
-def primitives(jaxpr):
-    """Names of all primitives of a program, those inside its calls too."""
-    found = []
-    for equation in jaxpr.eqns:
-        inner = [p for p in jax.tree.leaves(equation.params) if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
-        found += [equation.primitive.name] if not inner else []
-        for program in inner:
-            found += primitives(getattr(program, "jaxpr", program))
-    return found
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)])
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_an_inverse_and_its_gradient_are_the_librarys(shape, n):
+    with jax.enable_x64(True):
+        A = jnp.asarray(normal(6, *shape, n, n) + 3 * np.eye(n))
+        weight = jnp.asarray(normal(7, *shape, n, n))
+        found, expected = (
+            jax.jit(jax.value_and_grad(lambda A, f=f: jnp.sum(weight * f(A))))(A) for f in (inverse, jnp.linalg.inv)
+        )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-12)
+
+
+def test_many_factorisations_at_once_end():
+    """Two batched ones used to wait for each other's threads for ever in a pool of two."""
+    A = jnp.asarray(normal(8, 12, 96, 96) + 20 * np.eye(96), jnp.float32)
+
+    @jax.jit
+    def several(A):
+        return sum(inverse(A + k * jnp.eye(96)) for k in range(4))
+
+    expected = sum(np.linalg.inv(np.asarray(A, np.float64) + k * np.eye(96)) for k in range(4))
+    np.testing.assert_allclose(several(A), expected, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

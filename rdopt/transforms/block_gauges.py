@@ -8,6 +8,7 @@ from jaxtyping import Complex, Float, Int
 
 from rdopt.checkpoint import Architecture
 from rdopt.transforms.arrays import AnyArray, namespace
+from rdopt.transforms.inverse import inverse
 from rdopt.transforms.maps import Map, Sides, block_diagonal
 
 
@@ -86,7 +87,8 @@ def _values(arch: Architecture, gauges: BlockGauges, repeats: int) -> Map:
     if gauges.value is not None:
         xp = namespace(gauges.value)
         A = xp.repeat(gauges.value, repeats, axis=0)
-        dense = block_diagonal(A), block_diagonal(xp.linalg.inv(A))
+        undone = np.linalg.inv(A) if xp is np else inverse(A)
+        dense = block_diagonal(A), block_diagonal(undone)
     return Map(dense=dense, order=_head_order(arch, gauges.heads, repeats))
 
 

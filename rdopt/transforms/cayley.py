@@ -7,11 +7,11 @@ identity; rotations with an eigenvalue -1 are out of reach, so training starts o
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from rdopt.transforms.arrays import AnyArray, eye_like, matmul, namespace
+from rdopt.transforms.inverse import inverse
 
 
 def skew_size(n: int) -> int:
@@ -65,10 +65,7 @@ def _trained_cayley(theta: Float[jax.Array, "*batch m"], n: int) -> Float[jax.Ar
 def _cayley_forward(theta: Float[jax.Array, "*batch m"], n: int) -> tuple[jax.Array, jax.Array]:
     """Q = 2 A - I and A = (I + S)^-1, (*batch, n, n) both; A is all that the gradient needs."""
     eye = eye_like(theta, theta.shape[:-1], n)
-    factors, _, order = jax.lax.linalg.lu(eye + skew(theta, n))
-    permuted = (order[..., :, None] == jnp.arange(n)).astype(theta.dtype)
-    half = jax.lax.linalg.triangular_solve(factors, permuted, left_side=True, lower=True, unit_diagonal=True)
-    A = jax.lax.linalg.triangular_solve(factors, half, left_side=True)
+    A = inverse(eye + skew(theta, n))
     return 2 * A - eye, A
 
 
