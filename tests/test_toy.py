@@ -111,11 +111,11 @@ def test_decoded_coefficients_are_the_rounded_ones(classes):
         assert np.abs(back - W).max() <= step / 2 * (1 + 1e-5)
 
 
-def test_real_bytes_lie_within_a_few_words_of_the_ideal_bits():
+def test_real_bytes_lie_within_two_words_of_the_ideal_bits():
     arrays = [np.random.default_rng(0).standard_normal((40, 40))]
     zero = np.zeros(1, np.int32)
     coded = encode_arrays(arrays, zero, 0.1, cheapest_classes(arrays, zero, 0.1))
-    assert abs(8 * len(coded.data) - coded.ideal) <= 32
+    assert 0 <= 8 * len(coded.data) - coded.ideal <= 64
     # A Gaussian in steps of a tenth has h(x) - log2(step) bits.
     assert coded.ideal / 1600 == pytest.approx(2.047 + math.log2(10), abs=0.15)
 
@@ -210,7 +210,8 @@ def test_bits_at_an_snr_are_linear_between_points_and_unknown_beyond():
 
 
 def test_a_mean_leaves_out_what_is_unknown():
-    assert mean_of([1.0, math.nan, 3.0]) == Mean(2.0, pytest.approx(1.0), 2)
+    found = mean_of([1.0, math.nan, 3.0])
+    assert found.mean == 2 and found.error == pytest.approx(1) and found.count == 2
     assert mean_of([math.nan]).count == 0
 
 
