@@ -19,6 +19,7 @@ from rdopt.study.toy_fourier import fit_fourier, fit_to_snr, fourier_basis
 from rdopt.study.toy_learn import learn_axes
 from rdopt.study.toy_mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
 from rdopt.study.toy_predictions import PREDICTIONS, verdict
+from rdopt.study.toy_report import shown
 from rdopt.study.toy_settings import ToySettings
 from rdopt.study.toy_signal import Sinusoids, cell_middles, draw, snr, unit_power
 from rdopt.study.toy_turns import (
@@ -213,6 +214,12 @@ def test_a_mean_leaves_out_what_is_unknown():
     found = mean_of([1.0, math.nan, 3.0])
     assert found.mean == 2 and found.error == pytest.approx(1) and found.count == 2
     assert mean_of([math.nan]).count == 0
+
+
+def test_a_cell_of_the_table_says_how_many_seeds_it_lacks():
+    assert shown(Mean(2.0, 0.5, 3), 1, 3) == "2.0 +- 0.5"
+    assert shown(Mean(2.0, 0.5, 2), 1, 3) == "2.0 +- 0.5 (2)"
+    assert shown(Mean(7.0, 0.0, 3), 0, 3) == "7" and shown(Mean(math.nan, math.nan, 0), 0, 3) == "n/a"
 
 
 @pytest.mark.parametrize(
