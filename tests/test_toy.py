@@ -19,6 +19,7 @@ from rdopt.study.toy_fourier import fit_fourier, fit_to_snr, fourier_basis
 from rdopt.study.toy_learn import learn_axes
 from rdopt.study.toy_mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
 from rdopt.study.toy_predictions import PREDICTIONS, verdict
+from rdopt.study.toy_report import shown
 from rdopt.study.toy_settings import ToySettings
 from rdopt.study.toy_signal import Sinusoids, cell_middles, draw, snr, unit_power
 from rdopt.study.toy_turns import (
@@ -111,11 +112,11 @@ def test_decoded_coefficients_are_the_rounded_ones(classes):
         assert np.abs(back - W).max() <= step / 2 * (1 + 1e-5)
 
 
-def test_real_bytes_lie_within_a_few_words_of_the_ideal_bits():
+def test_real_bytes_lie_within_two_words_of_the_ideal_bits():
     arrays = [np.random.default_rng(0).standard_normal((40, 40))]
     zero = np.zeros(1, np.int32)
     coded = encode_arrays(arrays, zero, 0.1, cheapest_classes(arrays, zero, 0.1))
-    assert abs(8 * len(coded.data) - coded.ideal) <= 32
+    assert 0 <= 8 * len(coded.data) - coded.ideal <= 64
     # A Gaussian in steps of a tenth has h(x) - log2(step) bits.
     assert coded.ideal / 1600 == pytest.approx(2.047 + math.log2(10), abs=0.15)
 
@@ -210,8 +211,15 @@ def test_bits_at_an_snr_are_linear_between_points_and_unknown_beyond():
 
 
 def test_a_mean_leaves_out_what_is_unknown():
-    assert mean_of([1.0, math.nan, 3.0]) == Mean(2.0, pytest.approx(1.0), 2)
+    found = mean_of([1.0, math.nan, 3.0])
+    assert found.mean == 2 and found.error == pytest.approx(1) and found.count == 2
     assert mean_of([math.nan]).count == 0
+
+
+def test_a_cell_of_the_table_says_how_many_seeds_it_lacks():
+    assert shown(Mean(2.0, 0.5, 3), 1, 3) == "2.0 +- 0.5"
+    assert shown(Mean(2.0, 0.5, 2), 1, 3) == "2.0 +- 0.5 (2)"
+    assert shown(Mean(7.0, 0.0, 3), 0, 3) == "7" and shown(Mean(math.nan, math.nan, 0), 0, 3) == "n/a"
 
 
 @pytest.mark.parametrize(

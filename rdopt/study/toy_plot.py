@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 
 from rdopt.study.toy_curve import Point, bits_at
+from rdopt.study.toy_predictions import Seed
 
-Seed = dict[str, Any]
 _COLOURS = {"fourier": "#0072b2", "mlp": "#222222", "hadamard": "#8a8a8a", "pca": "#cc79a7", "learned": "#d55e00"}
 _LINES = {"fourier": "-", "mlp": "-", "hadamard": "--", "pca": "-.", "learned": ":"}
 _NAMES = {

@@ -63,29 +63,29 @@ def toy_json(settings: ToySettings, seeds: Sequence[Seed]) -> dict[str, Any]:
 
 
 def toy_table(seeds: Sequence[Seed]) -> str:
-    """Bits, then concentration and outliers of every arm."""
-    summary = summarize(seeds)
-    levels = "".join(f"{f'bits at {level:g} dB':>18s}" for level in LEVELS)
+    """Bits, then concentration and outliers of every arm; a count in brackets where not all seeds reach a level."""
+    summary, total = summarize(seeds), len(seeds)
+    levels = "".join(f"{f'bits at {level:g} dB':>20s}" for level in LEVELS)
     lines = [f"{'representation':16s}{'numbers':>14s}{'dB uncoded':>14s}{levels}{'of these axes':>15s}"]
     for arm, found in summary.items():
-        bits = "".join(f"{shown(found[f'bits_{level:g}dB'], 0):>18s}" for level in LEVELS)
-        head = f"{arm:16s}{shown(found['coefficients'], 0):>14s}{shown(found['snr_unquantized'], 1):>14s}"
-        lines.append(f"{head}{bits}{shown(found['price'], 0):>15s}")
+        bits = "".join(f"{shown(found[f'bits_{level:g}dB'], 0, total):>20s}" for level in LEVELS)
+        head = f"{arm:16s}{shown(found['coefficients'], 0, total):>14s}{shown(found['snr_unquantized'], 1, total):>14s}"
+        lines.append(f"{head}{bits}{shown(found['price'], 0, total):>15s}")
     titles = ("top 1 %", "top 10 %", "participation", "kurtosis", "peak/rms", "beyond 6 rms", "entropy, bits")
     lines += ["", f"{'representation':16s}" + "".join(f"{title:>20s}" for title in titles)]
     for arm, found in summary.items():
         places = {"top_1": 3, "top_10": 3, "participation": 1, "kurtosis": 2, "peak": 2, "beyond_6_sigma": 5}
-        cells = [shown(found[name], digits) for name, digits in (places | {"entropy": 2}).items()]
+        cells = [shown(found[name], digits, total) for name, digits in (places | {"entropy": 2}).items()]
         lines.append(f"{arm:16s}" + "".join(f"{cell:>20s}" for cell in cells))
     return "\n".join(lines)
 
 
-def shown(x: Mean, digits: int) -> str:
-    """A mean with its error, which zero needs not; n/a without one."""
+def shown(x: Mean, digits: int, seeds: int) -> str:
+    """A mean with its error, which zero needs not, and its count where it lacks seeds; n/a without one."""
     if x.count == 0:
         return "n/a"
     error = f" +- {x.error:.{digits}f}" if x.error > 0 else ""
-    return f"{x.mean:.{digits}f}{error}"
+    return f"{x.mean:.{digits}f}{error}" + (f" ({x.count})" if x.count < seeds else "")
 
 
 def toy_sentences(seeds: Sequence[Seed]) -> list[str]:
