@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from rdopt.study.labels import name_ends
+
 Cell = dict[str, Any]
 _BASES = {"identity": "#222222", "hadamard": "#8a8a8a", "joint": "#0072b2", "all gauges": "#d55e00"}
 _SIZE = (3.4, 2.7)
@@ -53,25 +55,35 @@ def _spectrum(ax: Any, cells: Sequence[Cell]) -> None:
 
 def _angles(ax: Any, cells: Sequence[Cell]) -> None:
     """By how much training turned the residual stream away from its start."""
-    found = [c for c in cells if c["variant"] == "all gauges" and "angles" in c]
-    shades = np.linspace(0.25, 0.9, max(len(found), 1))
-    for cell, shade in zip(sorted(found, key=lambda c: c["target"]), shades, strict=False):
-        angles = cell["angles"][::2]  # a plane has two conjugate eigenvalues
-        ax.plot(np.arange(1, len(angles) + 1), angles, color=matplotlib.colormaps["viridis"](1 - shade), linewidth=1.1)
-        ax.annotate(f"λ = {cell['target']:g}", (1, angles[0]), fontsize=6, ha="left", va="bottom")
+    curves = [(c["target"], c["angles"][::2]) for c in cells if c["variant"] == "all gauges" and "angles" in c]
+    _by_slope(ax, curves, "left")  # a plane has two conjugate eigenvalues
     ax.set_xlabel("invariant plane of (start)ᵀ (trained), by its angle")
     ax.set_ylabel("angle, degrees")
 
 
 def _training(ax: Any, cells: Sequence[Cell]) -> None:
     """J over the steps, less that of the first step."""
-    found = sorted((c for c in cells if c["variant"] == "all gauges" and "history" in c), key=lambda c: c["target"])
-    for cell, shade in zip(found, np.linspace(0.25, 0.9, max(len(found), 1)), strict=False):
-        J = np.array(cell["history"]) - cell["history"][0]
-        ax.plot(np.arange(1, len(J) + 1), J, color=matplotlib.colormaps["viridis"](1 - shade), linewidth=1.1)
-        ax.annotate(f"λ = {cell['target']:g}", (len(J), J[-1]), fontsize=6, ha="right", va="bottom")
+    found = [c for c in cells if c["variant"] == "all gauges" and "history" in c]
+    _by_slope(ax, [(c["target"], np.array(c["history"]) - c["history"][0]) for c in found], "right")
     ax.set_xlabel("step")
     ax.set_ylabel("J less J at the start, bits/weight")
+
+
+def _by_slope(ax: Any, curves: Sequence[tuple[float, Any]], side: str) -> None:
+    """A line a slope, named at its left or right end."""
+    ends = []
+    for (lam, y), shade in zip(sorted(curves, key=lambda c: c[0]), np.linspace(0.75, 0.1, max(len(curves), 1)),
+                               strict=True):
+        colour = matplotlib.colormaps["viridis"](shade)
+        ax.plot(np.arange(1, len(y) + 1), y, color=colour, linewidth=1.1)
+        at = 0 if side == "left" else len(y) - 1
+        ends.append((f"λ = {lam:g}", at + 1, float(y[at]), colour))
+    if ends:
+        low, high = ax.get_xlim()
+        room = 0.14 * (high - low)
+        ax.set_xlim(low - room * (side == "left"), high + room * (side == "right"))
+        ax.set_xticks([x for x in ax.get_xticks() if 0 <= x <= high])
+        name_ends(ax, ends, side)
 
 
 def _relaxed(ax: Any, cells: Sequence[Cell]) -> None:

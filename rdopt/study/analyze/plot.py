@@ -7,10 +7,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from rdopt.study.labels import name_ends
+
 COLOURS = {
     "identity": "#222222", "hadamard": "#8a8a8a", "random": "#b5b5b5", "pca": "#0072b2", "pca-act": "#56b4e9",
     "joint": "#cc79a7", "learned": "#d55e00",
 }
+OTHER = "#009e73"
 SIZE = (3.4, 2.6)
 
 
@@ -49,10 +52,10 @@ def _outliers(ax: Any, result: Mapping[str, Any]) -> None:
     for basis, own in rows.items():
         peaks = -np.sort([-r["peak"] for r in own])
         x = np.arange(1, len(peaks) + 1)
-        ax.plot(x, peaks, color=COLOURS.get(basis, "#009e73"), linewidth=1.1)
-        ends.append((basis, x[0], peaks[0]))
-    _name(ax, ends, "left")
+        ax.plot(x, peaks, color=COLOURS.get(basis, OTHER), linewidth=1.1)
+        ends.append((basis, x[0], peaks[0], COLOURS.get(basis, OTHER)))
     ax.set_yscale("log")
+    name_ends(ax, ends, "left")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.set_xlim(-0.22 * len(peaks), None)
@@ -66,9 +69,9 @@ def _concentration(ax: Any, result: Mapping[str, Any]) -> None:
     ends, shares = [], (1, 5, 10, 25)
     for basis, own in _rows(result).items():
         y = [float(np.mean([r["columns"][f"top {k}"] for r in own])) for k in shares]
-        ax.plot(shares, y, "o-", color=COLOURS.get(basis, "#009e73"), linewidth=1.1, markersize=2.5)
-        ends.append((basis, shares[-1], y[-1]))
-    _name(ax, ends, "right")
+        ax.plot(shares, y, "o-", color=COLOURS.get(basis, OTHER), linewidth=1.1, markersize=2.5)
+        ends.append((basis, shares[-1], y[-1], COLOURS.get(basis, OTHER)))
+    name_ends(ax, ends, "right")
     ax.set_xlim(0, 33)
     ax.set_xlabel("strongest columns, % of the columns")
     ax.set_ylabel("their share of the energy, mean over matrices")
@@ -76,37 +79,19 @@ def _concentration(ax: Any, result: Mapping[str, Any]) -> None:
 
 def _rounding(ax: Any, result: Mapping[str, Any]) -> None:
     """KL of rounding at fixed length, plain (line) and with protected outliers (ring)."""
-    ends: list[tuple[str, float, float]] = []
+    ends: list[tuple[str, float, float, str]] = []
     for basis in _rows(result):
         own = [n for n in result["networks"] if n["basis"] == basis and n["kind"] == "rounded"]
         plain = {int(n["about"].split()[0]): n["kl"] for n in own if "protected" not in n["about"]}
         kept = {int(n["about"].split()[0]): n["kl"] for n in own if "protected" in n["about"]}
-        colour = COLOURS.get(basis, "#009e73")
+        colour = COLOURS.get(basis, OTHER)
         ax.plot(list(plain), list(plain.values()), "o-", color=colour, linewidth=1.1, markersize=2.5)
         ax.plot(list(kept), list(kept.values()), "o", color=colour, markersize=4.5, fillstyle="none", linewidth=0.6)
-        ends.append((basis, max(plain), plain[max(plain)]))
+        ends.append((basis, max(plain), plain[max(plain)], colour))
     ax.set_yscale("log")
-    _name(ax, ends, "right")
-    longest = max(x for _, x, _ in ends)
+    name_ends(ax, ends, "right")
+    longest = max(x for _, x, _, _ in ends)
     ax.set_xlim(None, longest + 1.6)
     ax.set_xticks([x for x in ax.get_xticks() if x <= longest and x == round(x)])
     ax.set_xlabel("bits/weight, rounded; rings: 0.5 % kept in 16 bit")
     ax.set_ylabel("KL(original || rounded), nats/token")
-
-
-def _name(ax: Any, ends: list[tuple[str, float, float]], side: str) -> None:
-    """Writes names beside the ends of lines, moved apart where they would cover each other."""
-    ends = sorted(ends, key=lambda end: end[2])
-    log = ax.get_yscale() == "log" or side == "left"
-    values = np.array([np.log10(y) if log else y for *_, y in ends])
-    gap = 0.055 * max(np.ptp([np.log10(v) if log else v for v in ax.get_ylim()]), 1e-9)
-    places = values.copy()
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    places -= np.mean(places - values)
-    for (name, x, _), place in zip(ends, places, strict=True):
-        shift = (4, 0) if side == "right" else (-4, 0)
-        ax.annotate(
-            name, (x, 10**place if log else place), xytext=shift, textcoords="offset points", fontsize=6,
-            ha="left" if side == "right" else "right", va="center", color=COLOURS.get(name, "#009e73"),
-        )
