@@ -1,4 +1,4 @@
-"""The command line: eight commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
+"""The command line: nine commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
 
 import argparse
 from collections.abc import Sequence
@@ -98,6 +98,12 @@ def build_parser() -> Parser:
     sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
     sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
     _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS))
+    _study(commands)
+    return top
+
+
+def _study(commands: argparse._SubParsersAction) -> None:
+    """The commands that look instead of compressing."""
     analyze = _command(
         commands, "analyze", "weights in several coordinate systems", "rdopt analyze demo --out runs/study --bases "
         "identity,hadamard,pca"
@@ -115,7 +121,6 @@ def build_parser() -> Parser:
     toy.add_argument("--out", required=True, type=Path, help="folder to make, with toy.json and toy.png")
     for name, (kind, text) in TOY.items():
         toy.add_argument(f"--{name}", dest=f"toy_{name.replace('-', '_')}", type=kind, metavar="N", help=text)
-    return top
 
 
 def _command(commands: argparse._SubParsersAction, name: str, what: str, example: str) -> Parser:
