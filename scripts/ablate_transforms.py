@@ -26,7 +26,7 @@ from rdopt.study.transform_arms import FIXED, LEARNED, TELLING, Arms
 from rdopt.study.transform_plots import plot_transforms
 from rdopt.sweep import bd_rate, saved_bits_with_error
 
-LAMS = (8.0, 24.0, 70.0, 200.0, 600.0)
+LAMS = (6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
 COMPARED_AT = (1.5, 2.0, 3.0, 4.0)
 OWN = "rdopt"
 
