@@ -33,7 +33,7 @@ from rdopt.study.toy_turns import (
 )
 
 X = cell_middles(64)
-SMALL = ("--seeds", "2", "--steps", "60", "--width", "8", "--turn-steps", "5", "--sinusoids", "3", "--cycles", "3")
+SMALL = ("--seeds", "2", "--steps", "300", "--width", "8", "--turn-steps", "5", "--sinusoids", "3", "--cycles", "3")
 
 
 def matrices(seed=0):
@@ -267,10 +267,8 @@ def test_the_json_holds_settings_points_summary_and_predictions(twice):
         for name, arm in arms.items():
             bits = [p["bits"] for p in arm["points"]]
             assert bits == sorted(bits)
-            words = 32 * (
-                1 if name == "fourier" else 8
-            )  # a coder ends with a whole word, and begins with less than one
-            assert all(abs(p["bits"] - p["ideal"]) <= words for p in arm["points"])
+            coders = 1 if name == "fourier" else 8  # each holds two words that need not be full
+            assert all(-1e-6 <= p["bits"] - p["ideal"] <= 64 * coders for p in arm["points"])
     means = found["summary"]["mlp"]["snr_unquantized"]
     assert means["mean"] == pytest.approx(np.mean([s["arms"]["mlp"]["snr_unquantized"] for s in found["seeds"]]))
 

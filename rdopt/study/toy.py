@@ -29,7 +29,7 @@ from rdopt.study.toy_turns import Turns, free_turns, hadamard_turns, hidden, no_
 
 ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
 _NEARBY = 2.0 ** np.linspace(-SPREAD, SPREAD, NEAR)
-_CHOICE = LADDER[0]  # dB: the steps at which classes are chosen, alike for all representations
+_CHOICE = LADDER[1]  # dB: the steps at which classes are chosen, alike for all representations
 ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
 Signal = Float[np.ndarray, " n"]
 _run_mlp = jax.jit(run_mlp)

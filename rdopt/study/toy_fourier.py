@@ -4,8 +4,11 @@ The domain is one period of the basis but not of the signal: a frequency between
 them, with amplitudes that fall with one over the distance.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import lstsq
 
 from rdopt.study.toy_signal import snr
 
@@ -19,7 +22,8 @@ def fourier_basis(x: Float[np.ndarray, " n"], harmonics: int) -> Float[np.ndarra
 
 def fit_fourier(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], harmonics: int) -> Float[np.ndarray, " c"]:
     """The coefficients with the least squared error, float64."""
-    return np.linalg.lstsq(fourier_basis(x, harmonics), y, rcond=None)[0]
+    found: Any = lstsq(fourier_basis(x, harmonics), y, lapack_driver="gelsy")  # QR: several times faster than the SVD
+    return found[0]
 
 
 def fit_to_snr(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], least: float) -> Float[np.ndarray, " c"]:

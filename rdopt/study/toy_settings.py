@@ -7,7 +7,7 @@ from rdopt.config.check import Limits, checked
 SAMPLES = 256  # of a signal, at the middles of equal cells of [0, 1)
 LAYERS = 3  # hidden layers of the MLP
 LEVELS = (8.0, 12.0, 16.0, 20.0)  # dB at which bits are compared
-LADDER = (3.0, 7.0, 11.0, 15.0, 19.0, 24.0)  # dB that the steps aim at, to first order
+LADDER = (-5.0, 3.0, 7.0, 11.0, 15.0, 19.0, 24.0)  # dB that the steps aim at, to first order
 NEAR = 12  # steps over which the distortion of one is averaged
 SPREAD = 0.25  # octaves that they lie away from it at most
 REFERENCE = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
