@@ -4,8 +4,6 @@ On CPUs one matrix comes after the other: two batched factorisations that XLA ru
 pool that the other one holds, and on a machine of two cores that is for ever.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,9 +18,16 @@ def inverse(A: Batch) -> Batch:
     """A^-1 of invertible matrices; the gradient takes two products."""
     if A.size == 0:
         return A
-    flat = A.reshape(-1, *A.shape[-2:])
-    found = jax.lax.platform_dependent(flat, cpu=partial(jax.lax.map, _by_factors), default=_by_factors)
-    return found.reshape(A.shape)
+    return _inverses(A.reshape(-1, *A.shape[-2:])).reshape(A.shape)
+
+
+@jax.jit
+def _inverses(A: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
+    return jax.lax.platform_dependent(A, cpu=_one_by_one, default=_by_factors)
+
+
+def _one_by_one(A: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
+    return jax.lax.map(_by_factors, A)
 
 
 def _by_factors(A: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
