@@ -89,6 +89,7 @@ def test_an_arm_that_needs_a_fifth_of_a_bit_more_loses_a_fifth_of_a_bit(ablate: 
     assert "+0.200 +- 0.000" in "\n".join(ablate.summary_lines(list(rows.values())))
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_variant_and_resumes(
     ablate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

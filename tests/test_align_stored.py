@@ -190,6 +190,7 @@ def test_rotations_that_pay_are_kept_and_decoded(turned_folder, tmp_path):
     assert pytest.approx(with_them.distortion, rel=0.1) == D
 
 
+@pytest.mark.slow
 def test_rotations_that_do_not_pay_are_dropped(tiny_llama):
     train = replace(TRAIN, stored="butterfly", steps=3)
     learned = learn(*tiny_problem(tiny_llama(), train), train, devices=CPU)

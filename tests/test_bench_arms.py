@@ -111,6 +111,7 @@ def test_time_left_grows_with_the_size_of_the_models_and_knows_the_arms():
     assert clock.tick(12.0) == pytest.approx(4 * 5)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_its_cells_and_refuses_those_of_another_text(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -41,6 +41,7 @@ def test_pairs_are_disjoint_and_every_layer_saves(seed, count, n, layers):
         cost, at = joint_cost(C, weights), at + len(layer)
 
 
+@pytest.mark.slow
 def test_the_gain_of_a_pair_is_what_a_fine_grid_of_angles_finds():
     C, weights = moments(1, 3, 6), np.array([1.0, 2.0, 5.0])
     gains, angles = pair_gains(C, weights)
