@@ -104,14 +104,14 @@ def test_expected_angle_bits_are_the_entropy_of_gaussian_angles():
     step = 2 * np.pi / 2**ANGLE_BITS
     entropy = 600 * (0.5 * np.log2(2 * np.pi * np.e * 0.4**2) - np.log2(step))
     assert float(expected_angle_bits(turn, 300)) == pytest.approx(entropy, rel=0.03)
-    still = Turn(None, None, turn.partner, jnp.zeros_like(turn.angle))
+    still = Turn(None, None, turn.partner, jnp.zeros(both.shape))
     assert float(expected_angle_bits(still, 300)) == 0.0
 
 
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_the_cheapest_sites_are_those_of_brute_force(seed, inputs, outputs):
     rng = np.random.default_rng(seed)
-    sides = [on for on in product((False, True), repeat=2) if on[0] <= inputs and on[1] <= outputs]
+    sides = [(a, b) for a, b in product((False, True), (False, True)) if a <= inputs and b <= outputs]
     costs = {on: {name: rng.uniform(0, 4, 1) for name in MATRICES} for on in sides}
     price = {("inputs", (0, g)): rng.uniform(0, 2) for g in MATRICES_OF} if inputs else {}
     price |= {("outputs", (0, name)): rng.uniform(0, 2) for name in MATRICES} if outputs else {}
