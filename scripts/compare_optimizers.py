@@ -36,7 +36,7 @@ from rdopt.study.equal_distortion import (
     terms_by_slope,
     turned,
 )
-from rdopt.study.outputs import check_new, write_json
+from rdopt.study.outputs import check_new, exit_code, write_json
 from rdopt.study.peers.world import model_and_text
 from rdopt.study.predictions import Estimate, Prediction, mean_of
 from rdopt.study.spectra import Spectra, chance_gain
@@ -170,12 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     p.add_argument("--context", type=int, default=256, help="tokens in a sequence")
     p.add_argument("--json", type=Path, help="also write the figures of all matrices to this new file")
-    try:
-        run(p.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, p.parse_args(argv))
 
 
 if __name__ == "__main__":

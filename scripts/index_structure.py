@@ -7,26 +7,22 @@ r alone at equal squared error, and the verdicts on the predictions. Existing fi
 """
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint import new_file
-from rdopt.config import UserError
 from rdopt.study.index_plot import plot_index
 from rdopt.study.index_report import report
 from rdopt.study.index_structure import BUDGETS, SYSTEMS, index_structure
+from rdopt.study.outputs import check_new, exit_code, write_json
 from rdopt.transforms import BASES
 
 
 def measure(args: argparse.Namespace) -> None:
     """Reads, measures, prints, writes."""
-    outputs = [path for path in (args.json, args.png) if path is not None]
-    if existing := [path for path in outputs if path.exists()]:
-        raise UserError(f"{existing[0]} exists already; name another file.")
+    check_new((args.json, args.png))
     begun = time.perf_counter()
     subject = load_subject(args.model)
     found = index_structure(
@@ -35,9 +31,7 @@ def measure(args: argparse.Namespace) -> None:
     )  # fmt: skip
     found = {"model": Path(args.model).name, **found}
     print(*report(found), f"{time.perf_counter() - begun:.0f} s", sep="\n")
-    if args.json is not None:
-        with new_file(args.json) as part:
-            part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_json(args.json, found)
     if args.png is not None:
         with new_file(args.png) as part:
             plot_index(found, part)
@@ -54,12 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="Gaussian controls, two at least")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--png", type=Path, help="file to draw them in")
-    try:
-        measure(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

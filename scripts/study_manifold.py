@@ -28,7 +28,7 @@ from rdopt.calibration import open_subject
 from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
 from rdopt.export import reference_of
 from rdopt.study.manifold import difference_grams, gram_dimension, norms, powers, step_grams, tangent
-from rdopt.study.outputs import check_new, save_picture, write_json
+from rdopt.study.outputs import check_new, exit_code, save_picture, write_json
 from rdopt.study.predictions import Estimate, Prediction, jackknife, log_ratio
 from rdopt.study.random_walk import difference_gram_of_steps, sampled_step_grams
 from rdopt.study.spectra import entropy_dimension
@@ -248,12 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", type=Path, help="also write the figures to this new file")
     p.add_argument("--png", type=Path, help="also draw them into this new file")
-    try:
-        run(p.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, p.parse_args(argv))
 
 
 if __name__ == "__main__":

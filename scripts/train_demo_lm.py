@@ -41,6 +41,7 @@ from rdopt.checkpoint import (
 )
 from rdopt.config import UserError
 from rdopt.operator import Params, logits, params_to_tensors
+from rdopt.study.outputs import exit_code
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WEIGHT_DECAY = 0.1
@@ -381,12 +382,7 @@ def _tokenizer_folder(name: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a sentence on standard error."""
-    try:
-        run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
 
 from rdopt.config.schema import AnalyzeConfig
-from rdopt.study.analyze import sweep_blocks
+from rdopt.study.analyze import walk
 from rdopt.study.analyze.figures import concentration, counts_of, entropy, figures, huffman_bits, singular_energies
+from rdopt.study.analyze.judge import protection_worth
 from rdopt.study.analyze.perturb import Around, Inputs, along_inputs, largest, on_entries, rounded
-from rdopt.study.analyze.predictions import protection_worth
+from rdopt.study.analyze.predictions import PREDICTIONS, log_ratio
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import variants
-from rdopt.study.analyze.verdicts import PREDICTIONS, Measured, log_ratio, mean_of, verdict
+from rdopt.study.predictions import verdict
 from rdopt.transforms import random_orthogonal
 
 RNG = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def test_noise_along_weak_inputs_meets_no_strong_one():
     [(1, 3.0, "supported"), (-1, 3.0, "refuted"), (1, 1.9, "undecided"), (-1, -2.1, "supported")],
 )
 def test_two_standard_errors_decide(sign, value, word):
-    assert verdict(sign, Measured(value, 1.0)) == word
+    assert verdict(sign, value, 1.0) == word
     assert all(p.sign in (-1, 1) for p in PREDICTIONS.values())
 
 
@@ -120,7 +121,7 @@ def test_a_common_factor_of_all_sequences_has_no_error():
     b = RNG.uniform(1, 2, (1, 9))
     found = log_ratio(3 * b, b)
     assert found.value == pytest.approx(math.log(3)) and found.error < 1e-12
-    assert mean_of([1.0]).error == float("inf")
+    assert verdict(1, 1.0, float("nan")) == "undecided"
 
 
 def test_protection_is_worth_what_its_bits_would_gain():
@@ -191,8 +192,8 @@ def test_a_finished_analysis_is_never_overwritten(world, capsys):
 
 def test_a_broken_analysis_goes_on_and_ends_alike(world, monkeypatch):
     folder, command = world
-    monkeypatch.setattr(sweep_blocks, "SAVE_AFTER", 0.0)
-    plain, steps = sweep_blocks.Walk.step, []
+    monkeypatch.setattr(walk, "SAVE_AFTER", 0.0)
+    plain, steps = walk.Walk.step, []
 
     def step(self, state):
         steps.append(state.done)
@@ -200,7 +201,7 @@ def test_a_broken_analysis_goes_on_and_ends_alike(world, monkeypatch):
             raise KeyboardInterrupt
         plain(self, state)
 
-    monkeypatch.setattr(sweep_blocks.Walk, "step", step)
+    monkeypatch.setattr(walk.Walk, "step", step)
     assert rdopt(*command, "--out", folder / "broken") == 130
     assert rdopt(*command, "--out", folder / "broken") == 0
     assert steps[:3] == [0, 1, 1]

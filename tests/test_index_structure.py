@@ -16,8 +16,9 @@ from rdopt.operator import load_params
 from rdopt.study.index_bits import bits_at_error, error_at, rate_at, spread_histogram, step_at_rate
 from rdopt.study.index_channels import blocks_in, gaussian_like, matched_channels, sorted_channels
 from rdopt.study.index_functions import Corner, LayerModes, LowRank
-from rdopt.study.index_predictions import PREDICTIONS, judge, verdict
+from rdopt.study.index_predictions import PREDICTIONS, judge
 from rdopt.study.index_structure import KINDS, cheapest, index_structure, yardsticks
+from rdopt.study.predictions import verdict
 from rdopt.transforms import dct, random_orthogonal
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "index_structure.py"
@@ -204,7 +205,7 @@ def test_rotations_of_layers_share_the_energy_of_their_mean():
      (1e-8, 1e-10, 1, "undecided")],
 )  # fmt: skip
 def test_a_verdict_needs_two_standard_errors_and_the_sign(mean, error, sign, expected):
-    assert verdict(mean, error, sign) == expected
+    assert verdict(sign, mean, error, 1e-6) == expected
 
 
 def test_a_planted_function_of_the_layer_is_found_and_pays(tiny_llama):

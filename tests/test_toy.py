@@ -11,6 +11,7 @@ import pytest
 from rdopt.cli import main
 from rdopt.codec.entropy import unpack_integers
 from rdopt.config import UserError
+from rdopt.study.predictions import verdict
 from rdopt.study.toy import represented
 from rdopt.study.toy_code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
 from rdopt.study.toy_concentration import concentration, energy_curve, index_entropy, top_share
@@ -18,7 +19,7 @@ from rdopt.study.toy_curve import Mean, Point, bits_at, mean_of
 from rdopt.study.toy_fourier import fit_fourier, fit_to_snr, fourier_basis
 from rdopt.study.toy_learn import learn_axes
 from rdopt.study.toy_mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
-from rdopt.study.toy_predictions import PREDICTIONS, verdict
+from rdopt.study.toy_predictions import PREDICTIONS
 from rdopt.study.toy_report import shown
 from rdopt.study.toy_settings import ToySettings
 from rdopt.study.toy_signal import Sinusoids, cell_middles, draw, snr, unit_power
@@ -227,7 +228,7 @@ def test_a_cell_of_the_table_says_how_many_seeds_it_lacks():
     [(3, 1, "supported"), (3, -1, "refuted"), (-3, -1, "supported"), (1, 1, "undecided"), (math.nan, 1, "undecided")],
 )
 def test_a_verdict_needs_two_standard_errors(mean, sign, expected):
-    assert verdict(Mean(mean, 1.0, 5), sign) == expected
+    assert verdict(sign, mean, 1.0) == expected
 
 
 def test_steps_follow_the_inverse_root_of_the_sensitivity_and_meet_the_level():

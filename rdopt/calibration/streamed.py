@@ -65,12 +65,13 @@ def run_block(
 
 def streams(
     params: Mapping[str, Any], tokens: Int[np.ndarray, "n T"], arch: Architecture
-) -> list[Float[np.ndarray, "n T d"]]:
+) -> Iterator[Float[np.ndarray, "n T d"]]:
     """The residual stream before every block and behind the last one, float32."""
-    found = [np.asarray(embed_tokens(dict(params), tokens))]
+    x = np.asarray(embed_tokens(dict(params), tokens))
+    yield x
     for layer in range(arch.num_layers):
-        found.append(run_block(read_block(params, layer), found[-1], arch))
-    return found
+        x = run_block(read_block(params, layer), x, arch)
+        yield x
 
 
 def streamed_moments(
@@ -93,7 +94,7 @@ def streamed_moments(
         seed: of the sampled labels.
         progress: called with (blocks done, of how many).
     """
-    before = streams(params, tokens, arch)
+    before = list(streams(params, tokens, arch))
     ends = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
     keys = [jax.random.fold_in(jax.random.key(seed), start) for start in range(0, len(tokens), BATCH)]
     parts = zip(_batches(before.pop()), keys, strict=True)

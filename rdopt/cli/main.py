@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _refuse(str(error), debug)
     except KeyboardInterrupt:
-        print("rdopt: stopped; what was trained is saved. Run the same command again to continue.", file=sys.stderr)
+        print("rdopt: stopped; run the same command again to continue from what it has saved.", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         if error.errno == errno.ENOSPC:

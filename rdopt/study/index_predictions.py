@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from rdopt.study.predictions import mean_of, verdict
+
 ALIGNED = "joint"
 _BUDGET = 0.05  # of the numbers; the excess is read at the size next to it
 _ROUNDING = 1e-6  # shares and bits/weight; the folded weights are float32, so that less says nothing
@@ -75,16 +77,9 @@ def judge(systems: Mapping[str, Any]) -> list[dict[str, Any]]:
         values = _figure(systems[p.system], p)
         if p.against is not None:
             values = values - _figure(systems[p.against], p)
-        mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-        out.append({**p._asdict(), "mean": mean, "error": error, "verdict": verdict(mean, error, p.sign)})
+        mean, error = mean_of(values)
+        out.append({**p._asdict(), "mean": mean, "error": error, "verdict": verdict(p.sign, mean, error, _ROUNDING)})
     return out
-
-
-def verdict(mean: float, error: float, sign: int) -> str:
-    """supported or refuted beyond two standard errors and rounding, else undecided."""
-    if abs(mean) <= max(2 * error, _ROUNDING):
-        return "undecided"
-    return "supported" if mean * sign > 0 else "refuted"
 
 
 def _figure(system: Mapping[str, Any], p: Prediction) -> Float[np.ndarray, " units"]:

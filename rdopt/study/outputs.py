@@ -1,5 +1,6 @@
-"""Where a study writes: new JSON files and new pictures of column width, never over old ones."""
+"""What the scripts share: exit codes, new JSON files and new pictures of column width, never over old ones."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ from rdopt.config import UserError
 from rdopt.sweep import dumps
 
 WIDTH = 3.4  # inches, of a column
+
+
+def exit_code(run: Callable[[Any], None], arguments: Any) -> int:
+    """Runs a script; 0, or 2 after a sentence on standard error."""
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def check_new(paths: Iterable[Path | None]) -> None:

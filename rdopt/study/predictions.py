@@ -29,10 +29,22 @@ class Prediction(NamedTuple):
     sign: Literal[-1, 1]
 
     def verdict(self, found: Estimate) -> Verdict:
-        """Supported or refuted when the figure lies beyond two standard errors; an unknown error decides nothing."""
-        if not abs(found.value) > BEYOND * found.error:
-            return "undecided"
-        return "supported" if self.sign * found.value > 0 else "refuted"
+        """What the figure makes of the claim."""
+        return verdict(self.sign, *found)
+
+
+def verdict(sign: int, value: float, error: float, least: float = 0.0) -> Verdict:
+    """Supported or refuted when a figure lies beyond two standard errors; an unknown error decides nothing.
+
+    Args:
+        sign: +1 or -1, what the claim says of the figure.
+        value: the figure.
+        error: its standard error.
+        least: what rounding alone could make of it.
+    """
+    if not abs(value) > max(BEYOND * error, least) or np.isnan(error):
+        return "undecided"
+    return "supported" if sign * value > 0 else "refuted"
 
 
 def mean_of(values: Float[np.ndarray, " m"]) -> Estimate:

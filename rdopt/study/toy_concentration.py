@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from rdopt.study.spectra import entropy_dimension, participation_ratio
+
 TOPS = (1, 5, 10, 25)  # percent of the coefficients
 _FAR = 6.0  # root mean squares
 
@@ -46,13 +48,11 @@ def concentration(arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.nd
     """
     x = np.concatenate([np.ravel(W) / step for W, step in zip(arrays, steps, strict=True)]).astype(np.float64)
     r = np.concatenate([over_rms(W) for W in arrays])
-    share = x**2 / np.sum(x**2)
-    used = share[share > 0]
     return Concentration(
         coefficients=len(x),
         top={percent: top_share(x, percent / 100) for percent in TOPS},
-        participation=float(1 / np.sum(share**2)),
-        entropy_dimension=float(np.exp(-np.sum(used * np.log(used)))),
+        participation=participation_ratio(x**2),
+        entropy_dimension=entropy_dimension(x**2),
         kurtosis=float(np.mean(r**4) / np.mean(r**2) ** 2),
         peak=float(np.abs(r).max()),
         beyond_6_sigma=float(np.mean(np.abs(r) > _FAR)),

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rdopt.study.predictions import verdict
 from rdopt.study.toy_curve import Mean, mean_of
 
-SURE = 2.0  # standard errors
 ROTATED = ("hadamard", "pca", "learned")
 Seed = Mapping[str, Any]
 
@@ -133,14 +133,7 @@ def _peak(seed: Seed, arm: str) -> float:
     return seed["arms"][arm]["concentration"]["peak"]
 
 
-def verdict(found: Mean, sign: int) -> str:
-    """supported, refuted or undecided."""
-    if abs(found.mean) > SURE * found.error:
-        return "supported" if found.mean * sign > 0 else "refuted"
-    return "undecided"
-
-
 def outcomes(seeds: Sequence[Seed]) -> list[Outcome]:
     """All predictions tested on the records of all seeds."""
     tested = [(p, mean_of([p.measure(seed) for seed in seeds])) for p in PREDICTIONS]
-    return [Outcome(p, found, verdict(found, p.sign)) for p, found in tested]
+    return [Outcome(p, found, verdict(p.sign, found.mean, found.error)) for p, found in tested]

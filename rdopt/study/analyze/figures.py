@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.huffman import code_sizes
+from rdopt.study.spectra import entropy_dimension, participation_ratio
 
 TOP = (1, 5, 10, 25)  # per cent
 BINS = 256
@@ -110,11 +111,10 @@ def concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
     share = -np.sort(-energy / energy.sum())
     n = len(share)
     total = np.cumsum(share)
-    inside = share[share > 0]
     tops = {f"top {k}": float(total[max(1, round(k * n / 100)) - 1]) for k in TOP}
     return tops | {
-        "entropy dimension": float(np.exp(-np.sum(inside * np.log(inside)))) / n,
-        "participation": 1 / float(np.vdot(share, share)) / n,
+        "entropy dimension": entropy_dimension(share) / n,
+        "participation": participation_ratio(share) / n,
     }
 
 

@@ -1,106 +1,103 @@
-"""From the figures of an analysis to its verdicts."""
+"""Predictions of the project's concept, their signs written down before anything is measured, and their verdicts.
 
-import math
-from collections.abc import Sequence
-from typing import Any
+Two standard errors decide; see `rdopt.study.predictions`.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from rdopt.config.schema import AnalyzeConfig
-from rdopt.study.analyze.sweep_blocks import Row
-from rdopt.study.analyze.variants import Variant
-from rdopt.study.analyze.verdicts import Measured, judged, log_ratio, mean_of
-
-ALIGNED = ("learned", "joint", "pca", "pca-act")  # the best aligned basis at hand, in this order
-LOSS_LIMIT = 1e-6  # nats/token; float32 rounding of a rotated model stays below, a changed network does not
+from rdopt.study.predictions import Estimate, mean_of, verdict
 
 
-def judge_all(
-    rows: Sequence[Row],
-    networks: Sequence[Variant],
-    kl: Float[np.ndarray, "networks n"],
-    counts: Int[np.ndarray, " n"],
-    config: AnalyzeConfig,
-) -> list[dict[str, Any]]:
-    """Every prediction with its figure, error and verdict.
+class Prediction(NamedTuple):
+    """One claim.
+
+    Attributes:
+        claim: of the concept, in a sentence.
+        figure: what is measured, with its unit.
+        sign: +1 or -1, what the claim says of the figure.
+    """
+
+    claim: str
+    figure: str
+    sign: int
+
+
+PREDICTIONS = {
+    "outliers": Prediction(
+        "A rotation removes outliers", "log2 of max/rms, Hadamard less original, over matrices", -1
+    ),
+    "tails": Prediction(
+        "A rotation removes heavy tails", "excess kurtosis, |Hadamard| less |original|, over matrices", -1
+    ),
+    "lossless": Prediction(
+        "at no loss", "KL of the rotated model less 1e-6 nats/token, which float32 rounding stays below", -1
+    ),
+    "entropy at fixed range": Prediction(
+        "Flattening lowers the entropy at fixed range",
+        "bits with 256 bins over the range, Hadamard less original, over matrices", -1,
+    ),
+    "entropy at fixed distortion": Prediction(
+        "but not at fixed distortion", "bits at a step of half the rms, Hadamard less original, over matrices", 1
+    ),
+    "concentration": Prediction(
+        "Aligned coordinates concentrate energy",
+        "share of the top 10 % of the columns, {aligned} less the larger of original and Hadamard, over matrices", 1,
+    ),
+    "dead zone": Prediction(
+        "A dead zone appears in aligned coordinates",
+        "share of zeros at a step of two rms, {aligned} less Hadamard, over matrices", 1,
+    ),
+    "large weights": Prediction(
+        "Large weights are not the sensitive ones",
+        "log of KL, noise on the largest 0.5 % less equal noise on random 0.5 %", -1,
+    ),
+    "low sensitivity": Prediction(
+        "The network is robust to noise along directions of low sensitivity",
+        "log of KL, noise along the weak half of the inputs' axes less equal noise along all", -1,
+    ),
+    "curvature": Prediction(
+        "Outliers lie where curvature projects on few axes",
+        "rank correlation of |W_ij| with G_ii sigma_jj in original coordinates, over matrices", 1,
+    ),
+    "curvature spread": Prediction(
+        "and a rotation dissolves that", "the same, |Hadamard| less |original|, over matrices", -1
+    ),
+    "protection": Prediction(
+        "In {aligned} coordinates nothing needs protection",
+        "log of KL at 4 bits, unprotected less protected, less what the protection's bits are worth", -1,
+    ),
+    "protection rotated": Prediction(
+        "nor behind a rotation", "the same in Hadamard coordinates", -1
+    ),
+}
+
+
+def log_ratio(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) -> Estimate:
+    """log(sum a / sum b), its error by the delta method over sequences and, where there are several, over seeds.
 
     Args:
-        rows: figures of all matrices in all bases.
-        networks: the perturbed networks.
-        kl: their summed KL by sequence.
-        counts: scored tokens of the sequences.
-        config: bases and rounding.
+        a: KL sums by seed of the noise and sequence.
+        b: of the other network on the same sequences.
     """
-    aligned = next((b for b in ALIGNED if b in config.bases), "hadamard")
-    matrices = _Matrices(rows)
-    sums = _Sums(networks, kl)
-    found = {
-        "outliers": mean_of(np.log2(matrices("peak", "hadamard") / matrices("peak", "identity"))),
-        "tails": mean_of(np.abs(matrices("kurtosis", "hadamard") - 3) - np.abs(matrices("kurtosis", "identity") - 3)),
-        "lossless": _lossless(sums("hadamard", "folded", ""), counts),
-        "entropy at fixed range": mean_of(matrices("entropy_bins", "hadamard") - matrices("entropy_bins", "identity")),
-        "entropy at fixed distortion": mean_of(
-            matrices("entropy_step", "hadamard") - matrices("entropy_step", "identity")
-        ),
-        "concentration": mean_of(
-            matrices("columns", aligned, "top 10")
-            - np.maximum(matrices("columns", "identity", "top 10"), matrices("columns", "hadamard", "top 10"))
-        ),
-        "dead zone": mean_of(matrices("zeros", aligned) - matrices("zeros", "hadamard")),
-        "large weights": log_ratio(
-            sums("identity", "entries", "largest 0.5 %"), sums("identity", "entries", "random 0.5 %")
-        ),
-        "low sensitivity": log_ratio(sums("identity", "inputs", "weak"), sums("identity", "inputs", "all")),
-        "curvature": mean_of(matrices("curvature", "identity")),
-        "curvature spread": mean_of(
-            np.abs(matrices("curvature", "hadamard")) - np.abs(matrices("curvature", "identity"))
-        ),
+    sequences = a.sum(axis=0) / a.sum() - b.sum(axis=0) / b.sum()
+    variance = float(np.sum(sequences**2))
+    if len(a) > 1:
+        variance += mean_of(np.log(a.sum(axis=1) / b.sum(axis=1))).error ** 2
+    return Estimate(float(np.log(a.sum() / b.sum())), variance**0.5)
+
+
+def judged(name: str, found: Estimate, aligned: str) -> dict[str, Any]:
+    """One line of the summary as a dict."""
+    p = PREDICTIONS[name]
+    return {
+        "name": name,
+        "claim": p.claim.format(aligned=aligned),
+        "figure": p.figure.format(aligned=aligned),
+        "predicted": "above 0" if p.sign > 0 else "below 0",
+        "value": found.value,
+        "error": found.error,
+        "verdict": verdict(p.sign, *found),
     }
-    if 4 in config.bits:
-        found["protection"] = _protection(sums, aligned, config.protected)
-        found["protection rotated"] = _protection(sums, "hadamard", config.protected)
-    return [judged(name, measured, aligned) for name, measured in found.items()]
-
-
-class _Matrices:
-    """A figure of all matrices of the blocks, in one order for all bases."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = [r for r in rows if r["layer"] is not None]
-
-    def __call__(self, figure: str, basis: str, part: str | None = None) -> Float[np.ndarray, " matrices"]:
-        held = {r["name"]: r[figure] if part is None else r[figure][part] for r in self._rows if r["basis"] == basis}
-        return np.array([held[name] for name in sorted(held)], np.float64)
-
-
-class _Sums:
-    """KL sums of the networks of one kind, by seed and sequence."""
-
-    def __init__(self, networks: Sequence[Variant], kl: Float[np.ndarray, "networks n"]) -> None:
-        self._networks, self._kl = networks, kl
-
-    def __call__(self, basis: str, kind: str, about: str) -> Float[np.ndarray, "seeds n"]:
-        wanted = (basis, kind, about)
-        return np.array([k for v, k in zip(self._networks, self._kl, strict=True) if v[:3] == wanted])
-
-
-def _lossless(sums: Float[np.ndarray, "1 n"], counts: Int[np.ndarray, " n"]) -> Measured:
-    mean = float(sums.sum() / counts.sum())
-    spread = mean_of(sums[0] / counts).error if len(counts) > 1 else 0.0
-    return Measured(mean - LOSS_LIMIT, spread)
-
-
-def _protection(sums: _Sums, basis: str, share: float) -> Measured:
-    """What protection gains in log KL beyond what its bits would gain if codes were longer."""
-    found = log_ratio(sums(basis, "rounded", "4 bits"), sums(basis, "rounded", "4 bits, protected"))
-    return Measured(found.value - protection_worth(share, 4), found.error)
-
-
-def protection_worth(share: float, bits: int) -> float:
-    """The log KL that longer codes would gain for the bits of protection: KL falls by 2^(-2 bits).
-
-    A protected weight takes 16 bits instead of `bits`, and its place the entropy of a coin that falls with `share`.
-    """
-    place = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-    return 2 * math.log(2) * ((16 - bits) * share + place)

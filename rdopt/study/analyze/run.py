@@ -1,6 +1,7 @@
 """`rdopt analyze`: moments, coordinates, one pass over the blocks, predictions judged."""
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from rdopt.evaluate import windows
 from rdopt.evaluate.divergence import token_kl
 from rdopt.operator import head_logits
 from rdopt.study.analyze.coordinates import LEARNED, coordinate_systems
+from rdopt.study.analyze.judge import judge_all
 from rdopt.study.analyze.plot import plot_analysis
-from rdopt.study.analyze.predictions import judge_all
 from rdopt.study.analyze.report import report_lines
 from rdopt.study.analyze.store import LayerStore
-from rdopt.study.analyze.sweep_blocks import Walk, walk
 from rdopt.study.analyze.variants import Variant, variants
+from rdopt.study.analyze.walk import Walk, walk
 from rdopt.sweep import dumps
 from rdopt.transforms import Gauges, fold_ends, gauges_of, load_alignment
 
@@ -62,7 +63,7 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say) -> dict[s
     state = walk(steps, found[0], arch.num_layers, out / WORK / "state", config_yaml(config), say)
     kl = divergences(params, arch, bases, networks, state.streams, *found)
     result = {
-        "model": str(config.model),
+        "model": Path(config.model).name,
         "text": corpus.description,
         "tokens": int(found[1].sum()),
         "tensors": state.rows,
@@ -114,7 +115,7 @@ def divergences(
     untied = Architecture(**{**arch.__dict__, "tied": False})
     for name, gauges in bases.items():
         held[name] = (jax.device_put(fold_ends(dict(params), gauges)), untied)
-    whole = streams(params, tokens, arch)[-1]
+    whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
     for i in range(len(tokens)):
         logp = _log_probabilities(*held[""], whole[i : i + 1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rdopt.calibration import INPUT_OF
@@ -24,7 +25,7 @@ class LayerStore:
         """Writes the moments of one block, float32."""
         arrays = {f"{kind}.{k}": np.ascontiguousarray(v) for kind, held in moments.items() for k, v in held.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(layer)
+        path = self.path(layer)
         path.unlink(missing_ok=True)
         with new_file(path) as part:
             save_file(arrays, str(part))
@@ -32,12 +33,12 @@ class LayerStore:
     @property
     def complete(self) -> bool:
         """Whether every block is there."""
-        return all(self._path(layer).is_file() for layer in range(self.layers))
+        return all(self.path(layer).is_file() for layer in range(self.layers))
 
     def read(self, layer: int) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
         """{"sigma": group -> moment, "G": matrix -> moment or diagonal}, float64."""
         found: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}}
-        for name, value in load_file(str(self._path(layer))).items():
+        for name, value in load_file(str(self.path(layer))).items():
             kind, which = name.split(".")
             found[kind][which] = value.astype(np.float64)
         return found
@@ -47,7 +48,8 @@ class LayerStore:
         names = dict.fromkeys(INPUT_OF[k] for k in MATRICES) if kind == "sigma" else MATRICES
         return {name: _Held(self, kind, name) for name in names}
 
-    def _path(self, layer: int) -> Path:
+    def path(self, layer: int) -> Path:
+        """The file of one block."""
         return self.folder / f"block-{layer:04d}.safetensors"
 
 
@@ -66,7 +68,8 @@ class _Held:
     def __getitem__(self, layer: int) -> Float[np.ndarray, "..."]:
         if not 0 <= layer < self.store.layers:
             raise IndexError(layer)
-        return self.store.read(layer)[self.kind][self.name]
+        with safe_open(str(self.store.path(layer)), "np") as file:
+            return file.get_tensor(f"{self.kind}.{self.name}").astype(np.float64)
 
     def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
         return (self[layer] for layer in range(self.store.layers))
