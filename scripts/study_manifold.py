@@ -6,7 +6,7 @@ between checkpoints beside those of a random walk with the same steps, which PCA
 KL(original || noisy) on held-out text of noise along J and across it, of equal norm in every matrix and in total.
 Controls: the same with random directions for J, where along and across must agree; and noise along J whose matrices
 keep their singular values behind random rotations of outputs and inputs, which asks whether it is where J points that
-harms, or that its matrices have few large singular values. The signs of the predictions stand in PREDICTIONS.
+harms, or that its matrices have few large singular values. rdopt/study/tangent.py holds the predictions.
 
     python scripts/train_demo_lm.py --text my_texts/ --tokens 8e6 --keep-checkpoints --out my-model
     python scripts/study_manifold.py --model my-model --steps my-model.steps --text my_texts/ --split-on file \\
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import LogLocator
@@ -27,64 +27,26 @@ from matplotlib.ticker import LogLocator
 from rdopt.calibration import open_subject
 from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
 from rdopt.export import reference_of
-from rdopt.study.manifold import difference_grams, gram_dimension, norms, powers, step_grams, tangent
+from rdopt.study.manifold import gram_dimension, norms, powers, tangent
 from rdopt.study.outputs import check_new, exit_code, save_picture, write_json
-from rdopt.study.predictions import Estimate, Prediction, jackknife, log_ratio
-from rdopt.study.random_walk import difference_gram_of_steps, sampled_step_grams
+from rdopt.study.predictions import Estimate, Prediction, log_ratio
 from rdopt.study.spectra import entropy_dimension
-from rdopt.study.trajectory import ARMS, Harm, Trajectory, directions, measure_harm, read_trajectory
+from rdopt.study.tangent import (
+    DRAWS,
+    PREDICTIONS,
+    SIZES,
+    Dimensions,
+    dimension_estimates,
+    dimensions_of,
+    harm_estimates,
+)
+from rdopt.study.trajectory import ARMS, Harm, directions, measure_harm, read_trajectory
 
-PREDICTIONS: Mapping[str, Prediction] = {
-    "few": Prediction("the last checkpoints span fewer dimensions than half their number, ln ratio", -1),
-    "walk": Prediction("... and fewer than a random walk with the same steps, ln ratio", -1),
-    "steps": Prediction("the steps between them span fewer dimensions than a random walk's, ln ratio", -1),
-    "across": Prediction("noise along J harms more than across it, equal norm in every matrix, ln KL ratio", 1),
-    "across in total": Prediction("noise along J harms more than across it, equal norm in total, ln KL ratio", 1),
-    "turned": Prediction("noise along J harms more than the same singular values turned at random, ln KL ratio", 1),
-}
 CONTROL = "control: along and across random directions, ln KL ratio"
 DRAWN = {  # arm: colour, line, label
     "along": ("#d55e00", "-", "along"), "along, turned": ("#b08000", "-", "along, turned"),
     "across": ("#0072b2", "-", "across"), "control along": ("#777777", "--", "random"),
 }
-
-
-class Dimensions(NamedTuple):
-    """Gram matrices of every coded matrix: differences from the last checkpoint and steps, of the run and of a walk."""
-
-    differences: np.ndarray
-    steps: np.ndarray
-    walk_differences: np.ndarray
-    walk_steps: np.ndarray
-
-
-def dimensions_of(run: Trajectory, seed: int) -> Dimensions:
-    """The run beside a random walk of the same steps."""
-    differences = difference_grams(run.points, run.starts)
-    steps = step_grams(differences)
-    walk = sampled_step_grams(steps, run.sizes, np.random.default_rng((seed, 0)))
-    return Dimensions(differences, steps, difference_gram_of_steps(walk), walk)
-
-
-def dimension_estimates(found: Dimensions) -> dict[str, Estimate]:
-    """Log ratios of participation ratios of all matrices together, with their error over matrices."""
-
-    def between(a: np.ndarray, b: np.ndarray) -> Estimate:
-        return jackknife(lambda G: math.log(gram_dimension(G[0]) / gram_dimension(G[1])), np.stack([a, b], axis=1))
-
-    half = found.differences.shape[-1] / 2
-    return {
-        "few": jackknife(lambda G: math.log(gram_dimension(G) / half), found.differences),
-        "walk": between(found.differences, found.walk_differences),
-        "steps": between(found.steps, found.walk_steps),
-    }
-
-
-def harm_estimates(harm: Harm) -> dict[str, Estimate]:
-    """Log ratios of KL, mean over the sizes."""
-    pairs = {"across": ("along", "across"), "across in total": ("along", "across in total"),
-             "turned": ("along", "along, turned"), "control": ("control along", "control across")}
-    return {name: log_ratio(harm.sums[a], harm.sums[b], harm.counts) for name, (a, b) in pairs.items()}
 
 
 def dimension_lines(found: Dimensions) -> Iterator[str]:
@@ -241,8 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--text", nargs="+", required=True, metavar="PATH", help="what it was trained on; its test part")
     p.add_argument("--split-on", default="file", choices=("line", "blank", "blank2", "file"))
     p.add_argument("--last", type=int, metavar="N", help="checkpoints from the end; default: all")
-    p.add_argument("--sizes", type=float, nargs="+", default=[0.02, 0.05, 0.1], help="of the noise over the weights")
-    p.add_argument("--draws", type=int, default=8, help="of the noise")
+    p.add_argument("--sizes", type=float, nargs="+", default=list(SIZES), help="of the noise over the weights")
+    p.add_argument("--draws", type=int, default=DRAWS, help="of the noise")
     p.add_argument("--context", type=int, default=256, help="tokens in a sequence")
     p.add_argument("--max-tokens", type=int, default=8192, help="test tokens")
     p.add_argument("--seed", type=int, default=0)

@@ -12,7 +12,7 @@ from types import ModuleType
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_runs import make_model, make_text, strict_json
+from tiny_runs import TEXT, make_model, make_text, rdopt, strict_json
 
 from rdopt.calibration import load_subject
 from rdopt.checkpoint import carried_files, open_checkpoint, write_checkpoint
@@ -34,7 +34,8 @@ from rdopt.study.manifold import (
     turned,
 )
 from rdopt.study.random_walk import difference_gram_of_steps, sampled_step_gram, sampled_step_grams
-from rdopt.study.trajectory import ARMS, Trajectory, directions, params_of, read_trajectory, vector_of
+from rdopt.study.tangent import PREDICTIONS, dimension_estimates, dimensions_of, harm_estimates
+from rdopt.study.trajectory import ARMS, Harm, Trajectory, directions, params_of, read_trajectory, vector_of
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "study_manifold.py"
 SHAPES = ((12, 20), (10, 40), (30, 30))
@@ -140,10 +141,10 @@ def test_a_quadratic_kl_is_found_curved_along_the_tangent_or_across_it(inside, e
 
     draws = list(directions(J, run, 0, 6))
     sums = {arm: np.array([[kl(size * d[arm]) for d in draws] for size in (0.1, 0.2)]) for arm in ARMS}
-    found = script.harm_estimates(script.Harm(sums, counts))
+    found = harm_estimates(Harm(sums, counts))
     for name in ("across", "across in total"):
         assert found[name].value == pytest.approx(np.log(inside), abs=1e-6)
-    assert script.PREDICTIONS["across"].verdict(found["across"]) == expected
+    assert PREDICTIONS["across"].verdict(found["across"]) == expected
     assert abs(found["control"].value) < 0.3  # random directions meet the tangent by chance only
 
 
@@ -162,8 +163,8 @@ def test_a_random_walk_is_undecided_and_a_turn_back_to_a_plane_is_supported(scri
     free = Trajectory(walk(12, seed=5, scales=(1.0, 1.0, 1.0)), STARTS, SHAPES, ())
     plane = tangent(walk(3)).J
     flat = Trajectory((free.points - free.points[-1]) @ plane @ plane.T * 9, STARTS, SHAPES, ())
-    found = {k: script.dimension_estimates(script.dimensions_of(run, 0)) for k, run in (("free", free), ("flat", flat))}
-    steps = script.PREDICTIONS["steps"]
+    found = {k: dimension_estimates(dimensions_of(run, 0)) for k, run in (("free", free), ("flat", flat))}
+    steps = PREDICTIONS["steps"]
     assert abs(found["free"]["steps"].value) < 0.1 and abs(found["free"]["walk"].value) < 0.1
     assert found["flat"]["steps"].value < -1 and steps.verdict(found["flat"]["steps"]) == "supported"
     # the walk compared with keeps the length of every step in every matrix
@@ -235,3 +236,16 @@ def test_the_study_of_a_tiny_run_prints_what_it_writes(script, run, tmp_path, ca
                            (["--sizes", "0"], "--sizes holds 0")):
         assert script.main(words(run, *more)) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_an_analysis_judges_the_checkpoints_of_a_run_beside_its_own_hypotheses(run, tmp_path, capsys):
+    text = ("--text", run / "text.jsonl", *TEXT, "--context", "32", "--stride", "32", "--max-tokens", "512")
+    command = ("analyze", run / "model", "--bases", "identity,hadamard", "--analyze.bits", "8", *text)
+    assert rdopt(*command, "--trajectory", run / "steps", "--out", tmp_path / "found") == 0
+    rows = {p["name"]: p for p in strict_json(tmp_path / "found" / "analysis.json")["predictions"]}
+    assert set(PREDICTIONS) < set(rows) and rows["across"]["figure"] == "4 checkpoints"
+    assert f"{rows['walk']['value']:+.4g}" in capsys.readouterr().out
+    few = dimension_estimates(dimensions_of(read_trajectory(run / "steps", load_subject(run / "model")), 0))["few"]
+    assert (rows["few"]["value"], rows["few"]["error"]) == pytest.approx(few)
+    assert rdopt(*command, "--trajectory", run / "model", "--out", tmp_path / "none") == 2
+    assert "gives 0 checkpoints" in capsys.readouterr().err

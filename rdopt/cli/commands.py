@@ -197,7 +197,7 @@ def run_sweep(args: argparse.Namespace, config: Config) -> None:
 def run_analyze(args: argparse.Namespace, config: Config) -> None:
     """rdopt analyze."""
     begun = time.perf_counter()
-    found = analyze(config, args.out, args.learned, say)
+    found = analyze(config, args.out, args.learned, say, trajectory=args.trajectory)
     for line in report_lines(found):
         say(line)
     say(f"wrote {args.out}: analysis.json, analysis.txt and three PNGs in {time.perf_counter() - begun:.0f} s")

@@ -113,6 +113,9 @@ def _study(commands: argparse._SubParsersAction) -> None:
     analyze.add_argument(
         "--run", dest="learned", type=Path, help="finished run of rdopt train: its coordinates are the learned ones"
     )
+    analyze.add_argument(
+        "--trajectory", type=Path, help="folder of step-* that train_demo_lm.py --keep-checkpoints left for this model"
+    )
     _keys(analyze, ("bases", *TEXT, "steps", *WINDOWS))
     look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
     look.add_argument("path")

@@ -90,14 +90,19 @@ def log_ratio(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) 
 
 
 def judged(name: str, found: Estimate, aligned: str) -> dict[str, Any]:
-    """One line of the summary as a dict."""
+    """One of the predictions above as a line of the summary."""
     p = PREDICTIONS[name]
+    return as_row(name, p.claim.format(aligned=aligned), p.figure.format(aligned=aligned), p.sign, found)
+
+
+def as_row(name: str, claim: str, figure: str, sign: int, found: Estimate) -> dict[str, Any]:
+    """One line of the summary as a dict."""
     return {
         "name": name,
-        "claim": p.claim.format(aligned=aligned),
-        "figure": p.figure.format(aligned=aligned),
-        "predicted": "above 0" if p.sign > 0 else "below 0",
+        "claim": claim,
+        "figure": figure,
+        "predicted": "above 0" if sign > 0 else "below 0",
         "value": found.value,
         "error": found.error,
-        "verdict": verdict(p.sign, *found),
+        "verdict": verdict(sign, *found),
     }

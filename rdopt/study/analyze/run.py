@@ -22,6 +22,7 @@ from rdopt.study.analyze.judge import judge_all
 from rdopt.study.analyze.plot import plot_analysis
 from rdopt.study.analyze.report import report_lines
 from rdopt.study.analyze.store import LayerStore
+from rdopt.study.analyze.trajectory import judge_trajectory, open_run_of
 from rdopt.study.analyze.variants import Variant, variants
 from rdopt.study.analyze.walk import Walk, walk
 from rdopt.sweep import dumps
@@ -31,7 +32,9 @@ JSON, TEXT, WORK = "analysis.json", "analysis.txt", "work"
 Say = Callable[[str], None]
 
 
-def analyze(config: Config, out: Path, learned: Path | None, say: Say) -> dict[str, Any]:
+def analyze(
+    config: Config, out: Path, learned: Path | None, say: Say, *, trajectory: Path | None = None
+) -> dict[str, Any]:
     """Looks at a model in every basis and judges the hypotheses.
 
     Args:
@@ -39,6 +42,8 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say) -> dict[s
         out: folder that gets analysis.json, analysis.txt and three PNGs; an unfinished one is continued.
         learned: finished run of rdopt train whose coordinates are "learned"; None: they are trained here.
         say: called with lines of progress.
+        trajectory: folder of checkpoints step-* of the model's training, for the hypotheses of the manifold; None:
+            they are left out.
 
     Returns:
         what analysis.json holds: {"model", "text", "tensors": rows, "networks": KL of each, "predictions"}.
@@ -51,6 +56,7 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say) -> dict[s
     run_folder.open_run(out, config, "analyze", jax.local_devices())
     corpus = load_corpus(config.text, checkpoint.folder, arch.vocab_size)
     found = windows(corpus.test, config.evaluate.context, config.evaluate.stride, config.evaluate.max_tokens)
+    run = None if trajectory is None else open_run_of(trajectory, config)
     store = LayerStore(out / WORK, arch.num_layers)
     if not store.complete:
         say(f"second moments of {corpus.calibration.size} tokens, block by block")
@@ -70,6 +76,8 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say) -> dict[s
         "networks": [_network(v, sums, found[1]) for v, sums in zip(networks, kl, strict=True)],
         "predictions": judge_all(state.rows, networks, kl, found[1].sum(axis=1), config.analyze),
     }
+    if run is not None:
+        result["predictions"] += judge_trajectory(run, config, corpus, say)
     _write(out, result)
     return result
 
@@ -110,18 +118,19 @@ def divergences(
         tokens: the sequences.
         scored: which of their tokens are targets.
     """
-    original = {k: v for k, v in params.items() if k != "blocks"}
-    held = {"": (jax.device_put(original), arch)}
+    original = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
     untied = Architecture(**{**arch.__dict__, "tied": False})
-    for name, gauges in bases.items():
-        held[name] = (jax.device_put(fold_ends(dict(params), gauges)), untied)
     whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
-    for i in range(len(tokens)):
-        logp = _log_probabilities(*held[""], whole[i : i + 1])
-        for k, (network, x) in enumerate(zip(networks, last, strict=True)):
-            kl = token_kl(logp, _log_probabilities(*held[network.basis], x[i : i + 1]))
-            sums[k, i] = float(np.sum(np.asarray(kl, np.float64)[0] * scored[i, 1:]))
+    for basis, gauges in bases.items():  # one head at a time: of a large vocabulary it is most of the memory
+        folded = fold_ends(dict(params), gauges)
+        head = jax.device_put({k: folded[k] for k in ("head", "final_norm")})
+        own = [k for k, network in enumerate(networks) if network.basis == basis]
+        for i in range(len(tokens)):
+            logp = _log_probabilities(original, arch, whole[i : i + 1])
+            for k in own:
+                kl = token_kl(logp, _log_probabilities(head, untied, last[k][i : i + 1]))
+                sums[k, i] = float(np.sum(np.asarray(kl, np.float64)[0] * scored[i, 1:]))
     return sums
 
 

@@ -117,6 +117,7 @@ class Walk:
             rows = {name: self._row(folded[name], name, layer, basis, sigma, G[name]) for name in MATRICES}
             for name in MATRICES:
                 rows[name]["singular"] = spectra[name]
+                rows[name]["output_power"] = quadratic(folded[name], inputs[INPUT_OF[name]].sigma)
             for i, variant in enumerate(self._variants):
                 if variant.basis == basis:
                     changed = self._perturbed(folded, variant, layer, inputs, rows)
@@ -170,10 +171,8 @@ class Walk:
             read = inputs[INPUT_OF[name]]
             changed[name] = variant.perturb(Around(folded[name], read, (variant.seed, layer, i)))
             if variant.kind == "rounded":
-                error = changed[name] - folded[name]
-                rows[name]["output_error"][variant.about] = quadratic(error, read.sigma) / quadratic(
-                    folded[name], read.sigma
-                )
+                error = quadratic(changed[name] - folded[name], read.sigma)
+                rows[name]["output_error"][variant.about] = error / rows[name]["output_power"]
         return changed
 
 

@@ -1,0 +1,118 @@
+"""Prints the memory and time that `rdopt analyze` takes on a synthetic Llama of any size, in a process of its own.
+
+The default has TinyLlama's shape: 1.1 billion weights, 22 blocks, in bfloat16. The weights are Gaussian; every column
+has a spread of its own (lognormal) and every matrix a few large entries, so that bases differ. Joint and learned axes
+are left out: their solve grows with the cube of the width.
+
+    python scripts/bench_analyze.py --work scratch --json analyze.json
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.checkpoint import (
+    architecture_from_config,
+    carried_files,
+    expected_tensors,
+    open_checkpoint,
+    write_checkpoint,
+)
+from rdopt.config import UserError
+from rdopt.study.outputs import check_new, exit_code, write_json
+
+LIMIT = 8.0  # GiB that a model of this size has to fit in
+SPREAD = 0.5  # of the logarithm of the columns' spreads
+LARGE, FACTOR = 1e-5, 20.0  # share of the entries that are outliers, and how large
+
+
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """config.json of the synthetic model."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": args.hidden,
+        "intermediate_size": args.ffn,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.heads,
+        "num_key_value_heads": args.kv_heads,
+        "vocab_size": args.vocab,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    }
+
+
+def synthetic(config: dict[str, Any], seed: int) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    """Tensors one at a time, float32; the output of a matrix keeps the power of its input."""
+    for i, (name, shape) in enumerate(expected_tensors(architecture_from_config(config)).items()):
+        rng = np.random.default_rng((seed, i))
+        if len(shape) == 1:
+            yield name, np.exp(0.1 * rng.standard_normal(shape, np.float32))
+            continue
+        W = rng.standard_normal(shape, np.float32) * np.exp(SPREAD * rng.standard_normal(shape[1], np.float32))
+        W.ravel()[rng.integers(W.size, size=math.ceil(LARGE * W.size))] *= FACTOR
+        yield name, W * np.float32(0.5 / math.sqrt(shape[1]))
+
+
+def peak_gib() -> float:
+    """The largest resident set of the children that ended."""
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the model, analyzes it, prints the peak."""
+    check_new((args.json,))
+    args.work.mkdir(parents=True, exist_ok=True)
+    model, config = args.work / "model", config_of(args)
+    if not model.exists():
+        print(f"writing {model}", flush=True)
+        demo = carried_files(open_checkpoint("demo").folder)  # for its tokenizer
+        write_checkpoint(model, config, synthetic(config, args.seed), dtype="bfloat16", files=demo, shard_bytes=1e9)
+    parameters, begun = open_checkpoint(model).num_parameters, time.perf_counter()
+    words = ["analyze", model, "--out", args.work / "analysis", "--bases", args.bases, "--analyze.bits", args.bits,
+             "--sequences", args.sequences, "--seq-len", args.context, "--context", args.context,
+             "--stride", args.context, "--max-tokens", args.max_tokens]
+    ended = subprocess.run([sys.executable, "-c", "from rdopt.cli import run; run()", *map(str, words)], check=False)
+    seconds = time.perf_counter() - begun
+    if ended.returncode:
+        raise UserError(f"rdopt analyze ended with exit code {ended.returncode}: see its message above.")
+    found = json.loads((args.work / "analysis" / "analysis.json").read_text())
+    peak = peak_gib()
+    print(f"{parameters:,} parameters, {args.layers} blocks, {len(found['networks'])} networks beside the original: "
+          f"peak {peak:.2f} GiB of {LIMIT:g}, {seconds:.0f} s")
+    write_json(args.json, {"parameters": parameters, "peak_gib": peak, "seconds": seconds, "bases": args.bases,
+                           "networks": len(found["networks"]), "tokens": found["tokens"]})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; 0, or 2 after a sentence on standard error."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", type=Path, required=True, help="folder of the model and its analysis; continued")
+    for name, default, text in (
+        ("hidden", 2048, "width of the residual stream"), ("ffn", 5632, "hidden channels"), ("layers", 22, "blocks"),
+        ("heads", 32, "of queries"), ("kv-heads", 4, "of keys and values"), ("vocab", 32000, "rows of the embedding"),
+        ("sequences", 8, "calibration sequences"), ("context", 256, "tokens in a sequence and in a window"),
+        ("max-tokens", 512, "test tokens"), ("seed", 0, "of the weights"),
+    ):
+        p.add_argument(f"--{name}", type=int, default=default, help=text)
+    p.add_argument("--bases", default="identity,hadamard,random,pca,pca-act", help="coordinate systems")
+    p.add_argument("--bits", default="3,4,8", help="lengths of codes")
+    p.add_argument("--json", type=Path, help="also write the figures to this new file")
+    return exit_code(run, p.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
