@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.checkpoint import MATRICES
 from rdopt.study.analyze.figures import BINS, STEP
 
 COLUMNS: Mapping[str, tuple[str, str | None]] = {
@@ -38,12 +37,14 @@ def report_lines(result: Mapping[str, Any]) -> Iterator[str]:
     for basis in bases:
         own = [r for r in rows if r["basis"] == basis]
         yield _line(basis, own)
-    yield from _by_kind(rows, bases)
+    yield from _by(rows, bases, "kind", "kind of matrix")
+    yield from _by(rows, bases, "layer", "layer, its matrices together")
+    yield from _by([r for r in result["tensors"] if r["layer"] is None], bases, "kind", "end of the network")
     yield from _singular(rows, bases[0])
     yield from _rounding(result["networks"], rows, bases)
     yield from _noise(result["networks"])
     yield ""
-    yield "Why the two entropies disagree: "
+    yield "Why the two entropies disagree:"
     yield entropy_sentence(rows)
     yield ""
     yield from verdict_lines(result["predictions"])
@@ -61,17 +62,20 @@ def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{label:12s} {l2:9.4f} {top:7.3f} {means}"
 
 
-def _by_kind(rows: Sequence[Mapping[str, Any]], bases: Sequence[str]) -> Iterator[str]:
+def _by(
+    rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str
+) -> Iterator[str]:
+    """Two of the figures, a line for every value of a key of the rows."""
     yield ""
-    yield "By kind of matrix: max/rms | share of the top 10 % of the columns"
-    yield f"{'kind':6s} " + " ".join(f"{b:>17s}" for b in bases)
-    for kind in MATRICES:
+    yield f"By {what}: max/rms | share of the top 10 % of the columns"
+    yield f"{key:6s} " + " ".join(f"{b:>17s}" for b in bases)
+    for value in dict.fromkeys(r[key] for r in rows):
         cells = []
         for basis in bases:
-            own = [r for r in rows if r["kind"] == kind and r["basis"] == basis]
+            own = [r for r in rows if r[key] == value and r["basis"] == basis]
             peak, top = (np.mean([_value(r, COLUMNS[c]) for r in own]) for c in ("max/rms", "top 10 %"))
             cells.append(f"{peak:9.2f} | {top:5.3f}")
-        yield f"{kind:6s} " + " ".join(f"{c:>17s}" for c in cells)
+        yield f"{value!s:6s} " + " ".join(f"{c:>17s}" for c in cells)
 
 
 def _singular(rows: Sequence[Mapping[str, Any]], basis: str) -> Iterator[str]:
