@@ -23,7 +23,6 @@ from tiny_runs import (
     signalled,
     strict_json,
     train_words,
-    use_compilation_cache,
 )
 
 from rdopt import __version__
@@ -55,7 +54,6 @@ assert "rdopt" not in sys.modules
 def world(tmp_path_factory):
     """A folder with a model, a text, a finished run, its export, its file and the decoded folder."""
     world = tmp_path_factory.mktemp("commands")
-    use_compilation_cache(world / "compiled")
     make_model(world / "model")
     make_text(world / "text.jsonl")
     assert rdopt(*train_words(world, world / "run")) == 0
@@ -186,7 +184,7 @@ def test_a_dry_run_writes_nothing(world, tmp_path, capsys):
 def test_a_killed_run_continues_to_the_same_transforms_and_metrics(world, tmp_path):
     words = train_words(world, tmp_path / "run")
     # Step 18 lies three steps behind the last checkpoint.
-    killed = signalled(signal.SIGKILL, "step 18 of", words, world / "compiled")
+    killed = signalled(signal.SIGKILL, "step 18 of", words)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(metrics(tmp_path / "run")) == 18
     assert rdopt(*words) == 0
@@ -198,10 +196,10 @@ def test_a_killed_run_continues_to_the_same_transforms_and_metrics(world, tmp_pa
 def test_a_run_killed_at_random_moments_ends_in_the_same_file(world, kills, tmp_path):
     """The first kill falls into the opening of the run, the others behind steps that mostly were not saved."""
     rng, words, out = random.Random(kills), train_words(world, tmp_path / "run"), tmp_path / "a.rdopt.safetensors"
-    killed_after(words, world / "compiled", str(world / "model"), rng.uniform(0, 2))
+    killed_after(words, str(world / "model"), rng.uniform(0, 2))
     for step in sorted(rng.sample(range(1, 23), kills - 1)):
         moment = rng.uniform(0, 0.1)
-        killed_after(words, world / "compiled", f"step {step} of", moment)
+        killed_after(words, f"step {step} of", moment)
         print(f"killed {moment:.3f} s behind step {step}, {len(metrics(tmp_path / 'run'))} steps told")
     assert rdopt(*words) == 0
     assert metrics(tmp_path / "run") == metrics(world / "run")
@@ -211,7 +209,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_file(world, kills, tmp_
 
 def test_ctrl_c_saves_and_says_how_to_continue(world, tmp_path):
     words = train_words(world, tmp_path / "run")
-    stopped = signalled(signal.SIGINT, "step 12 of", words, world / "compiled")
+    stopped = signalled(signal.SIGINT, "step 12 of", words)
     assert stopped.returncode == 130, stopped.stderr
     said = [line for line in stopped.stderr.splitlines() if line.startswith("rdopt:")]
     assert len(said) == 1 and "again to continue" in said[0] and "Traceback" not in stopped.stderr

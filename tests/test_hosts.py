@@ -57,9 +57,8 @@ def words(world, out):
 def environment(world, each, **more):
     """Of a process with `each` virtual devices that compiles fast and shares what it compiled."""
     flags = f"--xla_force_host_platform_device_count={each} {FAST_COMPILATION}"
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(world / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     shared = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "RDOPT": str(world / "program")}
-    return os.environ | cache | shared | more
+    return os.environ | shared | more
 
 
 def free_port():

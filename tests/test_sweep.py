@@ -19,7 +19,6 @@ from tiny_runs import (
     rdopt,
     sha256,
     strict_json,
-    use_compilation_cache,
 )
 
 from rdopt.cli import commands
@@ -47,7 +46,6 @@ def all_arms(world, out):
 def world(tmp_path_factory):
     """A folder with a model, a text and a finished sweep."""
     world = tmp_path_factory.mktemp("sweep")
-    use_compilation_cache(world / "compiled")
     make_model(world / "model")
     make_text(world / "text.jsonl")
     assert rdopt(*all_arms(world, world / "sweep")) == 0

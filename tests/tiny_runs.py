@@ -10,9 +10,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-import jax
 from conftest import random_tensors, tiny_config
-from jax.experimental.compilation_cache import compilation_cache
 
 from rdopt.calibration.text import _docstrings
 from rdopt.checkpoint import carried_files, open_checkpoint, write_checkpoint
@@ -72,16 +70,16 @@ def train_words(world: Path, out: Path) -> tuple:
     return ("train", world / "model", "--out", out, *text, *TRAINING)
 
 
-def signalled(number: int, line: str, words: tuple, cache: Path) -> subprocess.CompletedProcess:
+def signalled(number: int, line: str, words: tuple) -> subprocess.CompletedProcess:
     """A command in a process of its own that gets a signal behind a printed line."""
     argv = [sys.executable, "-c", _SIGNALLED, line, str(int(number)), *map(str, words)]
-    return subprocess.run(argv, env=_cached(cache), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(argv, env=_here(), capture_output=True, text=True, timeout=300, check=False)
 
 
-def killed_after(words: tuple, cache: Path, line: str, seconds: float) -> None:
+def killed_after(words: tuple, line: str, seconds: float) -> None:
     """A command in a process of its own that is killed some time behind a printed line."""
     argv = [sys.executable, "-c", "from rdopt.cli import run; run()", *map(str, words)]
-    with subprocess.Popen(argv, env=_cached(cache), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, env=_here(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any(said.startswith(line) for said in process.stdout)
         time.sleep(seconds)
@@ -89,17 +87,9 @@ def killed_after(words: tuple, cache: Path, line: str, seconds: float) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def _cached(folder: Path) -> dict[str, str]:
-    """The environment of a process that shares compiled programs."""
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | compiled | {"PYTHONPATH": str(ROOT)}
-
-
-def use_compilation_cache(folder: Path) -> None:
-    """What this process compiles from now on, its children need not compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()  # jax looks for the folder once
+def _here() -> dict[str, str]:
+    """The environment of a process that finds the package."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def sha256(path: Path) -> str:

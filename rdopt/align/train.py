@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -273,16 +273,26 @@ def measure(
     tokens = jnp.asarray(corpus.selection[: count * length].reshape(count, length))
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
 
-    def terms(gauges: Gauges, distortion: str) -> tuple[float, float]:
-        static = replace(settings, distortion=distortion, rate="analytic", activations="float32")
-        run = jax.jit(rate_and_distortion, static_argnames="settings")
-        variables = Variables(single_precision(gauges, settings.arch))
-        found = run(variables, problem, tokens, lam, key, settings=static)
-        return float(found.rate), float(found.distortion)
+    block, whole = (
+        replace(settings, distortion=d, rate="analytic", activations="float32") for d in ("block", "model")
+    )
+
+    def arguments(gauges: Gauges) -> tuple[Any, ...]:
+        return Variables(single_precision(gauges, settings.arch)), problem, tokens, lam, key
 
     final = gauges_of(learned.records)
-    before, after = terms(start, "block"), terms(final, "block")
-    _, kl = terms(final, "model")
+    found = [_terms(*arguments(gauges), settings=block) for gauges in (start, final)]
+    before, after = ((float(x.rate), float(x.distortion)) for x in found)
+    kl = float(_distortion(*arguments(final), settings=whole))
     J = [rate + config.train.lam * D for rate, D in (before, after)]
     rate = after[0] if math.isnan(learned.rate) else learned.rate  # a start that was kept was not learned
     return Trained(rate, after[1], kl, J[0], J[1])
+
+
+_terms = jax.jit(rate_and_distortion, static_argnames="settings")
+
+
+@partial(jax.jit, static_argnames="settings")
+def _distortion(*args: Any, settings: Settings) -> jax.Array:
+    """D alone: XLA leaves out the rates, most of what it would compile."""
+    return rate_and_distortion(*args, settings=settings).distortion

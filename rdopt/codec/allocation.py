@@ -120,30 +120,29 @@ def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] 
     for precision, width in CHOICES if size <= MAX_SIZE else ():
         try:
             spreads = [quantize_spreads(rho, kappa, precision) for rho, kappa in fits]
-            plan = _plan(matrices, spreads, size, precision, width)
+            counts = _class_counts(matrices, spreads, size, width)
+            bits = _estimated_bits(counts, precision, width) + 8 * len(pack_spreads(spreads))
         except ValueError:  # more symbols than a table's total; classes of one spread may fit
             continue
-        side = len(write_tables(plan)) + len(pack_spreads(plan.spreads))
-        if plan.bits + 8 * side < best_bits:
-            best, best_bits = plan, plan.bits + 8 * side
+        if bits < best_bits:
+            best, best_bits = (counts, spreads, precision, width), bits
     if best is None:
         raise UserError(
             f"the steps are so fine that an index reaches {size - 1}, more than the tables hold; "
             "lower encode.lam or encode.target_bpw (about 12 bits/weight is the most)."
         )
-    return best
+    return _plan(*best)
 
 
 def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan) -> Plan:
     """A plan with the tables of these matrices and another plan's classes."""
     size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
-    return _plan(matrices, plan.spreads, size, plan.precision, plan.width)
+    counts = _class_counts(matrices, plan.spreads, size, plan.width)
+    return _plan(counts, plan.spreads, plan.precision, plan.width)
 
 
-def _plan(
-    matrices: Sequence[Int[np.ndarray, "_ _"]], spreads: list[Spreads], size: int, precision: int, width: int
-) -> Plan:
-    counts = _class_counts(matrices, spreads, size, width)
+def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int, width: int) -> Plan:
+    """The plan of these counts, its derived tables as the decoder forms them."""
     shape = _best_shape(counts, precision, width)
     tables, explicit, bits = {}, set(), 0.0
     for key, row in counts.items():
@@ -152,15 +151,34 @@ def _plan(
             derived = derived_table(shape, middle(key, precision, width), len(row))
         own = normalize(row)
         own_bits = ideal_bits(row, own)
-        # Frequencies of an explicit table cost their gamma codes.
-        described = sum(2 * int(f + 1).bit_length() - 1 for f in own[:-1])
-        if derived is None or own_bits + described < ideal_bits(row, derived):
+        if derived is None or own_bits + _described(own) < ideal_bits(row, derived):
             tables[key], bits = own, bits + own_bits
             explicit.add(key)
         else:
             tables[key], bits = derived, bits + ideal_bits(row, derived)
         bits += int(row[1:].sum())  # signs
     return Plan(precision, width, shape, spreads, tables, frozenset(explicit), bits)
+
+
+def _described(freq: Int[np.ndarray, " size"]) -> int:
+    """Bits of an explicit table: its frequencies cost their gamma codes."""
+    return sum(2 * int(f + 1).bit_length() - 1 for f in freq[:-1])
+
+
+def _estimated_bits(counts: dict[int, np.ndarray], precision: int, width: int) -> float:
+    """Codes and tables of a plan in bits, its derived tables in float64: forming them exactly takes most of the time.
+
+    Raises:
+        ValueError: more symbols than a table's total.
+    """
+    shape = _best_shape(counts, precision, width)
+    keys, octaves, dense = _derivable(counts, precision, width)
+    derived = dict(zip(keys, approximate_bits(shape, 2.0**octaves, dense), strict=True)) if keys else {}
+    bits = 0.0
+    for key, row in counts.items():
+        own = normalize(row)
+        bits += min(ideal_bits(row, own) + _described(own), derived.get(key, np.inf)) + int(row[1:].sum())
+    return bits
 
 
 def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -> dict[int, np.ndarray]:
@@ -179,14 +197,22 @@ def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -
 
 def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> Shape:
     """The shape whose derived tables code all classes in the fewest bits."""
-    rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
-    if not rows:
+    keys, octaves, dense = _derivable(counts, precision, width)
+    if not keys:
         return Shape(0, SCALES // 2)
-    dense = np.zeros((len(rows), max(map(len, rows.values()))))
+    return min(shapes(), key=lambda shape: float(approximate_bits(shape, 2.0**octaves, dense).sum()))
+
+
+def _derivable(
+    counts: dict[int, np.ndarray], precision: int, width: int
+) -> tuple[list[int], Float[np.ndarray, " classes"], Float[np.ndarray, "classes size"]]:
+    """Classes that can have derived tables, log2 of their spreads and their counts."""
+    rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
+    dense = np.zeros((len(rows), max(map(len, rows.values()), default=0)))
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
-    return min(shapes(), key=lambda shape: float(approximate_bits(shape, 2.0**octaves, dense).sum()))
+    return list(rows), octaves, dense
 
 
 def pack_spreads(spreads: Sequence[Spreads]) -> bytes:
