@@ -14,7 +14,7 @@ from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import walk
 from rdopt.study.analyze.figures import concentration, counts_of, entropy, figures, huffman_bits, singular_energies
 from rdopt.study.analyze.judge import protection_worth
-from rdopt.study.analyze.perturb import Around, Inputs, along_inputs, largest, on_entries, rounded
+from rdopt.study.analyze.perturb import Around, Inputs, along_inputs, gaussian, largest, on_entries, rounded
 from rdopt.study.analyze.predictions import PREDICTIONS, log_ratio
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import variants
@@ -99,13 +99,17 @@ def test_noise_on_entries_has_its_norm_and_its_places(where):
     assert np.array_equal(moved != 0, largest(W, 0.05)) == (where == "largest")
 
 
-def test_noise_along_weak_inputs_meets_no_strong_one():
+def test_noise_is_split_between_weak_and_strong_inputs_at_their_mean_power():
     axes = random_orthogonal(3, 16)
     sigma = (axes * np.arange(1.0, 17.0)) @ axes.T
     W = RNG.standard_normal((8, 16)).astype(np.float32)
-    weak, strong = (along_inputs(part, 0.5)(Around(W, Inputs(sigma), (0,))) - W for part in ("weak", "strong"))
-    assert np.abs(weak @ axes[:, 8:]).max() < 1e-5 and np.abs(strong @ axes[:, :8]).max() < 1e-5
-    assert np.linalg.norm(weak) == pytest.approx(np.linalg.norm(strong), rel=1e-5)
+    noise = gaussian((0,), W.shape)
+    kept = noise @ axes * (8.5 / (8.5 + np.arange(1.0, 17.0)))
+    assert np.allclose(Inputs(sigma).weak(noise) @ axes, kept, atol=1e-5)
+    for part, expected in (("weak", kept), ("strong", noise @ axes - kept), ("all", noise @ axes)):
+        moved = (along_inputs(part, 0.5)(Around(W, Inputs(sigma), (0,))) - W) @ axes
+        assert np.linalg.norm(moved) == pytest.approx(0.5 * np.linalg.norm(W), rel=1e-5)
+        assert np.allclose(moved / np.linalg.norm(moved), expected / np.linalg.norm(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize(

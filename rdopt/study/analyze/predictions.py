@@ -56,7 +56,7 @@ PREDICTIONS = {
     ),
     "low sensitivity": Prediction(
         "The network is robust to noise along directions of low sensitivity",
-        "log of KL, noise along the weak half of the inputs' axes less equal noise along all", -1,
+        "log of KL, noise along weak input directions less equal noise along all", -1,
     ),
     "curvature": Prediction(
         "Outliers lie where curvature projects on few axes",

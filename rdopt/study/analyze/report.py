@@ -113,7 +113,7 @@ def _noise(networks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for n in networks:
             if n["kind"] == kind:
                 found.setdefault(n["about"], []).append(n["kl"])
-        label = "on entries" if kind == "entries" else "along the inputs' principal axes"
+        label = "on entries" if kind == "entries" else "along directions of the inputs"
         yield f"  {label}: " + ", ".join(f"{about} {np.mean(kl):.5f}" for about, kl in found.items())
 
 

@@ -8,7 +8,7 @@ from rdopt.study.analyze.perturb import Perturbation, along_inputs, on_entries, 
 SHARES = (0.005, 0.05)  # of the entries that are moved
 SIZES = {"entries": 0.1, "inputs": 0.1}  # norm of the noise over that of its matrix
 SEEDS = 3
-HALVES = ("weak", "all", "strong")
+PARTS = ("weak", "all", "strong")
 
 
 class Variant(NamedTuple):
@@ -50,6 +50,6 @@ def variants(bases: Sequence[str], bits: Sequence[int], protected: float) -> lis
                 noise = on_entries(share, where, SIZES["entries"])
                 found.append(Variant(bases[0], "entries", f"{where} {100 * share:g} %", seed, noise))
         found += [
-            Variant(bases[0], "inputs", part, seed, along_inputs(part, SIZES["inputs"])) for part in HALVES
+            Variant(bases[0], "inputs", part, seed, along_inputs(part, SIZES["inputs"])) for part in PARTS
         ]
     return found
