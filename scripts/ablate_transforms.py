@@ -10,8 +10,9 @@ encoder finds. Finished cells lie in --cells.
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from rdopt.study.transform_arms import FIXED, LEARNED, TELLING, Arms
 from rdopt.study.transform_plots import plot_transforms
 from rdopt.sweep import bd_rate, saved_bits_with_error
 
-LAMS = (6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
+LAMS = (5.0, 6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
 COMPARED_AT = (1.5, 2.0, 3.0, 4.0)
 OWN = "rdopt"
+BEYOND = (0.0, 0.002, 0.005)  # bits/weight between relaxed costs whose order is counted
+Costs = Mapping[tuple[str, float], float]  # (arm, slope) -> J
 
 
 def chosen(which: str) -> list[str]:
@@ -95,6 +98,7 @@ def prediction(cells: Sequence[Cell]) -> dict[str, Any]:
         "configurations": len(known),
         "rank_correlation": rank_correlation(*pooled) if len(known) > 2 else None,
         "by_slope": each,
+        "ordered": {f"{beyond:g}": ordered_pairs(relaxed, hard, beyond) for beyond in BEYOND},
         "rate_error_mean": float(np.mean(errors)) if errors else None,
         "rate_error_worst": float(np.max(np.abs(errors))) if errors else None,
     }
@@ -104,6 +108,12 @@ def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
     """Spearman's."""
     found: Any = spearmanr(x, y)  # its type has no attributes to a type checker
     return float(found.statistic)
+
+
+def ordered_pairs(relaxed: Costs, hard: Costs, beyond: float) -> tuple[int, int]:
+    """Pairs of arms of one slope whose relaxed costs differ by more than some bits/weight: (in hard order, all)."""
+    pairs = [(a, b) for a, b in combinations(relaxed, 2) if a[1] == b[1] and abs(relaxed[a] - relaxed[b]) > beyond]
+    return sum((relaxed[a] - relaxed[b]) * (hard[a] - hard[b]) > 0 for a, b in pairs), len(pairs)
 
 
 def hard_side(cell: Cell) -> float:
@@ -118,7 +128,8 @@ def summary_lines(rows: Sequence[Cell]) -> Iterator[str]:
             p = r["prediction"]
             yield (
                 f"{r['model']}: relaxed against hard J over {p['configurations']} trained configurations: rank "
-                f"correlation {p['rank_correlation']}, by slope {p['by_slope']}; R {p['rate_error_mean']} on average, "
+                f"correlation {p['rank_correlation']}, by slope {p['by_slope']}, pairs in order (of all) "
+                f"by their difference {p['ordered']}; R {p['rate_error_mean']} on average, "
                 f"{p['rate_error_worst']} at worst"
             )
             continue

@@ -114,11 +114,13 @@ def test_known_costs_give_the_rank_correlation_and_the_error_of_the_rate(ablate:
     found = ablate.prediction(cells)
     assert found["configurations"] == 8
     assert found["rank_correlation"] == pytest.approx(1.0, abs=0.01)
+    assert found["ordered"] == {"0": (12, 12), "0.002": (12, 12), "0.005": (12, 12)}
     assert found["rate_error_mean"] == pytest.approx(0.02)
     assert found["rate_error_worst"] == pytest.approx(0.02)
     for cell in cells:
         cell["relaxed"] = {**cell["relaxed"], "rate": 5.0 - cell["relaxed"]["rate"]}
-    assert ablate.prediction(cells)["rank_correlation"] == pytest.approx(-1.0, abs=0.01)
+    turned = ablate.prediction(cells)
+    assert turned["rank_correlation"] == pytest.approx(-1.0, abs=0.01) and turned["ordered"]["0.005"] == (0, 12)
 
 
 @pytest.mark.slow
