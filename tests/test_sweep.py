@@ -21,8 +21,10 @@ from tiny_runs import (
     strict_json,
 )
 
+from rdopt import sweep
 from rdopt.cli import commands
 from rdopt.sweep import Curve, bd_rate, gain_table, load_point, pareto, saved_bits, saved_bits_with_error
+from rdopt.sweep.plot import STYLES
 
 ARMS = ("identity", "hadamard", "learned", "blockwise-pca")
 LAMS = (10, 60, 360)
@@ -50,6 +52,10 @@ def world(tmp_path_factory):
     make_text(world / "text.jsonl")
     assert rdopt(*all_arms(world, world / "sweep")) == 0
     return world
+
+
+def test_every_arm_has_a_line_of_its_own():
+    assert set(STYLES) == set(sweep.ARMS) and len({style[0] for style in STYLES.values()}) == len(STYLES)
 
 
 def hashes(folder):
