@@ -271,6 +271,7 @@ def terms_of(demo, lam, **changes):
     return run(variables, problem, jnp.asarray(tokens[:16]), jnp.float32(lam), key, settings=settings)
 
 
+@pytest.mark.slow
 def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(demo):
     lam = 70.0
     found = {k: float(terms_of(demo, lam, distortion=k).distortion) for k in ("matrix", "block", "model")}

@@ -191,7 +191,7 @@ def plan_of(train: TrainConfig) -> Plan | None:
 
 def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
     key = jax.random.key(train.seed)
-    variables: Any = jax.jit(module.init)(key, start)  # op by op it compiles each of them
+    variables: Any = module.init(key, start)
     params: Any = variables.get("params", {})
     return State(params, optimizer(train).init(params), jax.random.key_data(key))
 
