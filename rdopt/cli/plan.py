@@ -74,7 +74,7 @@ def _sizes(model: str, config: Config, command: str) -> str:
 
 
 def _streamed(config: Config, arch: Architecture, weights: int, moments: int) -> int:
-    """Bytes of an analysis: one block at a time, the ends in two bases, a stream of every network beside the original.
+    """Bytes of an analysis: one block at a time, the ends in one basis, a stream of every network beside the original.
 
     Measured peaks lie within a third of this.
     """
@@ -83,7 +83,7 @@ def _streamed(config: Config, arch: Architecture, weights: int, moments: int) ->
                  (arch.num_layers + 1) * config.text.calibration_sequences * config.text.seq_len)
     ends = 2 * arch.vocab_size * arch.hidden_size
     per_block = (6 * weights * _FLOAT + 4 * moments) // arch.num_layers
-    return 2**29 + per_block + 8 * _FLOAT * ends + tokens * arch.hidden_size * _FLOAT
+    return 2**29 + per_block + 3 * _FLOAT * ends + tokens * arch.hidden_size * _FLOAT
 
 
 def _moment_entries(arch: Architecture) -> int:
