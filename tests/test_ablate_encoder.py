@@ -1,7 +1,5 @@
 """What the parts of the encoder are worth: the weights of the variants, known losses, and a run on a tiny model."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import synthetic_moments
-from tiny_runs import make_model, make_text, strict_json
+from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.calibration import INPUT_OF
 from rdopt.checkpoint import open_checkpoint
@@ -17,18 +15,12 @@ from rdopt.codec.quantize import coded_matrices, estimated_distortion
 from rdopt.operator import load_params
 from rdopt.study.peers import Model
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_encoder.py"
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "4", "5", "--finetune", "0")
 
 
 @pytest.fixture(scope="module")
 def ablate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablate_encoder", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablate_encoder")
 
 
 @pytest.fixture

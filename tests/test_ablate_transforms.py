@@ -1,7 +1,5 @@
 """The comparison of transforms: other criteria do what they say, known curves give known rows, a tiny run resumes."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import synthetic_moments
-from tiny_runs import make_model, make_text, strict_json
+from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.calibration import load_subject
 from rdopt.checkpoint import MATRICES
@@ -27,18 +25,12 @@ from rdopt.study.criteria import (
 from rdopt.study.transform_arms import TELLING, Arms, column_powers, rotation_angles
 from rdopt.transforms import Gauges, fold, orthogonality_error, starting_gauges
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_transforms.py"
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "8", "30", "--steps", "3")
 
 
 @pytest.fixture(scope="module")
 def ablate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablate_transforms", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablate_transforms")
 
 
 @pytest.fixture

@@ -1,28 +1,19 @@
 """The benchmark that shows how much memory an analysis takes."""
 
-import importlib.util
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import strict_json
+from tiny_runs import load_script, strict_json
 
 from rdopt.checkpoint import architecture_from_config, expected_tensors
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_analyze.py"
 SIZES = {"hidden": 32, "ffn": 64, "layers": 2, "heads": 4, "kv-heads": 2, "vocab": 2048, "context": 32}
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_analyze", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_analyze")
 
 
 def test_the_synthetic_model_has_its_shape_and_outliers_and_keeps_its_scale(bench):

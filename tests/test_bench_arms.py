@@ -1,32 +1,24 @@
 """The comparison of methods: its gains on curves with a known answer, and a run that resumes from its cells."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import make_model, make_text, strict_json
+from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.config import UserError
 from rdopt.study.peers.cells import Cells, Clock, ForeignCellError
 from rdopt.study.peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, best_of, curves, row, summary, summary_lines
 from rdopt.study.peers.world import model_and_text
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_arms.py"
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "4", "5")
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_arms", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_arms")
 
 
 def cells_of(arm: str, variant: str, shift: float) -> list[dict[str, Any]]:

@@ -1,24 +1,16 @@
 """Claims about the table of speeds: every figure is there, for every size, and grows as two sizes say."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import make_model, make_text
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_speed.py"
+from tiny_runs import load_script, make_model, make_text
 
 
 @pytest.fixture(scope="module")
 def bench_speed():
-    spec = importlib.util.spec_from_file_location("bench_speed", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_speed")
 
 
 def cores():

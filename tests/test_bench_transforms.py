@@ -1,22 +1,14 @@
 """Claims about the table of the transforms' speeds: every figure is there, and products are counted as XLA does."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-from tiny_runs import make_model, make_text
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_transforms.py"
+from tiny_runs import load_script, make_model, make_text
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_transforms", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_transforms")
 
 
 @pytest.mark.slow

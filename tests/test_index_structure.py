@@ -1,14 +1,12 @@
 """Claims about structure along the index: what is exactly a function is explained, noise is not, and bits follow."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import strict_json
+from tiny_runs import load_script, strict_json
 
 from rdopt.checkpoint import open_checkpoint
 from rdopt.config import UserError
@@ -21,7 +19,6 @@ from rdopt.study.index_structure import KINDS, cheapest, index_structure, yardst
 from rdopt.study.predictions import verdict
 from rdopt.transforms import dct, random_orthogonal
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "index_structure.py"
 BUDGETS = (0.01, 0.05, 0.2)
 ONE_MATRIX = (Corner, LowRank)
 
@@ -47,11 +44,7 @@ def structured(family) -> tuple[np.ndarray, int]:
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("index_structure", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("index_structure")
 
 
 # What families explain

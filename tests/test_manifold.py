@@ -1,10 +1,8 @@
 """The tangent of a trajectory: projections, norms and dimensions are exact, known curvature is found."""
 
 import contextlib
-import importlib.util
 import io
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +10,7 @@ from types import ModuleType
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_runs import TEXT, make_model, make_text, rdopt, strict_json
+from tiny_runs import TEXT, load_script, make_model, make_text, rdopt, strict_json
 
 from rdopt.calibration import load_subject
 from rdopt.checkpoint import carried_files, open_checkpoint, write_checkpoint
@@ -37,7 +35,6 @@ from rdopt.study.random_walk import difference_gram_of_steps, sampled_step_gram,
 from rdopt.study.tangent import PREDICTIONS, dimension_estimates, dimensions_of, harm_estimates
 from rdopt.study.trajectory import ARMS, Harm, Trajectory, directions, params_of, read_trajectory, vector_of
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "study_manifold.py"
 SHAPES = ((12, 20), (10, 40), (30, 30))
 SIZES = np.prod(SHAPES, axis=1)
 STARTS, N = np.cumsum(SIZES) - SIZES, int(SIZES.sum())
@@ -45,12 +42,7 @@ STARTS, N = np.cumsum(SIZES) - SIZES, int(SIZES.sum())
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_manifold", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("study_manifold")
 
 
 def walk(k: int = 7, seed: int = 0, scales: tuple[float, ...] = (1.0, 3.0, 0.2)) -> np.ndarray:

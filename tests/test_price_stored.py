@@ -1,13 +1,12 @@
 """Claims about gain and price of stored transforms: what can be undone is found, nothing costs nothing, bits add up."""
 
-import importlib.util
 import json
 from math import comb, log2
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tiny_runs import load_script
 
 from rdopt.codec.entropy import pack_integers
 from rdopt.study import stored_price
@@ -34,17 +33,12 @@ from rdopt.transforms import (
 )
 from rdopt.transforms.maps import block_diagonal
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "price_stored.py"
 WEIGHTS = np.array([3.0, 5.0])
 
 
 @pytest.fixture(scope="module")
 def price_stored():
-    spec = importlib.util.spec_from_file_location("price_stored", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("price_stored")
 
 
 def spectra(n: int, seed: int = 0) -> np.ndarray:

@@ -1,25 +1,18 @@
 """Claims about the measured curve of the trellis: it is what the quantizer does, with the limits of any quantizer."""
 
-import importlib.util
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import load_script
 
 from rdopt.rate import unit_curves
 from rdopt.rate.trellis_curve import LOG2_SPREADS, measured_rate_distortion
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "tabulate_trellis.py"
-
 
 @pytest.fixture(scope="module")
 def tabulate():
-    spec = importlib.util.spec_from_file_location("tabulate_trellis", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tabulate_trellis")
 
 
 @pytest.mark.parametrize("log2_spread", [-1.0, 0.5, 3.0])

@@ -1,8 +1,5 @@
 """Spectra: dimensions and gains are their closed forms, chance is chance; savings at equal distortion are exact."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -10,7 +7,7 @@ import pytest
 from conftest import synthetic_moments
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import make_model, make_text, strict_json
+from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.align import make_problem
 from rdopt.align.candidates import relaxed_terms
@@ -30,17 +27,10 @@ from rdopt.study.equal_distortion import (
 from rdopt.study.predictions import Estimate, Prediction, jackknife, log_ratio, mean_of
 from rdopt.study.spectra import chance_gain, entropy_dimension, participation_ratio, spectra, spread_gain
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_optimizers.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_optimizers", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_optimizers")
 
 
 @given(st.integers(1, 40), st.integers(0, 20), st.floats(1e-6, 1e6))

@@ -2,7 +2,6 @@
 folder it writes is the model it measured."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -17,12 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_runs import ROOT, load_script
 from tokenizers import Tokenizer
 
 from rdopt.calibration import read_documents, split_documents, tokenize
 from rdopt.checkpoint import open_checkpoint
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_demo_lm.py"
+SCRIPT = ROOT / "scripts" / "train_demo_lm.py"
 TINY = {
     "--split-on": "line", "--tokens": 1280, "--batch": 2, "--context": 16, "--hidden": 16, "--layers": 2,
     "--heads": 2, "--kv-heads": 1, "--head-dim": 8, "--ffn": 24, "--save-every": 16, "--lr": 0.02,
@@ -31,12 +31,7 @@ TINY = {
 
 
 def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_demo_lm", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_demo_lm")
 
 
 script = loaded()
@@ -86,7 +81,7 @@ def test_a_run_killed_and_started_again_ends_with_the_same_weights(
 ) -> None:
     out = tmp_path / "killed"
     line = [sys.executable, str(SCRIPT), *command(text, out)]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert any(row.startswith("step 20/40") for row in process.stdout)

@@ -1,6 +1,7 @@
-"""A tiny model, a small text and the settings that all command tests share, so that they compile once."""
+"""What tests of commands and scripts share: a tiny model, a small text, settings that compile once, a loader."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from types import ModuleType
 
 from conftest import random_tensors, tiny_config
 
@@ -41,6 +43,16 @@ def say(text):
 commands.say = say
 sys.exit(main(words))
 """
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_model(folder: Path, seed: int = 0, **changes) -> Path:
