@@ -143,7 +143,7 @@ def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan) -> Plan:
 
 def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int, width: int) -> Plan:
     """The plan of these counts, its derived tables as the decoder forms them."""
-    shape = _best_shape(counts, precision, width)
+    shape, _ = _best_shape(counts, precision, width)
     tables, explicit, bits = {}, set(), 0.0
     for key, row in counts.items():
         derived = None
@@ -171,9 +171,7 @@ def _estimated_bits(counts: dict[int, np.ndarray], precision: int, width: int) -
     Raises:
         ValueError: more symbols than a table's total.
     """
-    shape = _best_shape(counts, precision, width)
-    keys, octaves, dense = _derivable(counts, precision, width)
-    derived = dict(zip(keys, approximate_bits(shape, 2.0**octaves, dense), strict=True)) if keys else {}
+    _, derived = _best_shape(counts, precision, width)
     bits = 0.0
     for key, row in counts.items():
         own = normalize(row)
@@ -195,24 +193,21 @@ def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -
     return {key: np.trim_zeros(row, "b") for key, row in counts.items()}
 
 
-def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> Shape:
-    """The shape whose derived tables code all classes in the fewest bits."""
-    keys, octaves, dense = _derivable(counts, precision, width)
-    if not keys:
-        return Shape(0, SCALES // 2)
-    return min(shapes(), key=lambda shape: float(approximate_bits(shape, 2.0**octaves, dense).sum()))
+def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tuple[Shape, dict[int, float]]:
+    """The shape whose derived tables code all classes in the fewest bits, and those of each class it can have them for.
 
-
-def _derivable(
-    counts: dict[int, np.ndarray], precision: int, width: int
-) -> tuple[list[int], Float[np.ndarray, " classes"], Float[np.ndarray, "classes size"]]:
-    """Classes that can have derived tables, log2 of their spreads and their counts."""
+    Bits in float64, without signs.
+    """
     rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
-    dense = np.zeros((len(rows), max(map(len, rows.values()), default=0)))
+    if not rows:
+        return Shape(0, SCALES // 2), {}
+    dense = np.zeros((len(rows), max(map(len, rows.values()))))
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
-    return list(rows), octaves, dense
+    bits = {shape: approximate_bits(shape, 2.0**octaves, dense) for shape in shapes()}
+    best = min(bits, key=lambda shape: float(bits[shape].sum()))
+    return best, dict(zip(rows, bits[best].tolist(), strict=True))
 
 
 def pack_spreads(spreads: Sequence[Spreads]) -> bytes:

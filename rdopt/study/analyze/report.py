@@ -62,9 +62,7 @@ def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{label:12s} {l2:9.4f} {top:7.3f} {means}"
 
 
-def _by(
-    rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str
-) -> Iterator[str]:
+def _by(rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str) -> Iterator[str]:
     """Two of the figures, a line for every value of a key of the rows."""
     yield ""
     yield f"By {what}: max/rms | share of the top 10 % of the columns"

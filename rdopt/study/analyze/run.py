@@ -3,6 +3,7 @@
 import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def divergences(
         scored: which of their tokens are targets.
     """
     original = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
-    untied = Architecture(**{**arch.__dict__, "tied": False})
+    untied = replace(arch, tied=False)
     whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
     for basis, gauges in bases.items():  # one head at a time: of a large vocabulary it is most of the memory
