@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
 
+from rdopt.calibration import EmbeddingMoments
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import walk
+from rdopt.study.analyze.ends import End
 from rdopt.study.analyze.figures import concentration, counts_of, entropy, figures, huffman_bits, singular_energies
 from rdopt.study.analyze.judge import protection_worth
 from rdopt.study.analyze.perturb import Around, Inputs, along_inputs, gaussian, largest, on_entries, rounded
 from rdopt.study.analyze.predictions import PREDICTIONS, log_ratio
+from rdopt.study.analyze.rows import cost_of
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import variants
 from rdopt.study.predictions import verdict
@@ -134,18 +137,44 @@ def test_protection_is_worth_what_its_bits_would_gain():
 
 def test_moments_come_back_from_their_files_one_block_at_a_time(tmp_path):
     store = LayerStore(tmp_path / "moments", 2)
-    assert not store.complete
+    ends = EmbeddingMoments(np.ones(5), np.eye(2), np.arange(5.0), 2 * np.eye(2))
     groups = ("attn", "o", "mlp", "down")
     for layer in range(2):
         moments = {"sigma": {g: np.full((2, 2), layer, np.float32) for g in groups}, "G": {"q": np.ones(3, np.float32)}}
         store.keep(layer, moments)
-    assert store.complete and store.read(1)["G"]["q"].dtype == np.float64
+    assert not store.complete
+    store.keep_ends(ends)
+    assert store.complete and all(np.array_equal(a, b) for a, b in zip(store.read_ends(), ends, strict=True))
+    assert store.read(1)["G"]["q"].dtype == np.float64
     assert [float(S[0, 0]) for S in store.lazy("sigma")["attn"]] == [0.0, 1.0]
     assert store.lazy("sigma")["o"].shape == (2, 2, 2)
 
 
+@pytest.mark.parametrize("G", [np.diag([1.0, 2.0, 0.5]), np.array([1.0, 2.0, 0.5])], ids=["whole", "diagonal"])
+def test_an_error_costs_its_output_and_half_its_curvature(G):
+    X, E = RNG.standard_normal((500, 4)), RNG.standard_normal((3, 4))
+    y = X @ E.T
+    found = cost_of(E, X.T @ X / len(X), G)
+    assert found.output == pytest.approx(np.mean(np.sum(y**2, axis=1)))
+    assert found.kl == pytest.approx(0.5 * np.mean(y**2 @ [1.0, 2.0, 0.5]))
+
+
+def test_an_error_of_the_embedding_counts_where_its_token_is_read():
+    E, g = RNG.standard_normal((5, 3)), RNG.standard_normal((200, 3))
+    seen = RNG.integers(0, 5, 200)
+    frequency = np.bincount(seen, minlength=5) / 200
+    G = g.T @ g / 200
+    found = End("embed", E, frequency, G).cost(E)
+    assert found.output == pytest.approx(np.mean(np.sum(E[seen] ** 2, axis=1)))
+    assert found.kl == pytest.approx(0.5 * np.mean(np.einsum("ti,ij,tj->t", E[seen], G, E[seen])))
+    head = End("head", E, frequency, G).cost(E)
+    assert head.kl == pytest.approx(found.kl) and head.output == pytest.approx(np.sum(np.square(g @ E.T)) / 200)
+
+
 def test_every_network_has_its_basis_and_a_partner():
     found = variants(("identity", "hadamard"), (3, 4), 0.005)
+    assert {v.kind for v in found if not v.of_blocks} == {"folded", "rounded embed", "rounded head"}
+    assert {v.kind for v in found if not v.of_stream} == {"rounded head"}
     assert len({v[:4] for v in found}) == len(found)
     about = [v.about for v in found if v.kind == "rounded" and v.basis == "hadamard"]
     assert about == ["3 bits", "3 bits, protected", "4 bits", "4 bits, protected"]
@@ -174,11 +203,23 @@ def test_an_analysis_holds_every_matrix_in_every_basis(world):
     kl = {(n["basis"], n["kind"], n["about"]): n["kl"] for n in found["networks"]}
     assert all(kl[basis, "folded", ""] < 1e-6 for basis in BASES.split(","))
     assert all(kl[b, "rounded", "8 bits"] < kl[b, "rounded", "4 bits"] for b in BASES.split(","))
+    for kind in ("rounded embed", "rounded head"):
+        assert all(0 < kl[b, kind, "8 bits"] < kl[b, kind, "4 bits"] for b in BASES.split(","))
     assert {p["name"] for p in found["predictions"]} == set(PREDICTIONS)
     for p in found["predictions"]:
         signed = p["value"] * (1 if p["predicted"] == "above 0" else -1)
         decided = "supported" if signed > 2 * p["error"] else "refuted" if signed < -2 * p["error"] else "undecided"
         assert p["verdict"] == decided
+
+
+@pytest.mark.parametrize("kind", ["rounded", "rounded embed", "rounded head"])
+def test_the_estimate_of_fine_rounding_is_the_divergence_that_is_measured(world, kind):
+    found = strict_json(world[0] / "whole" / "analysis.json")
+    for basis in BASES.split(","):
+        kl = next(n["kl"] for n in found["networks"] if (n["basis"], n["kind"], n["about"]) == (basis, kind, "8 bits"))
+        own = [r for r in found["tensors"] if r["basis"] == basis and (r["layer"] is None) == (kind != "rounded")]
+        rows = [r for r in own if kind == "rounded" or kind.endswith(r["kind"])]
+        assert sum(r["kl_estimated"]["8 bits"] for r in rows) == pytest.approx(kl, rel=0.2)
 
 
 def test_pictures_and_page_lie_beside_and_what_they_came_from_is_gone(world):

@@ -19,12 +19,15 @@ def test_blocks_in_turn_are_the_network_and_its_moments(tmp_path, changes):
     *_, last = streams(lazy, tokens, arch)
     assert np.abs(head_logits(lazy, last, arch) - logits(whole, tokens, arch)).max() < 1e-5
     expected, found = second_moments(whole, arch, tokens), {}
-    streamed_moments(lazy, arch, tokens, found.__setitem__)
+    ends = streamed_moments(lazy, arch, tokens, found.__setitem__)
     for layer in range(arch.num_layers):
         for kind, held in found[layer].items():
             for name, value in held.items():
                 exact = getattr(expected, kind)[name][layer]
                 assert np.abs(value - exact).max() < 1e-4 * np.abs(exact).max()
+    assert expected.embed is not None
+    for value, exact in zip(ends, expected.embed, strict=True):
+        assert value.shape == exact.shape and np.abs(value - exact).max() < 1e-4 * np.abs(exact).max()
 
 
 def test_the_stream_behind_a_block_is_that_before_the_next(tmp_path):

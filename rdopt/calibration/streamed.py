@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration.moments import probed_linear, zero_probes
+from rdopt.calibration.moments import EmbeddingMoments, head_sums, probed_linear, zero_probes
 from rdopt.checkpoint import EMBED, FINAL_NORM, HEAD, Architecture, Checkpoint, block_shapes, hf_name
-from rdopt.operator import block, embed_tokens, head_logits, rope_tables
+from rdopt.operator import block, embed_tokens, head_logits, rms_norm, rope_tables
 
 BATCH = 8  # sequences in a pass
 
@@ -82,7 +82,7 @@ def streamed_moments(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> EmbeddingMoments:
     """Measures sigma and G of every block, the last one first.
 
     Args:
@@ -93,12 +93,17 @@ def streamed_moments(
             means over tokens.
         seed: of the sampled labels.
         progress: called with (blocks done, of how many).
+
+    Returns:
+        the moments of the embedding and the head, float64.
     """
     before = list(streams(params, tokens, arch))
     ends = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
     keys = [jax.random.fold_in(jax.random.key(seed), start) for start in range(0, len(tokens), BATCH)]
     parts = zip(_batches(before.pop()), keys, strict=True)
-    g = np.concatenate([np.asarray(_head_gradient(ends, x, key, arch)) for x, key in parts])
+    heads = [jax.tree.map(np.asarray, _head_gradient(ends, x, key, arch)) for x, key in parts]
+    g = np.concatenate([slope for slope, _ in heads])
+    fisher, S = (np.sum([sums[i] for _, sums in heads], axis=0, dtype=np.float64) / tokens.size for i in (0, 1))
     rope = rope_tables(arch, tokens.shape[1])
     for layer in reversed(range(arch.num_layers)):
         p, x, total, slopes = jax.device_put(read_block(params, layer)), before.pop(), None, []
@@ -112,6 +117,10 @@ def streamed_moments(
         keep(layer, {kind: means[kind] for kind in ("sigma", "G")})
         if progress is not None:
             progress(arch.num_layers - layer, arch.num_layers)
+    rows = g.reshape(-1, g.shape[-1])
+    energy = np.bincount(tokens.ravel(), np.sum(rows**2, axis=1, dtype=np.float64), arch.vocab_size)
+    G = np.matmul(rows.T, rows, dtype=np.float64) / tokens.size
+    return EmbeddingMoments(energy / max(energy.sum(), np.finfo(np.float64).tiny), G, fisher, S)
 
 
 @partial(jax.jit, static_argnames="arch")
@@ -120,15 +129,20 @@ def _forward(p: Mapping[str, Array], x: Array, rope: Any, arch: Architecture) ->
 
 
 @partial(jax.jit, static_argnames="arch")
-def _head_gradient(ends: Mapping[str, Array], x: Array, key: Array, arch: Architecture) -> Array:
-    """Gradient of the sum of the log-likelihood of labels that the model itself draws, at the last stream."""
+def _head_gradient(
+    ends: Mapping[str, Array], x: Array, key: Array, arch: Architecture
+) -> tuple[Array, tuple[Array, Array]]:
+    """Gradient of the sum of the log-likelihood of labels that the model itself draws, at the last stream, and
+    `head_sums`."""
 
-    def log_likelihood(x: Array) -> Array:
+    def log_likelihood(x: Array) -> tuple[Array, tuple[Array, Array]]:
         scores = head_logits(dict(ends), x, arch)
         labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
-        return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(scores), labels[..., None], axis=-1))
+        logp = jax.nn.log_softmax(scores)
+        chosen = jnp.sum(jnp.take_along_axis(logp, labels[..., None], axis=-1))
+        return chosen, head_sums(rms_norm(x, ends["final_norm"], arch.norm_eps), logp)
 
-    return jax.grad(log_likelihood)(x)
+    return jax.grad(log_likelihood, has_aux=True)(x)
 
 
 @partial(jax.jit, static_argnames="arch")

@@ -23,7 +23,7 @@ from rdopt.transforms.files import (
     save_alignment,
 )
 from rdopt.transforms.frequency import dct, fourier
-from rdopt.transforms.gauges import Gauges, fold, fold_block, fold_ends, fold_moments, unfold
+from rdopt.transforms.gauges import Gauges, fold, fold_block, fold_end_moments, fold_ends, fold_moments, unfold
 from rdopt.transforms.givens import (
     Pairs,
     angle_count,
@@ -79,6 +79,7 @@ __all__ = [
     "Gauges",
     "fold",
     "fold_block",
+    "fold_end_moments",
     "fold_ends",
     "fold_moments",
     "sides_of",

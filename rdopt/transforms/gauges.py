@@ -207,18 +207,15 @@ def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: G
         group = INPUT_OF[name]
         if group not in sigma:
             sigma[group] = np.stack([s.inputs.moment(x) for s, x in zip(sides, moments.sigma[group], strict=True)])
-    return Moments(sigma, G, moments.tokens, _fold_embedding(moments.embed, params, gauges))
+    embed = None if moments.embed is None else fold_end_moments(moments.embed, params, gauges)
+    return Moments(sigma, G, moments.tokens, embed)
 
 
 def _gradient_moment(dual: Map, G: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return dual.diagonal_moment(G) if G.ndim == 1 else dual.moment(G)
 
 
-def _fold_embedding(
-    embed: EmbeddingMoments | None, params: Params, gauges: Gauges
-) -> EmbeddingMoments | None:
+def fold_end_moments(embed: EmbeddingMoments, params: Params, gauges: Gauges) -> EmbeddingMoments:
     """The embedding's rows change with the stream, the head's with its input; neither changes the predictions."""
-    if embed is None:
-        return None
     stream, last = _ends(params["final_norm"], gauges)
     return embed._replace(G=stream.dual().moment(embed.G), S=last.moment(embed.S))

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze.predictions import judged, log_ratio
+from rdopt.study.analyze.rows import Row
 from rdopt.study.analyze.variants import Variant
-from rdopt.study.analyze.walk import Row
 from rdopt.study.predictions import Estimate, mean_of
 
 ALIGNED = ("learned", "joint", "pca", "pca-act")  # the best aligned basis at hand, in this order

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rdopt.study.analyze.figures import BINS, STEP
+from rdopt.study.analyze.variants import ENDS
 
 COLUMNS: Mapping[str, tuple[str, str | None]] = {
     "max/rms": ("peak", None),
@@ -40,8 +41,11 @@ def report_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _by(rows, bases, "kind", "kind of matrix")
     yield from _by(rows, bases, "layer", "layer, its matrices together")
     yield from _by([r for r in result["tensors"] if r["layer"] is None], bases, "kind", "end of the network")
-    yield from _singular(rows, bases[0])
-    yield from _rounding(result["networks"], rows, bases)
+    yield from _singular(result, bases[0])
+    yield from _rounding(result, bases)
+    shown = _middle(list(rows[0]["output_error"]))
+    yield from _errors_by(rows, bases, "kind", f"kind of matrix, {shown}", shown)
+    yield from _errors_by(rows, bases, "layer", f"layer, {shown}", shown)
     yield from _noise(result["networks"])
     yield ""
     yield "Why the two entropies disagree:"
@@ -76,31 +80,64 @@ def _by(rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what:
         yield f"{value!s:6s} " + " ".join(f"{c:>17s}" for c in cells)
 
 
-def _singular(rows: Sequence[Mapping[str, Any]], basis: str) -> Iterator[str]:
-    own = [r["singular"] for r in rows if r["basis"] == basis]
+def _singular(result: Mapping[str, Any], basis: str) -> Iterator[str]:
+    """Concentration over singular directions; one basis speaks for all."""
+    parts: dict[str, list[Mapping[str, float]]] = {}
+    for row in result["tensors"]:
+        if row["basis"] == basis:
+            parts.setdefault("blocks" if row["layer"] is not None else row["kind"], []).append(row["singular"])
     yield ""
-    yield (
-        "Singular directions (the same in all bases): share of the top 1/5/10/25 % "
-        + " ".join(f"{np.mean([s[f'top {k}'] for s in own]):.3f}" for k in (1, 5, 10, 25))
-        + f"; effective dimension {np.mean([s['entropy dimension'] for s in own]):.3f} (entropy), "
-        f"{np.mean([s['participation'] for s in own]):.3f} (participation), of 1"
-    )
+    yield "Singular directions (the same in all bases): share of the top 1/5/10/25 %; effective dimension of 1"
+    for name, own in parts.items():
+        shares = " ".join(f"{np.mean([s[f'top {k}'] for s in own]):.3f}" for k in (1, 5, 10, 25))
+        entropy, ratio = (np.mean([s[k] for s in own]) for k in ("entropy dimension", "participation"))
+        yield f"{name:6s} {shares}; {entropy:.3f} (entropy), {ratio:.3f} (participation)"
 
 
-def _rounding(
-    networks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], bases: Sequence[str]
+def _rounding(result: Mapping[str, Any], bases: Sequence[str]) -> Iterator[str]:
+    """What rounding all blocks costs, and embedding or head alone."""
+    networks = {(n["basis"], n["kind"], n["about"]): n["kl"] for n in result["networks"]}
+    blocks = [r for r in result["tensors"] if r["layer"] is not None]
+    ends = {kind: [r for r in result["tensors"] if r["kind"] == kind] for kind in ENDS}
+    parts = [("All blocks", "rounded", blocks), *((f"Only {k}", ENDS[k], rows) for k, rows in ends.items())]
+    kinds = list(blocks[0]["output_error"])
+    for title, network, rows in parts:
+        yield ""
+        yield f"{title} rounded at a fixed length: KL in nats/token (D, its estimate; relative output error, mean)"
+        yield f"{'basis':12s} " + " ".join(f"{k:>28s}" for k in kinds)
+        for basis in bases:
+            own = [r for r in rows if r["basis"] == basis]
+            yield f"{basis:12s} " + " ".join(f"{_cost(networks, own, network, about):>28s}" for about in kinds)
+
+
+def _cost(
+    networks: Mapping[tuple[str, str, str], float], rows: Sequence[Mapping[str, Any]], network: str, about: str
+) -> str:
+    """KL of one network in the basis of some rows, D summed over them and their mean output error."""
+    estimate = sum(r["kl_estimated"][about] for r in rows)
+    error = np.mean([r["output_error"][about] for r in rows])
+    return f"{networks[rows[0]['basis'], network, about]:9.5f} ({estimate:.5f}; {error:.1e})"
+
+
+def _middle(kinds: Sequence[str]) -> str:
+    """The length that tables by kind and layer show: 4 bits where they are there."""
+    return "4 bits" if "4 bits" in kinds else kinds[0]
+
+
+def _errors_by(
+    rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str, about: str
 ) -> Iterator[str]:
-    kinds = list(dict.fromkeys(n["about"] for n in networks if n["kind"] == "rounded"))
+    """Errors of one rounding, a line for every value of a key of the rows."""
     yield ""
-    yield "Rounding at fixed length: KL in nats/token (relative output error, mean over matrices)"
-    yield f"{'basis':12s} " + " ".join(f"{k:>20s}" for k in kinds)
-    for basis in bases:
+    yield f"By {what}: relative output error, mean | D in nats/token, sum"
+    yield f"{key:6s} " + " ".join(f"{b:>19s}" for b in bases)
+    for value in dict.fromkeys(r[key] for r in rows):
         cells = []
-        for about in kinds:
-            kl = next(n["kl"] for n in networks if (n["basis"], n["kind"], n["about"]) == (basis, "rounded", about))
-            error = np.mean([r["output_error"][about] for r in rows if r["basis"] == basis])
-            cells.append(f"{kl:9.5f} ({error:.1e})")
-        yield f"{basis:12s} " + " ".join(f"{c:>20s}" for c in cells)
+        for basis in bases:
+            own = [r for r in rows if r[key] == value and r["basis"] == basis]
+            error, estimate = (np.array([r[k][about] for r in own]) for k in ("output_error", "kl_estimated"))
+            cells.append(f"{error.mean():9.2e} | {estimate.sum():7.5f}")
+        yield f"{value!s:6s} " + " ".join(f"{c:>19s}" for c in cells)
 
 
 def _noise(networks: Sequence[Mapping[str, Any]]) -> Iterator[str]:

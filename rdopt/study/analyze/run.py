@@ -4,6 +4,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from rdopt.evaluate import windows
 from rdopt.evaluate.divergence import token_kl
 from rdopt.operator import head_logits
 from rdopt.study.analyze.coordinates import LEARNED, coordinate_systems
+from rdopt.study.analyze.ends import Ends, changed_end, ends_in
 from rdopt.study.analyze.judge import judge_all
 from rdopt.study.analyze.plot import plot_analysis
 from rdopt.study.analyze.report import report_lines
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.trajectory import judge_trajectory, open_run_of
 from rdopt.study.analyze.variants import Variant, variants
-from rdopt.study.analyze.walk import Walk, walk
+from rdopt.study.analyze.walk import Walk, stream_of_each, walk
 from rdopt.sweep import dumps
-from rdopt.transforms import Gauges, fold_ends, gauges_of, load_alignment
+from rdopt.transforms import Gauges, gauges_of, load_alignment
 
 JSON, TEXT, WORK = "analysis.json", "analysis.txt", "work"
 Say = Callable[[str], None]
@@ -61,14 +63,16 @@ def analyze(
     store = LayerStore(out / WORK, arch.num_layers)
     if not store.complete:
         say(f"second moments of {corpus.calibration.size} tokens, block by block")
-        streamed_moments(params, arch, corpus.calibration, store.keep, seed=config.text.seed)
+        store.keep_ends(streamed_moments(params, arch, corpus.calibration, store.keep, seed=config.text.seed))
     gauges = _learned(config, out, learned, checkpoint)
     bases = coordinate_systems(config.analyze.bases, params, arch, store, gauges)
     networks = variants(config.analyze.bases, config.analyze.bits, config.analyze.protected)
     say(f"{len(bases)} coordinate systems, {len(networks)} networks beside the original on {found[0].size} tokens")
     steps = Walk(params, arch, bases, networks, store)
     state = walk(steps, found[0], arch.num_layers, out / WORK / "state", config_yaml(config), say)
-    kl = divergences(params, arch, bases, networks, state.streams, *found)
+    moments = store.read_ends()
+    ends = {basis: partial(ends_in, dict(params), gauges, moments) for basis, gauges in bases.items()}
+    kl = divergences(params, arch, ends, networks, stream_of_each(networks, state.streams), *found)
     result = {
         "model": Path(config.model).name,
         "text": corpus.description,
@@ -102,7 +106,7 @@ def _learned(config: Config, out: Path, run: Path | None, checkpoint: Checkpoint
 def divergences(
     params: Mapping[str, Any],
     arch: Architecture,
-    bases: Mapping[str, Gauges],
+    ends: Mapping[str, Callable[[], Ends]],
     networks: Sequence[Variant],
     last: Sequence[Float[np.ndarray, "n T d"]],
     tokens: Int[np.ndarray, "n T"],
@@ -113,7 +117,8 @@ def divergences(
     Args:
         params: the original.
         arch: its architecture.
-        bases: gauges by name.
+        ends: by basis, what makes its embedding and head; called one after the other, since the head of a large
+            vocabulary is most of the memory.
         networks: which basis each stream is in.
         last: stream behind the last block of every network.
         tokens: the sequences.
@@ -123,15 +128,18 @@ def divergences(
     untied = replace(arch, tied=False)
     whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
-    for basis, gauges in bases.items():  # one head at a time: of a large vocabulary it is most of the memory
-        folded = fold_ends(dict(params), gauges)
-        head = jax.device_put({k: folded[k] for k in ("head", "final_norm")})
+    for basis, make in ends.items():
+        held = make()
         own = [k for k, network in enumerate(networks) if network.basis == basis]
-        for i in range(len(tokens)):
-            logp = _log_probabilities(original, arch, whole[i : i + 1])
-            for k in own:
-                kl = token_kl(logp, _log_probabilities(head, untied, last[k][i : i + 1]))
-                sums[k, i] = float(np.sum(np.asarray(kl, np.float64)[0] * scored[i, 1:]))
+        plain = [k for k in own if networks[k].of_stream]
+        for group in (plain, *([k] for k in own if k not in plain)):
+            W = changed_end(held.head, networks[group[0]])
+            head = jax.device_put({"head": W, "final_norm": held.final_norm})
+            for i in range(len(tokens)):
+                logp = _log_probabilities(original, arch, whole[i : i + 1])
+                for k in group:
+                    kl = token_kl(logp, _log_probabilities(head, untied, last[k][i : i + 1]))
+                    sums[k, i] = float(np.sum(np.asarray(kl, np.float64)[0] * scored[i, 1:]))
     return sums
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rdopt.calibration import INPUT_OF
+from rdopt.calibration import INPUT_OF, EmbeddingMoments
 from rdopt.checkpoint import MATRICES, new_file
 
 
@@ -25,15 +25,29 @@ class LayerStore:
         """Writes the moments of one block, float32."""
         arrays = {f"{kind}.{k}": np.ascontiguousarray(v) for kind, held in moments.items() for k, v in held.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(layer)
+        self._write(self.path(layer), arrays)
+
+    def keep_ends(self, moments: EmbeddingMoments) -> None:
+        """Writes those of the embedding and the head, float64."""
+        self._write(self._ends, {k: np.ascontiguousarray(v) for k, v in moments._asdict().items()})
+
+    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         path.unlink(missing_ok=True)
         with new_file(path) as part:
-            save_file(arrays, str(part))
+            save_file(dict(arrays), str(part))
+
+    @property
+    def _ends(self) -> Path:
+        return self.folder / "ends.safetensors"
 
     @property
     def complete(self) -> bool:
-        """Whether every block is there."""
-        return all(self.path(layer).is_file() for layer in range(self.layers))
+        """Whether every block and the ends are there."""
+        return self._ends.is_file() and all(self.path(layer).is_file() for layer in range(self.layers))
+
+    def read_ends(self) -> EmbeddingMoments:
+        """What `keep_ends` wrote."""
+        return EmbeddingMoments(**load_file(str(self._ends)))
 
     def read(self, layer: int) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
         """{"sigma": group -> moment, "G": matrix -> moment or diagonal}, float64."""

@@ -9,6 +9,7 @@ SHARES = (0.005, 0.05)  # of the entries that are moved
 SIZES = {"entries": 0.1, "inputs": 0.1}  # norm of the noise over that of its matrix
 SEEDS = 3
 PARTS = ("weak", "all", "strong")
+ENDS = {"embed": "rounded embed", "head": "rounded head"}  # kinds of networks whose blocks are left as they are
 
 
 class Variant(NamedTuple):
@@ -16,10 +17,10 @@ class Variant(NamedTuple):
 
     Attributes:
         basis: the coordinates it is perturbed in.
-        kind: "folded" (not perturbed), "rounded", "entries" or "inputs".
+        kind: "folded" (not perturbed), "rounded" (all blocks), one of ENDS, "entries" or "inputs".
         about: what distinguishes it from others of its kind.
         seed: of its noise.
-        perturb: of every matrix of every block; None for none.
+        perturb: of every matrix of every block, or of an end; None for none.
     """
 
     basis: str
@@ -27,6 +28,16 @@ class Variant(NamedTuple):
     about: str = ""
     seed: int = 0
     perturb: Perturbation | None = None
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether the matrices of the blocks are perturbed."""
+        return self.perturb is not None and self.kind not in ENDS.values()
+
+    @property
+    def of_stream(self) -> bool:
+        """Whether it has a residual stream of its own; a changed head reads that of the folded model."""
+        return self.kind != ENDS["head"]
 
 
 def variants(bases: Sequence[str], bits: Sequence[int], protected: float) -> list[Variant]:
@@ -40,10 +51,11 @@ def variants(bases: Sequence[str], bits: Sequence[int], protected: float) -> lis
     found = [Variant(basis, "folded") for basis in bases]
     for basis in bases:
         for b in bits:
-            found += [
-                Variant(basis, "rounded", f"{b} bits", 0, rounded(b)),
-                Variant(basis, "rounded", f"{b} bits, protected", 0, rounded(b, protected)),
-            ]
+            for kind in ("rounded", *ENDS.values()):
+                found += [
+                    Variant(basis, kind, f"{b} bits", 0, rounded(b)),
+                    Variant(basis, kind, f"{b} bits, protected", 0, rounded(b, protected)),
+                ]
     for seed in range(SEEDS):
         for share in SHARES:
             for where in ("largest", "random"):

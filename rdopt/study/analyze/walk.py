@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,17 +17,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rdopt.calibration import INPUT_OF, read_block, run_block
-from rdopt.checkpoint import EMBED, HEAD, MATRICES, Architecture, hf_name
+from rdopt.checkpoint import MATRICES, Architecture, hf_name
 from rdopt.config import UserError
 from rdopt.operator import embed_tokens
-from rdopt.study.analyze.figures import concentration, figures, singular_energies
+from rdopt.study.analyze.ends import changed_end, end_rows, ends_in
+from rdopt.study.analyze.figures import concentration, singular_energies
 from rdopt.study.analyze.perturb import Around, Inputs
+from rdopt.study.analyze.rows import Cost, Row, cost_of, note_error, row_of
 from rdopt.study.analyze.store import LayerStore
-from rdopt.study.analyze.variants import Variant
-from rdopt.transforms import Gauges, fold_block, fold_ends, sides_of
+from rdopt.study.analyze.variants import ENDS, Variant
+from rdopt.transforms import Gauges, fold_block, sides_of
 
 SAVE_AFTER = 60.0  # seconds since the last state
-Row = dict[str, Any]
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Pass:
     Attributes:
         done: blocks that are finished.
         rows: of matrices in bases.
-        streams: residual stream of every variant, (n, T, d) float32.
+        streams: residual stream of every variant that has one of its own, (n, T, d) float32.
     """
 
     done: int = 0
@@ -71,6 +72,15 @@ class Pass:
         return Pass(int(about["done"]), json.loads(about["rows"]), held)
 
 
+class _Turned(NamedTuple):
+    """A block in one basis: weights; inputs by group; by matrix G or its diagonal, and what losing it would cost."""
+
+    weights: Mapping[str, Float[np.ndarray, "..."]]
+    inputs: Mapping[str, Inputs]
+    G: Mapping[str, Float[np.ndarray, "..."]]
+    whole: Mapping[str, Cost]
+
+
 class Walk:
     """The pass of one model.
 
@@ -92,18 +102,21 @@ class Walk:
     ) -> None:
         self._params, self._arch, self._bases = params, arch, bases
         self._variants, self._store = variants, store
+        self._streamed = [v for v in variants if v.of_stream]
 
     def begin(self, tokens: Int[np.ndarray, "n T"]) -> Pass:
         """Embeddings and head in every basis, and the streams before the first block."""
-        rows, starts = [], {}
+        rows, starts, moments = [], {}, self._store.read_ends()
         for basis, gauges in self._bases.items():
-            ends = fold_ends(dict(self._params), gauges)
-            starts[basis] = np.asarray(embed_tokens(ends, tokens))
-            rows += [
-                {"name": name, "layer": None, "kind": kind, "basis": basis, **_figures(ends[kind])}
-                for name, kind in ((EMBED, "embed"), (HEAD, "head"))
-            ]
-        return Pass(0, rows, [starts[v.basis] for v in self._variants])
+            ends = ends_in(dict(self._params), gauges, moments)
+            rows += end_rows(ends, basis, self._variants)
+            plain = np.asarray(embed_tokens({"embed": ends.embed.W}, tokens))
+            for v in self._streamed:
+                if v.basis == basis:
+                    changed = v.kind == ENDS["embed"]
+                    W = changed_end(ends.embed, v)
+                    starts[v[:4]] = np.asarray(embed_tokens({"embed": W}, tokens)) if changed else plain
+        return Pass(0, rows, [starts[v[:4]] for v in self._streamed])
 
     def step(self, state: Pass) -> None:
         """The next block, in place."""
@@ -111,68 +124,47 @@ class Walk:
         p, moments = read_block(self._params, layer), self._store.read(layer)
         spectra = {name: concentration(singular_energies(_gained(p, name))) for name in MATRICES}
         for basis, gauges in self._bases.items():
-            folded = fold_block(p, layer, arch, gauges)
-            sigma, G = self._moments(p, layer, gauges, moments)
-            inputs = {group: Inputs(S) for group, S in sigma.items()}
-            rows = {name: self._row(folded[name], name, layer, basis, sigma, G[name]) for name in MATRICES}
-            for name in MATRICES:
-                rows[name]["singular"] = spectra[name]
-                rows[name]["output_power"] = quadratic(folded[name], inputs[INPUT_OF[name]].sigma)
-            for i, variant in enumerate(self._variants):
+            here = self._turned(p, layer, gauges, moments)
+            rows = {name: self._row(here, name, layer, basis) | {"singular": spectra[name]} for name in MATRICES}
+            for i, variant in enumerate(self._streamed):
                 if variant.basis == basis:
-                    changed = self._perturbed(folded, variant, layer, inputs, rows)
+                    changed = self._perturbed(here, variant, layer, rows)
                     state.streams[i] = run_block(changed, state.streams[i], arch)
             state.rows += rows.values()
         state.done += 1
 
-    def _moments(
-        self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """sigma of every group and the diagonal of G of every matrix in a basis."""
+    def _turned(self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]) -> _Turned:
+        """A block and its moments in a basis."""
         gains = (np.asarray(p["attn_norm"], np.float64), np.asarray(p["mlp_norm"], np.float64))
-        sigma, G = {}, {}
+        inputs, G = {}, {}
         for name in MATRICES:
-            sides, own = sides_of(name, gains, self._arch, gauges.block(layer, self._arch)), moments["G"][name]
-            if INPUT_OF[name] not in sigma:
-                sigma[INPUT_OF[name]] = sides.inputs.moment(moments["sigma"][INPUT_OF[name]])
-            dual = sides.outputs.dual()
-            G[name] = dual.diagonal_moment(own) if own.ndim == 1 else np.diagonal(dual.moment(own))
-        return sigma, G
+            sides, group = sides_of(name, gains, self._arch, gauges.block(layer, self._arch)), INPUT_OF[name]
+            if group not in inputs:
+                inputs[group] = Inputs(sides.inputs.moment(moments["sigma"][group]))
+            own, dual = moments["G"][name], sides.outputs.dual()
+            G[name] = np.asarray(dual.diagonal_moment(own) if own.ndim == 1 else dual.moment(own), np.float32)
+        folded = fold_block(p, layer, self._arch, gauges)
+        whole = {name: cost_of(folded[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
+        return _Turned(folded, inputs, G, whole)
 
-    def _row(
-        self, W: np.ndarray, name: str, layer: int, basis: str, sigma: Mapping[str, np.ndarray], G: np.ndarray
-    ) -> Row:
-        power = np.diagonal(sigma[INPUT_OF[name]])
-        return {
-            "name": hf_name(layer, name),
-            "layer": layer,
-            "kind": name,
-            "basis": basis,
-            **_figures(W),
-            "inputs": concentration(np.maximum(power, 0)),
-            "outputs": concentration(np.maximum(G, 0)),
-            "curvature": curvature_rank(W, np.maximum(G, 0), np.maximum(power, 0)),
-            "output_error": {},
-        }
+    def _row(self, here: _Turned, name: str, layer: int, basis: str) -> Row:
+        about = {"name": hf_name(layer, name), "layer": layer, "kind": name, "basis": basis}
+        power, G = np.diagonal(here.inputs[INPUT_OF[name]].sigma), here.G[name]
+        return row_of(here.weights[name], about, power, G if G.ndim == 1 else np.diagonal(G))
 
     def _perturbed(
-        self,
-        folded: Mapping[str, np.ndarray],
-        variant: Variant,
-        layer: int,
-        inputs: Mapping[str, Inputs],
-        rows: Mapping[str, Row],
+        self, here: _Turned, variant: Variant, layer: int, rows: Mapping[str, Row]
     ) -> dict[str, np.ndarray]:
-        """The block of a variant; what its errors do to the outputs is noted in the rows."""
-        changed = dict(folded)
-        if variant.perturb is None:
+        """The block of a variant; what its errors do is noted in the rows."""
+        changed = dict(here.weights)
+        if variant.perturb is None or not variant.of_blocks:
             return changed
         for i, name in enumerate(MATRICES):
-            read = inputs[INPUT_OF[name]]
-            changed[name] = variant.perturb(Around(folded[name], read, (variant.seed, layer, i)))
+            read, W = here.inputs[INPUT_OF[name]], here.weights[name]
+            changed[name] = variant.perturb(Around(W, read, (variant.seed, layer, i)))
             if variant.kind == "rounded":
-                error = quadratic(changed[name] - folded[name], read.sigma)
-                rows[name]["output_error"][variant.about] = error / rows[name]["output_power"]
+                error = cost_of(changed[name] - W, read.sigma, here.G[name])
+                note_error(rows[name], variant.about, error, here.whole[name])
         return changed
 
 
@@ -200,25 +192,12 @@ def walk(steps: Walk, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, k
     return state
 
 
-def quadratic(E: Float[np.ndarray, "out in"], S: Float[np.ndarray, "in in"]) -> float:
-    """tr(E S E^T): mean squared output of E."""
-    return float(np.vdot(E @ S, E))
-
-
-def curvature_rank(
-    W: Float[np.ndarray, "out in"], G: Float[np.ndarray, " out"], power: Float[np.ndarray, " in"], sample: int = 100_000
-) -> float:
-    """Spearman's correlation of |W_ij| with the curvature G_ii sigma_jj there, over at most `sample` entries."""
-    from scipy.stats import spearmanr
-
-    chosen = np.random.default_rng(0).choice(W.size, min(sample, W.size), replace=False, shuffle=False)
-    i, j = np.unravel_index(chosen, W.shape)
-    found: Any = spearmanr(np.abs(W[i, j]), G[i] * power[j])
-    return float(found.statistic)
-
-
-def _figures(W: Float[np.ndarray, "out in"]) -> Row:
-    return {"shape": list(W.shape), **figures(W)._asdict()}
+def stream_of_each(
+    variants: Sequence[Variant], streams: Sequence[Float[np.ndarray, "n T d"]]
+) -> list[Float[np.ndarray, "n T d"]]:
+    """What the head of every variant reads, from the streams of those that have one of their own."""
+    held = dict(zip((v[:4] for v in variants if v.of_stream), streams, strict=True))
+    return [held[v[:4] if v.of_stream else (v.basis, "folded", "", 0)] for v in variants]
 
 
 def _gained(p: Mapping[str, Any], name: str) -> Float[np.ndarray, "out in"]:
