@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float, Int
@@ -190,9 +191,10 @@ def plan_of(train: TrainConfig) -> Plan | None:
 
 
 def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
+    """The start: every parameter is zero there (`rdopt.transforms.modules`), so that init is not run but shaped."""
     key = jax.random.key(train.seed)
-    variables: Any = module.init(key, start)
-    params: Any = variables.get("params", {})
+    shapes: Any = jax.eval_shape(module.init, key, start)
+    params: Any = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.get("params", {}))
     return State(params, optimizer(train).init(params), jax.random.key_data(key))
 
 

@@ -161,7 +161,7 @@ def rate_and_distortion(
         p, G = layer.params, layer.G
         terms, errors = _block_terms(layer, variables, c, settings)
         bits, D = sum(terms.rate.values()), sum(terms.distortion.values())
-        noisy = {**p, **{k: p[k] + errors[k] for k in errors}}
+        noisy = _with(errors, p)
         if settings.distortion == "block":
             x = carry
             carry = block(_as(p, x), x, rope, arch)
@@ -179,6 +179,30 @@ def rate_and_distortion(
     if settings.distortion == "model":
         D = model_divergence(problem.params, _wide(end[0]), _wide(end[1]), arch)
     return Terms((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
+
+
+def judged_terms(
+    variables: Variables, problem: Problem, tokens: Int[Array, "batch length"], lam: Float[Array, ""], key: Array,
+    settings: Settings,
+) -> tuple[Terms, Float[Array, ""]]:
+    """(R and D of the blocks' outputs, KL of the model whose weights are all relaxed), float32, in one program.
+
+    The arguments are those of `rate_and_distortion`; of the settings neither distortion nor activations are read.
+    """
+    arch, static = settings.arch, replace(settings, distortion="model")
+    c, rope = base_step(lam, settings.weights), rope_tables(arch, tokens.shape[1])
+
+    def body(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], Terms]:
+        terms, errors = _block_terms(layer, variables, c, static)
+        noisy = _with(errors, layer.params)
+        clean = block(layer.params, carry[0], rope, arch)
+        D = block_distortion(block(noisy, carry[0], rope, arch) - clean, layer.G["down"])
+        return (clean, block(noisy, carry[1], rope, arch)), Terms(sum(terms.rate.values()), D)
+
+    x = embed_tokens(problem.params, tokens)
+    end, terms = jax.lax.scan(body, (x, x), _layers(variables, problem, key, arch))
+    rate = (jnp.sum(terms.rate) + variables.angle_bits) / settings.weights
+    return Terms(rate, jnp.sum(terms.distortion)), model_divergence(problem.params, *end, arch)
 
 
 def matrix_terms(
@@ -207,6 +231,11 @@ def _layers(variables: Variables, problem: Problem, key: Array, arch: Architectu
         variables.log_scale,
         jax.random.split(key, arch.num_layers),
     )
+
+
+def _with(errors: Mapping[str, Array], p: Mapping[str, Array]) -> dict[str, Array]:
+    """A block's parameters with the errors of its weights."""
+    return {**p, **{k: p[k] + errors[k] for k in errors}}
 
 
 def _wide(x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:

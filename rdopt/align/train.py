@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
 from rdopt.align.devices import Device, require_share
 from rdopt.align.learn import Learned, Progress, learn, plan_of
-from rdopt.align.objective import Problem, Settings, Variables, rate_and_distortion
+from rdopt.align.objective import Problem, Settings, Variables, judged_terms
 from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration import (
     Corpus,
@@ -273,26 +273,17 @@ def measure(
     tokens = jnp.asarray(corpus.selection[: count * length].reshape(count, length))
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
 
-    block, whole = (
-        replace(settings, distortion=d, rate="analytic", activations="float32") for d in ("block", "model")
-    )
+    static = replace(settings, rate="analytic")
 
-    def arguments(gauges: Gauges) -> tuple[Any, ...]:
-        return Variables(single_precision(gauges, settings.arch)), problem, tokens, lam, key
+    def judged(gauges: Gauges) -> tuple[float, float, float]:
+        variables = Variables(single_precision(gauges, settings.arch))
+        terms, kl = _judged(variables, problem, tokens, lam, key, settings=static)
+        return float(terms.rate), float(terms.distortion), float(kl)
 
-    final = gauges_of(learned.records)
-    found = [_terms(*arguments(gauges), settings=block) for gauges in (start, final)]
-    before, after = ((float(x.rate), float(x.distortion)) for x in found)
-    kl = float(_distortion(*arguments(final), settings=whole))
+    (*before, _), (*after, kl) = judged(start), judged(gauges_of(learned.records))
     J = [rate + config.train.lam * D for rate, D in (before, after)]
     rate = after[0] if math.isnan(learned.rate) else learned.rate  # a start that was kept was not learned
     return Trained(rate, after[1], kl, J[0], J[1])
 
 
-_terms = jax.jit(rate_and_distortion, static_argnames="settings")
-
-
-@partial(jax.jit, static_argnames="settings")
-def _distortion(*args: Any, settings: Settings) -> jax.Array:
-    """D alone: XLA leaves out the rates, most of what it would compile."""
-    return rate_and_distortion(*args, settings=settings).distortion
+_judged = jax.jit(judged_terms, static_argnames="settings")
