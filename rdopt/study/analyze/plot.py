@@ -11,9 +11,9 @@ from rdopt.study.labels import name_ends
 
 COLOURS = {
     "identity": "#222222", "hadamard": "#8a8a8a", "random": "#b5b5b5", "pca": "#0072b2", "pca-act": "#56b4e9",
-    "joint": "#cc79a7", "learned": "#d55e00",
+    "joint": "#cc79a7", "learned": "#d55e00", "dct": "#009e73", "fourier": "#7a9a01",
 }
-OTHER = "#009e73"
+OTHER = "#e69f00"
 SIZE = (3.4, 2.6)
 
 
@@ -74,7 +74,7 @@ def _concentration(ax: Any, result: Mapping[str, Any]) -> None:
     name_ends(ax, ends, "right")
     ax.set_xlim(0, 33)
     ax.set_xlabel("strongest columns, % of the columns")
-    ax.set_ylabel("their share of the energy, mean over matrices")
+    ax.set_ylabel("share of the energy, mean of matrices")
 
 
 def _rounding(ax: Any, result: Mapping[str, Any]) -> None:
