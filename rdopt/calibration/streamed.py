@@ -103,7 +103,7 @@ def streamed_moments(
     parts = zip(_batches(before.pop()), keys, strict=True)
     heads = [jax.tree.map(np.asarray, _head_gradient(ends, x, key, arch)) for x, key in parts]
     g = np.concatenate([slope for slope, _ in heads])
-    fisher, S = (np.sum([sums[i] for _, sums in heads], axis=0, dtype=np.float64) / tokens.size for i in (0, 1))
+    fisher, S = (np.stack([sums[i] for _, sums in heads]).sum(axis=0, dtype=np.float64) / tokens.size for i in (0, 1))
     rope = rope_tables(arch, tokens.shape[1])
     for layer in reversed(range(arch.num_layers)):
         p, x, total, slopes = jax.device_put(read_block(params, layer)), before.pop(), None, []
