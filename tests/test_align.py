@@ -29,6 +29,7 @@ from rdopt.align.coordinates import (
     output_side,
     turned_outputs,
 )
+from rdopt.align.judged import judged_terms
 from rdopt.align.learn import batch_indices
 from rdopt.align.objective import Variables, stacked_blocks
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
@@ -386,6 +387,18 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
     np.testing.assert_allclose(
         forward(folded, tokens, folded_arch), forward(subject.params, tokens, subject.arch), atol=1e-3
     )
+
+
+def test_a_run_is_judged_by_the_distortions_that_it_could_have_trained_on(tiny_folder):
+    problem, settings, tokens, start = tiny_problem(tiny_folder)
+    variables = Variables(single_precision(start, settings.arch))
+    given = (variables, problem, jnp.asarray(tokens), jnp.float32(20), jax.random.key(0))
+    terms, kl = judged_terms(*given, settings=settings)
+    run = jax.jit(rate_and_distortion, static_argnames="settings")
+    block, model = (run(*given, settings=replace(settings, distortion=d)) for d in ("block", "model"))
+    assert float(terms.rate) == pytest.approx(float(block.rate), rel=1e-6)
+    assert float(terms.distortion) == pytest.approx(float(block.distortion), rel=1e-4)
+    assert float(kl) == pytest.approx(float(model.distortion), rel=1e-3)
 
 
 def test_the_learned_network_is_the_original(whole, tiny_folder):

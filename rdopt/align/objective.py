@@ -159,9 +159,9 @@ def rate_and_distortion(
     def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
         """One block: its activations passed on, its bits and its distortion in nats/token."""
         p, G = layer.params, layer.G
-        terms, errors = _block_terms(layer, variables, c, settings)
+        terms, errors = block_terms(layer, variables, c, settings)
         bits, D = sum(terms.rate.values()), sum(terms.distortion.values())
-        noisy = _with(errors, p)
+        noisy = with_errors(errors, p)
         if settings.distortion == "block":
             x = carry
             carry = block(_as(p, x), x, rope, arch)
@@ -170,7 +170,7 @@ def rate_and_distortion(
             carry = tuple(block(_as(w, x), x, rope, arch) for w, x in zip((p, noisy), carry, strict=True))
         return carry, Terms(bits, D)
 
-    layers = _layers(variables, problem, key, arch)
+    layers = layers_of(variables, problem, key, arch)
     start = (x, x) if settings.distortion == "model" else x
     step = jax.checkpoint(body) if settings.rematerializes else body
     end: Any
@@ -181,30 +181,6 @@ def rate_and_distortion(
     return Terms((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
 
 
-def judged_terms(
-    variables: Variables, problem: Problem, tokens: Int[Array, "batch length"], lam: Float[Array, ""], key: Array,
-    settings: Settings,
-) -> tuple[Terms, Float[Array, ""]]:
-    """(R and D of the blocks' outputs, KL of the model whose weights are all relaxed), float32, in one program.
-
-    The arguments are those of `rate_and_distortion`; of the settings neither distortion nor activations are read.
-    """
-    arch, static = settings.arch, replace(settings, distortion="model")
-    c, rope = base_step(lam, settings.weights), rope_tables(arch, tokens.shape[1])
-
-    def body(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], Terms]:
-        terms, errors = _block_terms(layer, variables, c, static)
-        noisy = _with(errors, layer.params)
-        clean = block(layer.params, carry[0], rope, arch)
-        D = block_distortion(block(noisy, carry[0], rope, arch) - clean, layer.G["down"])
-        return (clean, block(noisy, carry[1], rope, arch)), Terms(sum(terms.rate.values()), D)
-
-    x = embed_tokens(problem.params, tokens)
-    end, terms = jax.lax.scan(body, (x, x), _layers(variables, problem, key, arch))
-    rate = (jnp.sum(terms.rate) + variables.angle_bits) / settings.weights
-    return Terms(rate, jnp.sum(terms.distortion)), model_divergence(problem.params, *end, arch)
-
-
 def matrix_terms(
     variables: Variables, problem: Problem, lam: Float[Array, ""], settings: Settings
 ) -> tuple[dict[str, Float[Array, " layers"]], dict[str, Float[Array, " layers"]]]:
@@ -213,13 +189,13 @@ def matrix_terms(
     c = base_step(lam, settings.weights)
 
     def one(layer: Layer) -> Terms:
-        return _block_terms(layer, variables, c, static)[0]
+        return block_terms(layer, variables, c, static)[0]
 
-    found = jax.lax.map(one, _layers(variables, problem, jax.random.key(0), settings.arch))
+    found = jax.lax.map(one, layers_of(variables, problem, jax.random.key(0), settings.arch))
     return found.rate, found.distortion
 
 
-def _layers(variables: Variables, problem: Problem, key: Array, arch: Architecture) -> Layer:
+def layers_of(variables: Variables, problem: Problem, key: Array, arch: Architecture) -> Layer:
     """Everything that has a layer axis."""
     return Layer(
         problem.params["blocks"],
@@ -233,7 +209,7 @@ def _layers(variables: Variables, problem: Problem, key: Array, arch: Architectu
     )
 
 
-def _with(errors: Mapping[str, Array], p: Mapping[str, Array]) -> dict[str, Array]:
+def with_errors(errors: Mapping[str, Array], p: Mapping[str, Array]) -> dict[str, Array]:
     """A block's parameters with the errors of its weights."""
     return {**p, **{k: p[k] + errors[k] for k in errors}}
 
@@ -267,7 +243,7 @@ def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture)
     return jnp.mean(jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1))
 
 
-def _block_terms(
+def block_terms(
     layer: Layer, variables: Variables, c: Array, settings: Settings
 ) -> tuple[Terms, dict[str, Array]]:
     """Bits and analytic distortion of every matrix, and relaxed weight errors in the original coordinates."""

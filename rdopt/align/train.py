@@ -19,8 +19,9 @@ from rdopt.align.candidates import Candidate, Cost, candidates, relaxed_J
 from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
 from rdopt.align.devices import Device, require_share
+from rdopt.align.judged import judged_terms
 from rdopt.align.learn import Learned, Progress, learn, plan_of
-from rdopt.align.objective import Problem, Settings, Variables, judged_terms
+from rdopt.align.objective import Problem, Settings, Variables
 from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration import (
     Corpus,
@@ -272,18 +273,14 @@ def measure(
     count = min(config.train.batch_sequences, len(corpus.selection) // length)
     tokens = jnp.asarray(corpus.selection[: count * length].reshape(count, length))
     lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
-
     static = replace(settings, rate="analytic")
 
     def judged(gauges: Gauges) -> tuple[float, float, float]:
         variables = Variables(single_precision(gauges, settings.arch))
-        terms, kl = _judged(variables, problem, tokens, lam, key, settings=static)
+        terms, kl = judged_terms(variables, problem, tokens, lam, key, settings=static)
         return float(terms.rate), float(terms.distortion), float(kl)
 
     (*before, _), (*after, kl) = judged(start), judged(gauges_of(learned.records))
     J = [rate + config.train.lam * D for rate, D in (before, after)]
     rate = after[0] if math.isnan(learned.rate) else learned.rate  # a start that was kept was not learned
     return Trained(rate, after[1], kl, J[0], J[1])
-
-
-_judged = jax.jit(judged_terms, static_argnames="settings")
