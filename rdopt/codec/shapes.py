@@ -6,6 +6,7 @@ rate term move. Frequencies are formed with correctly rounded decimal arithmetic
 and decoder get the same integers on every machine.
 """
 
+from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cache
 from itertools import product
@@ -88,13 +89,26 @@ def masses(
     size: int,
 ) -> Float[np.ndarray, "classes size"]:
     """Probabilities of |k| >> raw = 0..size-1 (the last one of all above), float64: to choose, never to code."""
-    s = spread[:, None] * 2.0 ** ((shape.scale - 15) / 16)
-    bounds = 2.0 * (np.arange(1, size)[None, :] << raw[:, None]) - 1 - grid
-    bounds[raw == 0, 0] = (shape.zero + 1) / (8 if grid == 0 else 16)
-    t, w = bounds / s, shape.blend / (BLENDS - 1)
+    return _masses([shape], grid, spread, raw, size)[0]
+
+
+def _masses(
+    shapes: Sequence[tuple[int, int, int]],
+    grid: int,
+    spread: Float[np.ndarray, " classes"],
+    raw: Int[np.ndarray, " classes"],
+    size: int,
+) -> Float[np.ndarray, "shapes classes size"]:
+    """`masses` of several shapes at once."""
+    scale, zero, blend = (x[:, None, None] for x in np.array(shapes).T)
+    bounds = np.repeat(2.0 * (np.arange(1, size) << raw[:, None])[None] - 1 - grid, len(shapes), axis=0)
+    bounds[:, raw == 0, 0] = (zero[:, 0] + 1) / (8 if grid == 0 else 16)
+    t, w = bounds / (spread[:, None] * 2.0 ** ((scale - 15) / 16)), blend / (BLENDS - 1)
     tail = w * np.exp(-t * np.sqrt(2)) + (1 - w) * erfc(t / np.sqrt(2))
-    ends = np.ones((len(spread), 1))
-    return np.maximum(np.concatenate([ends, tail], axis=1) - np.concatenate([tail, 0 * ends], axis=1), 0)
+    found = np.empty((*tail.shape[:2], size))
+    found[..., 0], found[..., 1:] = 1, tail
+    found[..., :-1] -= tail
+    return np.maximum(found, 0, out=found)
 
 
 def fit_shape(
@@ -108,21 +122,42 @@ def fit_shape(
     """The shape that codes these counts in the fewest bits, and the bits; pattern search from `start`.
 
     Strides from `stride` down to 2 along single fields, then 1 along the diagonals too, as the fields trade against
-    one another.
+    one another. The lengths of all moves that are still to be tried from a shape are found at once, most tables being
+    so small that the calls take the time.
     """
+    known: dict[tuple[int, int, int], float] = {}
 
-    def bits(shape: Shape) -> float:
-        p = masses(shape, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
-        return -float(np.sum(counts * np.log2(p)))
+    def measure(shapes: Sequence[tuple[int, int, int]]) -> None:
+        new = [x for x in shapes if x not in known]
+        p = _masses(new, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
+        bits = -np.sum(counts * np.log2(p, out=p), axis=(1, 2))
+        known.update(zip(new, bits.tolist(), strict=True))
 
-    best, least = start, bits(start)
+    best = (start.scale, start.zero, start.blend)
+    measure([best])
     while stride:
-        moved = False
-        for move in _MOVES if stride == 1 else _AXES:
-            trial = Shape(*(a + stride * b for a, b in zip(best, move, strict=True)))
-            inside = 0 <= trial.scale < SCALES and 0 <= trial.zero < ZEROS and 0 <= trial.blend < BLENDS
-            if inside and (found := bits(trial)) < least:
-                best, least, moved = trial, found, True
+        moved, moves = False, _MOVES if stride == 1 else _AXES
+        for number, move in enumerate(moves):
+            trial = (best[0] + stride * move[0], best[1] + stride * move[1], best[2] + stride * move[2])
+            if trial not in known:
+                if not _inside(*trial):
+                    continue
+                measure(_neighbours(best, moves[number:], stride))
+            if known[trial] < known[best]:
+                best, moved = trial, True
         if not moved:
             stride //= 2
-    return best, least
+    return Shape(*best), known[best]
+
+
+def _neighbours(
+    shape: tuple[int, int, int], moves: Sequence[tuple[int, ...]], stride: int
+) -> list[tuple[int, int, int]]:
+    """The shapes that the moves lead to, as far as there are such."""
+    scale, zero, blend = shape
+    found = [(scale + stride * a, zero + stride * b, blend + stride * c) for a, b, c in moves]
+    return [x for x in found if _inside(*x)]
+
+
+def _inside(scale: int, zero: int, blend: int) -> bool:
+    return 0 <= scale < SCALES and 0 <= zero < ZEROS and 0 <= blend < BLENDS
