@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when the hub client is imported
-# Tests compile hundreds of small programs and run each for milliseconds: compiling less well takes half the time.
+# Tests compile hundreds of small programs and run each for milliseconds: compiling less well takes a third of the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=2"
 )
 
 # What one worker or child process has compiled, no other compiles again.

@@ -32,7 +32,6 @@ def say(text):
 commands.say = say
 run()
 """
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # Block distortion: the only kinds that see the batch are "block" and "model".
 FASTER = ("--train.distortion", "block", "--encode.grid", "round", "--encode.output", "diagonal")
 
@@ -56,7 +55,7 @@ def words(world, out):
 
 def environment(world, each, **more):
     """Of a process with `each` virtual devices that compiles fast and shares what it compiled."""
-    flags = f"--xla_force_host_platform_device_count={each} {FAST_COMPILATION}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={each}"
     shared = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "RDOPT": str(world / "program")}
     return os.environ | shared | more
 
