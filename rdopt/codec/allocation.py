@@ -205,7 +205,8 @@ def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tu
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
-    bits = {shape: approximate_bits(shape, 2.0**octaves, dense) for shape in shapes()}
+    found = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(SCALES)]
+    bits = {shape: found[shape.scale][shape.blend] for shape in shapes()}
     best = min(bits, key=lambda shape: float(bits[shape].sum()))
     return best, dict(zip(rows, bits[best].tolist(), strict=True))
 

@@ -87,15 +87,17 @@ def _gaussian_tail(t: Decimal) -> Decimal:
 
 
 def approximate_bits(
-    shape: Shape, spread: Float[np.ndarray, " classes"], counts: Float[np.ndarray, "classes size"]
-) -> Float[np.ndarray, " classes"]:
-    """Code length in bits of these counts of |z| under derived tables, per class, without signs.
+    scale: int, spread: Float[np.ndarray, " classes"], counts: Float[np.ndarray, "classes size"]
+) -> Float[np.ndarray, "blends classes"]:
+    """Code length in bits of these counts of |z| under the derived tables of every blend, per class, without signs.
 
-    In float64, for choosing a shape; never for coding.
+    In float64, for choosing a shape; never for coding. The masses of a blend are those of its densities, blended.
     """
-    s = spread[:, None] * 2.0 ** ((shape.scale - SCALES // 2) / 16)
-    t = (np.arange(counts.shape[1])[None, :] + 0.5) / s
-    w = shape.blend / BLENDS
-    tail = w * np.exp(-t * np.sqrt(2)) + (1 - w) * erfc(t / np.sqrt(2))
-    mass = np.concatenate([1 - tail[:, :1], tail[:, :-1] - tail[:, 1:]], axis=1)
-    return -np.sum(counts * np.log2(np.maximum(mass, 0) + 2.0**-PRECISION), axis=1)
+    t = (np.arange(counts.shape[1]) + 0.5) / (spread[:, None] * 2.0 ** ((scale - SCALES // 2) / 16))
+    where = np.nonzero(counts)
+    tails = np.exp(-t * np.sqrt(2)), erfc(t / np.sqrt(2))
+    laplace, gaussian = (-np.diff(tail, axis=1, prepend=1.0)[where] for tail in tails)
+    weight = np.arange(BLENDS)[:, None] / BLENDS
+    mass = weight * laplace + (1 - weight) * gaussian
+    bits = -counts[where] * np.log2(np.maximum(mass, 0) + 2.0**-PRECISION)
+    return np.stack([np.bincount(where[0], each, len(spread)) for each in bits])
