@@ -43,7 +43,7 @@ def report_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _by([r for r in result["tensors"] if r["layer"] is None], bases, "kind", "end of the network")
     yield from _singular(result, bases[0])
     yield from _rounding(result, bases)
-    shown = _middle(list(rows[0]["output_error"]))
+    shown = _shown_length(list(rows[0]["output_error"]))
     yield from _errors_by(rows, bases, "kind", f"kind of matrix, {shown}", shown)
     yield from _errors_by(rows, bases, "layer", f"layer, {shown}", shown)
     yield from _noise(result["networks"])
@@ -119,8 +119,8 @@ def _cost(
     return f"{networks[rows[0]['basis'], network, about]:9.5f} ({estimate:.5f}; {error:.1e})"
 
 
-def _middle(kinds: Sequence[str]) -> str:
-    """The length that tables by kind and layer show: 4 bits where they are there."""
+def _shown_length(kinds: Sequence[str]) -> str:
+    """The length of codes that tables by kind and layer show: 4 bits where they are there."""
     return "4 bits" if "4 bits" in kinds else kinds[0]
 
 

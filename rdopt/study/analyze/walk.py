@@ -25,7 +25,7 @@ from rdopt.study.analyze.figures import concentration, singular_energies
 from rdopt.study.analyze.perturb import Around, Inputs
 from rdopt.study.analyze.rows import Cost, Row, cost_of, note_error, row_of
 from rdopt.study.analyze.store import LayerStore
-from rdopt.study.analyze.variants import ENDS, Variant
+from rdopt.study.analyze.variants import Variant
 from rdopt.transforms import Gauges, fold_block, sides_of
 
 SAVE_AFTER = 60.0  # seconds since the last state
@@ -113,9 +113,8 @@ class Walk:
             plain = np.asarray(embed_tokens({"embed": ends.embed.W}, tokens))
             for v in self._streamed:
                 if v.basis == basis:
-                    changed = v.kind == ENDS["embed"]
                     W = changed_end(ends.embed, v)
-                    starts[v[:4]] = np.asarray(embed_tokens({"embed": W}, tokens)) if changed else plain
+                    starts[v[:4]] = plain if W is ends.embed.W else np.asarray(embed_tokens({"embed": W}, tokens))
         return Pass(0, rows, [starts[v[:4]] for v in self._streamed])
 
     def step(self, state: Pass) -> None:
