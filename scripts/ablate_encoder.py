@@ -15,17 +15,19 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from peers.model import Model
+from peers.own import encode_own
+from peers.report import Cell, curves
+from peers.table import Curve, add_arguments, run_table
+from peers.world import World
 
-from rdopt.calibration import INPUT_OF, second_moments
-from rdopt.codec.quantize import coded_matrices
-from rdopt.config import EncodeConfig
-from rdopt.study.peers import Model
-from rdopt.study.peers.own import encode_own
-from rdopt.study.peers.report import Cell, curves
-from rdopt.study.peers.table import Curve, add_arguments, run_table
-from rdopt.study.peers.world import World
-from rdopt.sweep import bd_rate, saved_bits_with_error
-from rdopt.transforms import fold, fold_moments, starting_gauges
+from rdopt.calibration.moments import second_moments
+from rdopt.checkpoint.families import INPUT_OF
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.quantize import coded_matrices
+from rdopt.sweep.curves import bd_rate, saved_bits_with_error
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.gauges import fold, fold_moments
 
 EVERYTHING = "everything"
 COMPARED_AT = (2.0, 3.0)

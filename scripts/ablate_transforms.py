@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.report import Cell, curves
+from peers.table import Curve, add_arguments, run_table
+from peers.world import World
 from scipy.stats import spearmanr
+from transform_arms.arms import FIXED, LEARNED, TELLING, Arms
+from transform_arms.plots import plot_transforms
 
-from rdopt.config import EncodeConfig
-from rdopt.study.peers.report import Cell, curves
-from rdopt.study.peers.table import Curve, add_arguments, run_table
-from rdopt.study.peers.world import World
-from rdopt.study.transform_arms import FIXED, LEARNED, TELLING, Arms
-from rdopt.study.transform_plots import plot_transforms
-from rdopt.sweep import bd_rate, saved_bits_with_error
+from rdopt.config.schema import EncodeConfig
+from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 
 LAMS = (5.0, 6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
 COMPARED_AT = (1.5, 2.0, 3.0, 4.0)

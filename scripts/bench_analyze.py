@@ -20,16 +20,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from outputs import check_new, exit_code, write_json
 
-from rdopt.checkpoint import (
-    architecture_from_config,
-    carried_files,
-    expected_tensors,
-    open_checkpoint,
-    write_checkpoint,
-)
-from rdopt.config import UserError
-from rdopt.study.outputs import check_new, exit_code, write_json
+from rdopt.checkpoint.families import architecture_from_config, expected_tensors
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.checkpoint.write import carried_files, write_checkpoint
+from rdopt.config.errors import UserError
 
 LIMIT = 8.0  # GiB that a model of this size has to fit in
 SPREAD = 0.5  # of the logarithm of the columns' spreads

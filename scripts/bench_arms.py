@@ -19,14 +19,18 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
-from rdopt.config import EncodeConfig
-from rdopt.evaluate import compare
-from rdopt.study.peers import Coded, Model, PeerSettings, encode_nncodec, encode_peer, has_nncodec, tune
-from rdopt.study.peers.cells import ForeignCellError
-from rdopt.study.peers.own import encode_own
-from rdopt.study.peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
-from rdopt.study.peers.table import Curve, add_arguments, run_table
-from rdopt.study.peers.world import World
+from peers.cells import ForeignCellError
+from peers.encode import encode_peer
+from peers.model import Coded, Model, PeerSettings
+from peers.nncodec_peer import encode_nncodec, has_nncodec
+from peers.own import encode_own
+from peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
+from peers.table import Curve, add_arguments, run_table
+from peers.tuning import tune
+from peers.world import World
+
+from rdopt.config.schema import EncodeConfig
+from rdopt.evaluate.divergence import compare
 
 TUNED_AT = 2.5
 PEERS = {

@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdopt.codec.allocation import pack_spreads
-from rdopt.codec.bits import BitReader, BitWriter
-from rdopt.codec.classes import rank1_spreads
-from rdopt.codec.columns import quantize_columns
-from rdopt.codec.entropy import pack_lists
-from rdopt.codec.steps import exp_steps, log_steps
-from rdopt.codec.trellis_file import pack_trellis, unpack_trellis
-from rdopt.codec.trellis_model import SLOPE
-from rdopt.codec.trellis_plan import fit_plan, rates_of, starting_plan
-from rdopt.rate import reverse_waterfill
+from rdopt.codec.coders.bits import BitReader, BitWriter
+from rdopt.codec.coders.constriction import pack_lists
+from rdopt.codec.grids.steps import exp_steps, log_steps
+from rdopt.codec.streams.trellis_file import pack_trellis, unpack_trellis
+from rdopt.codec.tables.allocation import pack_spreads
+from rdopt.codec.tables.classes import rank1_spreads
+from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.encode.columns import quantize_columns
+from rdopt.encode.trellis_model import SLOPE
+from rdopt.rate.waterfill import reverse_waterfill
 
 OUT, IN = 1024, 512
 TARGETS = (1.0, 2.0, 3.0, 4.0)

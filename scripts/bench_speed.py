@@ -22,30 +22,35 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.align import coded_weights, learn, make_problem
-from rdopt.calibration import open_subject, second_moments
-from rdopt.checkpoint import carried_files
-from rdopt.codec import decode_model, encode_model, make_source
-from rdopt.codec.allocation import choose_plan, table_classes
-from rdopt.codec.bits import BitReader, BitWriter
-from rdopt.codec.classes import rank1_spreads
-from rdopt.codec.columns import Path as Codes
-from rdopt.codec.columns import Rates, quantize_columns
-from rdopt.codec.entropy import decode_indices, encode_indices
-from rdopt.codec.feedback import quantize_feedback
-from rdopt.codec.lanes import to_lanes
-from rdopt.codec.quantize import dequantize
-from rdopt.codec.rans import Blank, Lanes
-from rdopt.codec.trellis import SEGMENT, next_states
-from rdopt.codec.trellis_file import CODERS, pack_trellis, unpack_trellis
-from rdopt.codec.trellis_jax import quantize_columns_jax
-from rdopt.codec.trellis_model import SLOPE, STEP
-from rdopt.codec.trellis_plan import fit_plan, rates_of, starting_plan
-from rdopt.codec.wavefront import quantize_wavefront
-from rdopt.config import Config, load_config
-from rdopt.evaluate import compare
-from rdopt.export import reference_of
-from rdopt.transforms import starting_gauges
+from rdopt.align.learn import learn
+from rdopt.align.train import coded_weights, make_problem
+from rdopt.calibration.moments import second_moments
+from rdopt.calibration.subject import open_subject
+from rdopt.checkpoint.write import carried_files
+from rdopt.codec.coders.bits import BitReader, BitWriter
+from rdopt.codec.coders.constriction import decode_indices, encode_indices
+from rdopt.codec.coders.lanes import to_lanes
+from rdopt.codec.coders.rans import Blank, Lanes
+from rdopt.codec.decoder import decode_model
+from rdopt.codec.encoder import encode_model
+from rdopt.codec.grids.trellis import SEGMENT, next_states
+from rdopt.codec.streams.trellis_file import CODERS, pack_trellis, unpack_trellis
+from rdopt.codec.tables.allocation import choose_plan, table_classes
+from rdopt.codec.tables.classes import rank1_spreads
+from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.config.load import load_config
+from rdopt.config.schema import Config
+from rdopt.encode.columns import Path as Codes
+from rdopt.encode.columns import Rates, quantize_columns
+from rdopt.encode.feedback import quantize_feedback
+from rdopt.encode.quantize import dequantize
+from rdopt.encode.source import make_source
+from rdopt.encode.trellis_jax import quantize_columns_jax
+from rdopt.encode.trellis_model import SLOPE, STEP
+from rdopt.encode.wavefront import quantize_wavefront
+from rdopt.evaluate.divergence import compare
+from rdopt.runs.export import reference_of
+from rdopt.transforms.bases import starting_gauges
 
 ONE_SIDED, TWO_SIDED, JAX = (256, 512, 1024, 2048, 4096), 4096, 512
 _STEP = 0.5  # base step in standard deviations of the weights: about 3 bits/weight

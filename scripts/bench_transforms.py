@@ -25,27 +25,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rdopt.align import devices as pool
-from rdopt.align import make_problem
 from rdopt.align.alignment import Alignment, starting_rotations
 from rdopt.align.learn import State, _compiled, _schedule_only, optimizer
-from rdopt.calibration import open_subject, second_moments
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
-from rdopt.config import load_config
-from rdopt.transforms import (
-    angle_count,
+from rdopt.align.train import make_problem
+from rdopt.calibration.moments import second_moments
+from rdopt.calibration.subject import open_subject
+from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
+from rdopt.config.load import load_config
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.matrices.cayley import (
     apply_block_cayley,
-    apply_givens,
     block_cayley,
     block_cayley_size,
-    butterfly,
     cayley,
-    givens_matrix,
-    joint_diagonalizer,
-    round_robin,
     skew,
     skew_size,
-    starting_gauges,
 )
+from rdopt.transforms.matrices.givens import angle_count, apply_givens, butterfly, givens_matrix, round_robin
+from rdopt.transforms.matrices.jacobi import joint_diagonalizer
 
 BLOCKS = (16, 32, 64)
 MOMENTS = 35  # as many as five blocks of seven matrices have

@@ -21,11 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from rdopt.calibration import corpus_moments, open_subject
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
-from rdopt.config import Config, UserError
-from rdopt.study.equal_distortion import (
+from equal_distortion import (
     COORDINATES,
     all_gauges,
     matrix_names,
@@ -36,8 +32,13 @@ from rdopt.study.equal_distortion import (
     terms_by_slope,
     turned,
 )
-from rdopt.study.outputs import check_new, exit_code, write_json
-from rdopt.study.peers.world import model_and_text
+from outputs import check_new, exit_code, write_json
+from peers.world import model_and_text
+
+from rdopt.calibration.subject import corpus_moments, open_subject
+from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config
 from rdopt.study.predictions import Estimate, Prediction, mean_of
 from rdopt.study.spectra import Spectra, chance_gain
 

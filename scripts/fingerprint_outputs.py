@@ -1,9 +1,9 @@
 """Prints the SHA-256 of everything that rdopt writes for the demo model, to show that a change changes no byte.
 
-Every command runs as a user runs it, small enough that all take under five minutes on two cores: sweeps of all arms with
-the trellis and with the uniform grid, files of every coder, grid and option, a run, its export, a decoded folder, and the
-figures of `inspect`, `analyze` and `toy` without their seconds. The numbers belong to one machine: products of matrices
-are summed in another order elsewhere. Record before a change, compare behind it:
+Every command runs as a user runs it, small enough that all take under five minutes on two cores: sweeps of all arms
+with the trellis and with the uniform grid, files of every coder, grid and option, a run, its export, a decoded folder,
+and the figures of `inspect`, `analyze` and `toy` without their seconds. The numbers belong to one machine: products of
+matrices are summed in another order elsewhere. Record before a change, compare behind it:
 
     python scripts/fingerprint_outputs.py --json before.json
     python scripts/fingerprint_outputs.py --against before.json
@@ -24,7 +24,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from rdopt.cli import main as rdopt
+from rdopt.cli.main import main as rdopt
 
 TEXT = ("--seq-len", "64", "--sequences", "8")
 WINDOWS = ("--context", "64", "--stride", "64", "--max-tokens", "1024")

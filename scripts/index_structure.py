@@ -11,13 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from index_functions.plot import plot_index
+from index_functions.report import report
+from index_functions.structure import BUDGETS, SYSTEMS, index_structure
+from outputs import check_new, exit_code, write_json
+
 from rdopt.calibration.subject import load_subject
-from rdopt.checkpoint import new_file
-from rdopt.study.index_plot import plot_index
-from rdopt.study.index_report import report
-from rdopt.study.index_structure import BUDGETS, SYSTEMS, index_structure
-from rdopt.study.outputs import check_new, exit_code, write_json
-from rdopt.transforms import BASES
+from rdopt.checkpoint.atomic import new_file
+from rdopt.transforms.bases import BASES
 
 
 def measure(args: argparse.Namespace) -> None:

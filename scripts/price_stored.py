@@ -19,22 +19,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 from safetensors.numpy import load_file
+from stored_price.extrapolate import extrapolate
+from stored_price.price import BLOCKS, Group, chance_group, fit_all, group_of, grouping_bits, price_of
 
-from rdopt.calibration import MATRICES_OF
-from rdopt.checkpoint import open_checkpoint
-from rdopt.operator import load_params
-from rdopt.study.extrapolate import extrapolate
-from rdopt.study.stored_price import (
-    BLOCKS,
-    Group,
-    chance_group,
-    fit_all,
-    group_of,
-    grouping_bits,
-    price_of,
-)
-from rdopt.transforms import fold, pairing_bits
+from rdopt.checkpoint.families import MATRICES_OF
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.operator.params import load_params
 from rdopt.transforms.bases import FLOOR, joint_gauges
+from rdopt.transforms.gauges.gauges import fold
+from rdopt.transforms.stored.pairing import pairing_bits
 
 Row = dict[str, Any]
 LARGE = {

@@ -23,15 +23,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import LogLocator
+from outputs import check_new, exit_code, save_picture, write_json
 
-from rdopt.calibration import open_subject
-from rdopt.config import Config, EvaluateConfig, TextConfig, UserError
-from rdopt.export import reference_of
-from rdopt.study.manifold import gram_dimension, norms, powers, tangent
-from rdopt.study.outputs import check_new, exit_code, save_picture, write_json
-from rdopt.study.predictions import Estimate, Prediction, log_ratio
-from rdopt.study.spectra import entropy_dimension
-from rdopt.study.tangent import (
+from rdopt.calibration.subject import open_subject
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config, EvaluateConfig, TextConfig
+from rdopt.runs.export import reference_of
+from rdopt.study.manifold.manifold import gram_dimension, norms, powers, tangent
+from rdopt.study.manifold.tangent import (
     DRAWS,
     PREDICTIONS,
     SIZES,
@@ -40,7 +39,9 @@ from rdopt.study.tangent import (
     dimensions_of,
     harm_estimates,
 )
-from rdopt.study.trajectory import ARMS, Harm, directions, measure_harm, read_trajectory
+from rdopt.study.manifold.trajectory import ARMS, Harm, directions, measure_harm, read_trajectory
+from rdopt.study.predictions import Estimate, Prediction, log_ratio
+from rdopt.study.spectra import entropy_dimension
 
 CONTROL = "control: along and across random directions, ln KL ratio"
 DRAWN = {  # arm: colour, line, label

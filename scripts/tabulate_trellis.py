@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rdopt.codec.columns import Path, quantize_columns
-from rdopt.codec.trellis_model import SLOPE, STEP
-from rdopt.codec.trellis_plan import fit_plan, rates_of, starting_plan
-from rdopt.config import EncodeConfig
+from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.columns import Path, quantize_columns
+from rdopt.encode.trellis_model import SLOPE, STEP
 from rdopt.rate.trellis_curve import LOG2_SPREADS
 
 

@@ -25,23 +25,18 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int
+from outputs import exit_code
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rdopt.calibration import fingerprint, load_tokenizer, read_documents, split_documents, tokenize
-from rdopt.checkpoint import (
-    MATRICES,
-    Architecture,
-    architecture_from_config,
-    block_shapes,
-    carried_files,
-    new_file,
-    new_folder,
-    open_checkpoint,
-    write_checkpoint,
-)
-from rdopt.config import UserError
-from rdopt.operator import Params, logits, params_to_tensors
-from rdopt.study.outputs import exit_code
+from rdopt.calibration.text import read_documents, split_documents
+from rdopt.calibration.tokens import fingerprint, load_tokenizer, tokenize
+from rdopt.checkpoint.atomic import new_file, new_folder
+from rdopt.checkpoint.families import MATRICES, Architecture, architecture_from_config, block_shapes
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.checkpoint.write import carried_files, write_checkpoint
+from rdopt.config.errors import UserError
+from rdopt.operator.llama import logits
+from rdopt.operator.params import Params, params_to_tensors
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WEIGHT_DECAY = 0.1

@@ -30,21 +30,21 @@ from jaxtyping import install_import_hook
 
 # Shapes and dtypes in these rooms' signatures are checked at every call while tests run.
 CHECKED_ROOMS = (
-    *("checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "align", "codec"),
+    *("checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "runs", "align", "codec", "encode"),
 )
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
-from rdopt.calibration import INPUT_OF, Moments, second_moments  # noqa: E402 - after the hook
-from rdopt.checkpoint import (  # noqa: E402
+from rdopt.calibration.moments import Moments, second_moments  # noqa: E402 - after the hook
+from rdopt.checkpoint.families import (  # noqa: E402
+    INPUT_OF,
     MATRICES,
     Architecture,
     architecture_from_config,
     block_shapes,
-    carried_files,
     expected_tensors,
-    open_checkpoint,
-    write_checkpoint,
 )
+from rdopt.checkpoint.folder import open_checkpoint  # noqa: E402 - after the hook
+from rdopt.checkpoint.write import carried_files, write_checkpoint  # noqa: E402 - after the hook
 
 hypothesis.settings.register_profile("rdopt", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("rdopt")
@@ -81,7 +81,8 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def demo_tokens(demo_model: Path) -> np.ndarray:
     """(32, 128) tokens of Python's docstrings for the demo model."""
-    from rdopt.calibration import builtin_documents, token_batch, tokenize
+    from rdopt.calibration.text import builtin_documents
+    from rdopt.calibration.tokens import token_batch, tokenize
 
     stream = tokenize(demo_model, builtin_documents()[::20], 2048)
     return token_batch(stream, 128, 32, 0)
@@ -90,7 +91,7 @@ def demo_tokens(demo_model: Path) -> np.ndarray:
 @pytest.fixture(scope="session")
 def demo_moments(demo_model: Path, demo_tokens: np.ndarray) -> Moments:
     """Second moments of the demo model on `demo_tokens`."""
-    from rdopt.operator import load_params
+    from rdopt.operator.params import load_params
 
     checkpoint = open_checkpoint(demo_model)
     return second_moments(load_params(checkpoint), checkpoint.arch, demo_tokens)

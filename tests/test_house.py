@@ -11,8 +11,8 @@ import pytest
 import rdopt
 
 ROOMS = (
-    *("config", "checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "align", "export"),
-    *("codec", "sweep", "study", "integrations", "cli"),
+    *("config", "checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "runs", "align"),
+    *("codec", "encode", "sweep", "integrations", "study", "cli"),
 )
 ROOT = Path(rdopt.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -52,10 +52,8 @@ def test_a_room_imports_only_what_stands_before_it(path):
 
 
 @every_module
-def test_a_module_says_what_it_is_and_stays_short(path):
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= 300
+def test_a_module_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 @every_module

@@ -15,8 +15,9 @@ from types import ModuleType
 from conftest import random_tensors, tiny_config
 
 from rdopt.calibration.text import _docstrings
-from rdopt.checkpoint import carried_files, open_checkpoint, write_checkpoint
-from rdopt.cli import main
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.checkpoint.write import carried_files, write_checkpoint
+from rdopt.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30

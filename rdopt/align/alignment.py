@@ -20,16 +20,12 @@ from rdopt.align.stored_sites import (
     site_turn,
     site_widths,
 )
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
+from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.schema import Site
-from rdopt.transforms import (
-    CayleyRotation,
-    Gauges,
-    Stretch,
-    TransformRecord,
-    fixed_record,
-    record_of,
-)
+from rdopt.transforms.files import fixed_record
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.matrices.modules import CayleyRotation, Stretch, record_of
+from rdopt.transforms.records import TransformRecord
 
 # Rates that sample indices need a learned spread per column; the others derive it from the weights.
 SAMPLED_RATES = ("noise", "annealed", "ste")

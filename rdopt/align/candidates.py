@@ -10,7 +10,9 @@ import numpy as np
 from rdopt.align.alignment import single_precision
 from rdopt.align.learn import Learned
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
-from rdopt.transforms import Gauges, Stored, fixed_record, gauges_of
+from rdopt.transforms.files import fixed_record, gauges_of
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.stored.stored import Stored
 
 Cost = Callable[..., float]  # of gauges and, after them, stored rotations or None
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.cholesky import cholesky_and_inverse
-from rdopt.calibration.moments import MATRICES_OF
+from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.config.schema import Site
-from rdopt.transforms import Sides, TurnedSides
+from rdopt.transforms.maps import Sides
+from rdopt.transforms.stored.turns import TurnedSides
 
 
 class Factor(NamedTuple):

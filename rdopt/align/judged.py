@@ -20,7 +20,7 @@ from rdopt.align.objective import (
     model_divergence,
     with_errors,
 )
-from rdopt.operator import block, embed_tokens, rope_tables
+from rdopt.operator.llama import block, embed_tokens, rope_tables
 
 
 @partial(jax.jit, static_argnames="settings")

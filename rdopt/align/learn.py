@@ -16,15 +16,18 @@ from jaxtyping import Float, Int
 from rdopt.align import devices as pool
 from rdopt.align import hosts
 from rdopt.align.alignment import Alignment, Start, single_precision, starting_rotations, trained_records
-from rdopt.align.checkpoints import StateStore
 from rdopt.align.devices import Device
-from rdopt.align.interrupt import Interrupt
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.align.stored_choice import Choice, choose_stored
 from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Starts, stored_starts
-from rdopt.config import TrainConfig
 from rdopt.config.errors import UserError
-from rdopt.transforms import Gauges, Stored, TransformRecord, gauges_of
+from rdopt.config.schema import TrainConfig
+from rdopt.runs.interrupt import Interrupt
+from rdopt.runs.states import StateStore
+from rdopt.transforms.files import gauges_of
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.records import TransformRecord
+from rdopt.transforms.stored.stored import Stored
 
 
 class State(NamedTuple):
@@ -191,7 +194,7 @@ def plan_of(train: TrainConfig) -> Plan | None:
 
 
 def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
-    """The start: every parameter is zero there (`rdopt.transforms.modules`), so that init is not run but shaped."""
+    """The start: every parameter is zero there (see `transforms.matrices.modules`): init is not run but shaped."""
     key = jax.random.key(train.seed)
     shapes: Any = jax.eval_shape(module.init, key, start)
     params: Any = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.get("params", {}))

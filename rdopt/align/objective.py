@@ -12,26 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rdopt.align.coordinates import (
-    OutputMetric,
-    Side,
-    Turned,
-    input_sides,
-    output_side,
-)
-from rdopt.align.relaxation import (
-    Relaxed,
-    analytic_distortion,
-    relax,
-    unit_noise,
-    weight_error,
-)
+from rdopt.align.coordinates import OutputMetric, Side, Turned, input_sides, output_side
+from rdopt.align.relaxation import Relaxed, analytic_distortion, relax, unit_noise, weight_error
 from rdopt.align.stored_sites import NO_SITES, Sites
-from rdopt.calibration.moments import INPUT_OF
-from rdopt.checkpoint import MATRICES, Architecture
-from rdopt.operator import Params, block, embed_tokens, head_logits, rope_tables
-from rdopt.rate import Curve, Density, annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
-from rdopt.transforms import BlockGauges, Gauges, TurnedSides, sides_of
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
+from rdopt.operator.llama import block, embed_tokens, head_logits, rope_tables
+from rdopt.operator.params import Params
+from rdopt.rate.densities import Density
+from rdopt.rate.operational import Curve
+from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.transforms.gauges.block import BlockGauges, sides_of
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.stored.turns import TurnedSides
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26

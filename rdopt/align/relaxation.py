@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import Side
-from rdopt.rate import Curve, unit_curves, unit_distortion
+from rdopt.rate.operational import Curve, unit_curves, unit_distortion
 
 _TINY = 1e-8
 _ROUNDS = 2

@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
 from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Sites, Starts, site_angles, site_turn, site_widths
-from rdopt.calibration.moments import MATRICES_OF
-from rdopt.transforms import Gauges, Stored, StoredTurn, Turn
-from rdopt.transforms.angles import angle_codes
-from rdopt.transforms.pairing import pairing_bits
+from rdopt.checkpoint.families import MATRICES_OF
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.stored.angles import angle_codes
+from rdopt.transforms.stored.pairing import pairing_bits
+from rdopt.transforms.stored.stored import Stored, StoredTurn
+from rdopt.transforms.stored.turns import Turn
 
 WIDTHS = (4, 5, 6, 7, 8, 9)
 Key = tuple[int, str]

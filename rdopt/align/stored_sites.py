@@ -13,29 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration.moments import MATRICES_OF
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes
+from rdopt.checkpoint.families import MATRICES, MATRICES_OF, Architecture, block_shapes
 from rdopt.config.schema import Side
-from rdopt.operator import Params
-from rdopt.transforms import (
-    Gauges,
-    Pairs,
-    Structure,
-    Turn,
-    angle_count,
-    block_cayley_blocks,
-    block_cayley_size,
-    butterfly,
-    fitted_angles,
-    joint_diagonalizer,
-    learned_pairs,
-    meeting,
-    near_identity,
-    sides_of,
-)
+from rdopt.operator.params import Params
 from rdopt.transforms.arrays import matmul
 from rdopt.transforms.bases import row_moments
-from rdopt.transforms.stored import flattening
+from rdopt.transforms.gauges.block import sides_of
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.matrices.cayley import block_cayley_blocks, block_cayley_size
+from rdopt.transforms.matrices.givens import Pairs, angle_count, butterfly
+from rdopt.transforms.matrices.jacobi import joint_diagonalizer
+from rdopt.transforms.matrices.pca import near_identity
+from rdopt.transforms.stored.pairing import fitted_angles, learned_pairs
+from rdopt.transforms.stored.stored import Structure, flattening
+from rdopt.transforms.stored.turns import Turn, meeting
 
 STORED = "stored_"  # begins the names of the parameters
 ANGLE_BITS = 6  # of an angle, while its cost is only expected

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdopt.calibration import Subject
-from rdopt.checkpoint import MATRICES
-from rdopt.config import Config, TrainConfig
-from rdopt.transforms import Gauges
+from rdopt.calibration.subject import Subject
+from rdopt.checkpoint.families import MATRICES
+from rdopt.config.schema import Config, TrainConfig
+from rdopt.transforms.gauges.gauges import Gauges
 
 STREAM = ("residual", "norm")  # the sites that part embedding and head
 TABLE_BITS = 16.0  # of an entry of an uncoded table

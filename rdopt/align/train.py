@@ -13,41 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from rdopt.align import hosts, run_folder
+from rdopt.align import hosts
 from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import Candidate, Cost, candidates, relaxed_J
-from rdopt.align.checkpoints import StateStore
 from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
 from rdopt.align.devices import Device, require_share
 from rdopt.align.judged import judged_terms
 from rdopt.align.learn import Learned, Progress, learn, plan_of
 from rdopt.align.objective import Problem, Settings, Variables
 from rdopt.align.tie import Tie, settle_tie
-from rdopt.calibration import (
-    Corpus,
-    Moments,
-    Subject,
-    corpus_moments,
-    fingerprint,
-    load_moments,
-    open_subject,
-    save_moments,
-    token_batch,
-)
-from rdopt.checkpoint import MATRICES
-from rdopt.config import Config, TrainConfig, config_yaml
-from rdopt.transforms import (
-    Gauges,
-    Map,
-    Sides,
-    Stored,
-    alignment_of,
-    fold,
-    fold_moments,
-    gauges_of,
-    save_alignment,
-    starting_gauges,
-)
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_moments, open_subject, save_moments
+from rdopt.calibration.tokens import fingerprint, token_batch
+from rdopt.checkpoint.families import MATRICES
+from rdopt.config.load import config_yaml
+from rdopt.config.schema import Config, TrainConfig
+from rdopt.runs import folder as run_folder
+from rdopt.runs.states import StateStore
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.files import alignment_of, gauges_of, save_alignment
+from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.maps import Map, Sides
+from rdopt.transforms.stored.stored import Stored
 
 MOMENTS = "moments.safetensors"
 Trial = Callable[[Subject, Moments, Gauges, Stored | None], float]

@@ -16,13 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.checkpoint import MATRICES, Architecture
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
 from rdopt.config.schema import TokenWeights
-from rdopt.operator import Params, embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
+from rdopt.operator.llama import embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
+from rdopt.operator.params import Params
 
-# Input groups in the order of the computation: matrices of one group read the same activations.
-MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
-INPUT_OF = {name: group for group, names in MATRICES_OF.items() for name in names}
 # Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
 # over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
 ROTATED = ("q", "k", "v", "o", "down")

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.calibration.moments import EmbeddingMoments, head_sums, probed_linear, zero_probes
-from rdopt.checkpoint import EMBED, FINAL_NORM, HEAD, Architecture, Checkpoint, block_shapes, hf_name
-from rdopt.operator import block, embed_tokens, head_logits, rms_norm, rope_tables
+from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
+from rdopt.checkpoint.folder import Checkpoint
+from rdopt.operator.llama import block, embed_tokens, head_logits, rms_norm, rope_tables
 
 BATCH = 8  # sequences in a pass
 

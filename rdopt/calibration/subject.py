@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 from rdopt.calibration.moments import EmbeddingMoments, Moments, second_moments
 from rdopt.calibration.text import read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
-from rdopt.checkpoint import Architecture, Checkpoint, new_file, open_checkpoint
-from rdopt.config import Config, TextConfig
-from rdopt.operator import Params, load_params, params_to_tensors
+from rdopt.checkpoint.atomic import new_file
+from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
+from rdopt.config.schema import Config, TextConfig
+from rdopt.operator.params import Params, load_params, params_to_tensors
 
 # Of saved moments; those of another version are measured again.
 _VERSION = "2"

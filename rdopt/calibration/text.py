@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from rdopt.config import UserError
+from rdopt.config.errors import UserError
 
 BUILTIN = "builtin"
 SALT = b"rdopt text split 1\0"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 from tokenizers import Tokenizer
 
-from rdopt.config import UserError
+from rdopt.config.errors import UserError
 
 _DOCUMENTS_AT_ONCE = 1024
 

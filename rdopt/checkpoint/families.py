@@ -15,6 +15,9 @@ Shape = tuple[int, ...]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+# Input groups in the order of the computation: matrices of one group read the same activations.
+MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
+INPUT_OF = {name: group for group, names in MATRICES_OF.items() for name in names}
 EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"

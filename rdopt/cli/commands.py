@@ -6,29 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rdopt.align import Progress, join, leads, together, train
-from rdopt.calibration import Moments, Subject
+from rdopt.align.hosts import join, leads, together
+from rdopt.align.learn import Progress
+from rdopt.align.train import train
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Subject
 from rdopt.checkpoint.atomic import new_folder
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.cli.plan import plan, toy_settings
-from rdopt.codec import (
-    FinetuneProgress,
-    coded_bits,
-    decode,
-    embedding_distortion,
-    encode,
-    estimated_distortion,
-    hard_cost,
-    structure_saved,
-)
-from rdopt.config import Config, UserError
-from rdopt.export import KL_LIMIT, export
-from rdopt.integrations import decoded_card
-from rdopt.study import analyze, describe, inspect, report_lines
-from rdopt.study.toy import run_toy as run_experiment
-from rdopt.study.toy_report import toy_sentences, toy_table, write_toy
-from rdopt.sweep import dumps, evaluate, measure_file, sweep
-from rdopt.transforms import Gauges, Stored
+from rdopt.codec.encoder import coded_bits, structure_saved
+from rdopt.codec.streams.embeddings import embedding_distortion
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config
+from rdopt.encode.encode import decode, encode
+from rdopt.encode.finetune_train import FinetuneProgress
+from rdopt.encode.quantize import estimated_distortion
+from rdopt.encode.trial import hard_cost
+from rdopt.integrations.model_card import decoded_card
+from rdopt.runs.export import KL_LIMIT, export
+from rdopt.study.analyze.report import report_lines
+from rdopt.study.analyze.run import analyze
+from rdopt.study.inspect import describe, inspect
+from rdopt.study.toy.experiment import run_toy as run_experiment
+from rdopt.study.toy.report import toy_sentences, toy_table, write_toy
+from rdopt.sweep.evaluate import evaluate, measure_file
+from rdopt.sweep.report import dumps
+from rdopt.sweep.sweep import sweep
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.stored.stored import Stored
 
 Say = Callable[[str], None]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rdopt.cli import commands
 from rdopt.cli.parser import build_parser, resolve
 from rdopt.cli.plan import plan
-from rdopt.config import UserError
+from rdopt.config.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 COMMANDS = {

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from rdopt import __version__
-from rdopt.config import Config, UserError, load_config, options
+from rdopt.config.errors import UserError
+from rdopt.config.load import load_config
+from rdopt.config.schema import Config, options
 
 # Short flag -> configuration key, shared by the commands that name them.
 SHORT = {

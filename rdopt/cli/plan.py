@@ -4,12 +4,13 @@ import argparse
 import math
 from pathlib import Path
 
-from rdopt.calibration import INPUT_OF
-from rdopt.checkpoint import MATRICES, Architecture, block_shapes, open_checkpoint
-from rdopt.codec import read_container
-from rdopt.config import Config, load_config
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, block_shapes
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.codec.streams.container import read_container
+from rdopt.config.load import load_config
+from rdopt.config.schema import Config
 from rdopt.study.analyze.variants import variants
-from rdopt.study.toy_settings import ToySettings, plan_toy
+from rdopt.study.toy.settings import ToySettings, plan_toy
 
 _FLOAT = 4
 # Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.

@@ -10,27 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration import INPUT_OF
-from rdopt.checkpoint import Architecture, architecture_from_config, expected_tensors, hf_name
-from rdopt.codec.allocation import read_tables, table_classes
-from rdopt.codec.bits import BitReader
-from rdopt.codec.classes import Spreads
-from rdopt.codec.container import unpack
-from rdopt.codec.embeddings import decode_embeddings
+from rdopt.checkpoint.families import INPUT_OF, Architecture, architecture_from_config, expected_tensors, hf_name
+from rdopt.codec.coders.bits import BitReader
+from rdopt.codec.coders.constriction import decode_indices
 from rdopt.codec.encoder import LLOYD, SCALAR, TRELLIS, bits_of
-from rdopt.codec.entropy import decode_indices
-from rdopt.codec.fixed_point import undo_stored
-from rdopt.codec.gains import Gains, unpack_gains
-from rdopt.codec.lloyd_model import lloyd_step, lloyd_values, read_levels
-from rdopt.codec.quantize import Key, group_widths, matrix_shapes
-from rdopt.codec.smooth_scales import unpack_scales
-from rdopt.codec.stored import unpack_stored
-from rdopt.codec.structured import rebuild, unpack_structured
-from rdopt.codec.trellis_file import Matrix, unpack_trellis
-from rdopt.codec.trellis_model import trellis_step
-from rdopt.codec.uncoded import unpack_files, unpack_uncoded
+from rdopt.codec.streams.container import unpack
+from rdopt.codec.streams.embeddings import decode_embeddings
+from rdopt.codec.streams.fixed_point import undo_stored
+from rdopt.codec.streams.gains import Gains, unpack_gains
+from rdopt.codec.streams.smooth_scales import unpack_scales
+from rdopt.codec.streams.stored import unpack_stored
+from rdopt.codec.streams.structured import rebuild, unpack_structured
+from rdopt.codec.streams.trellis_file import Matrix, unpack_trellis
+from rdopt.codec.streams.uncoded import unpack_files, unpack_uncoded
+from rdopt.codec.tables.allocation import read_tables, table_classes
+from rdopt.codec.tables.classes import Spreads
 from rdopt.config.errors import UserError
-from rdopt.transforms import Stored
+from rdopt.encode.lloyd_model import lloyd_step, lloyd_values, read_levels
+from rdopt.encode.quantize import Key, group_widths, matrix_shapes
+from rdopt.encode.trellis_model import trellis_step
+from rdopt.transforms.stored.stored import Stored
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
 Shapes = dict[Key, tuple[int, int]]

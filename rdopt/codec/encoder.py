@@ -13,26 +13,26 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from rdopt.checkpoint import EMBED, HEAD, hf_name
-from rdopt.codec.allocation import Fit, Plan, choose_plan, table_classes, write_tables
-from rdopt.codec.bits import BitWriter
-from rdopt.codec.classes import Spreads
-from rdopt.codec.container import pack
-from rdopt.codec.embeddings import code_embeddings
-from rdopt.codec.entropy import encode_indices
-from rdopt.codec.gains import Gains, pack_gains
-from rdopt.codec.lanes import Order
-from rdopt.codec.lloyd_model import quantize_lloyd, write_levels
-from rdopt.codec.quantize import Key, index_spreads, matrix_shapes, quantize_model
-from rdopt.codec.smooth_scales import pack_scales, plain_size
-from rdopt.codec.source import Source
-from rdopt.codec.steps import base_step
-from rdopt.codec.stored import pack_stored
-from rdopt.codec.structured import Gain, Structured, pack_structured
-from rdopt.codec.trellis_file import pack_trellis
-from rdopt.codec.trellis_model import quantize_trellis
-from rdopt.codec.uncoded import pack_uncoded
-from rdopt.config import EncodeConfig
+from rdopt.checkpoint.families import EMBED, HEAD, hf_name
+from rdopt.codec.coders.bits import BitWriter
+from rdopt.codec.coders.constriction import encode_indices
+from rdopt.codec.coders.lanes import Order
+from rdopt.codec.grids.steps import base_step
+from rdopt.codec.streams.container import pack
+from rdopt.codec.streams.embeddings import code_embeddings
+from rdopt.codec.streams.gains import Gains, pack_gains
+from rdopt.codec.streams.smooth_scales import pack_scales, plain_size
+from rdopt.codec.streams.stored import pack_stored
+from rdopt.codec.streams.structured import Gain, Structured, pack_structured
+from rdopt.codec.streams.trellis_file import pack_trellis
+from rdopt.codec.streams.uncoded import pack_uncoded
+from rdopt.codec.tables.allocation import Fit, Plan, choose_plan, table_classes, write_tables
+from rdopt.codec.tables.classes import Spreads
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.lloyd_model import quantize_lloyd, write_levels
+from rdopt.encode.quantize import Key, index_spreads, matrix_shapes, quantize_model
+from rdopt.encode.source import Source
+from rdopt.encode.trellis_model import quantize_trellis
 
 Ticker = Callable[[int, int], None] | None
 SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rdopt.checkpoint import Architecture
+from rdopt.checkpoint.families import Architecture
 from rdopt.config.errors import UserError
 from rdopt.evaluate.perplexity import Perplexity, perplexity, ratio
-from rdopt.operator import Params, logits
+from rdopt.operator.llama import logits
+from rdopt.operator.params import Params
 
 Against = Callable[..., tuple[Array, Array]]
 CACHE_BYTES = 2**30

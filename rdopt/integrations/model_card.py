@@ -3,7 +3,8 @@
 The front matter follows the Hugging Face hub's model card metadata.
 """
 
-from rdopt.codec import Decoded, coded_bits
+from rdopt.codec.decoder import Decoded
+from rdopt.codec.encoder import coded_bits
 
 
 def model_card(

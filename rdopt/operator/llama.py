@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.checkpoint import Architecture
+from rdopt.checkpoint.families import Architecture
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 

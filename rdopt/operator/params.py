@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.checkpoint import (
-    EMBED,
-    FINAL_NORM,
-    HEAD,
-    Architecture,
-    Checkpoint,
-    block_shapes,
-    hf_name,
-)
+from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
+from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 
 Params = dict[str, Any]

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.checkpoint import MATRICES, Checkpoint, block_shapes, hf_name, open_checkpoint
-from rdopt.codec import Decoded, decode_file
-from rdopt.codec.container import VERSION
-from rdopt.config import UserError, load_config
+from rdopt.checkpoint.families import MATRICES, block_shapes, hf_name
+from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
+from rdopt.codec.decoder import Decoded
+from rdopt.codec.streams.container import VERSION
+from rdopt.config.errors import UserError
+from rdopt.config.load import load_config
+from rdopt.encode.encode import decode_file
 from rdopt.study.statistics import weight_statistics
-from rdopt.transforms import load_alignment
+from rdopt.transforms.files import load_alignment
 
 PARTS = ("codes", "tables", "scales", "structured", "gains", "transforms", "headers", "embeddings", "uncoded")
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rdopt.calibration import load_subject, open_subject
-from rdopt.checkpoint import Architecture
-from rdopt.codec import decode_file
-from rdopt.config import Config
-from rdopt.evaluate import Comparison, Reference, as_eval_json, compare, noise_floor_bf16
-from rdopt.export import reference_of
-from rdopt.operator import Params, params_from_tensors
+from rdopt.calibration.subject import load_subject, open_subject
+from rdopt.checkpoint.families import Architecture
+from rdopt.config.schema import Config
+from rdopt.encode.encode import decode_file
+from rdopt.evaluate.divergence import Comparison, Reference, as_eval_json, compare, noise_floor_bf16
+from rdopt.operator.params import Params, params_from_tensors
+from rdopt.runs.export import reference_of
 
 
 def load_candidate(path: str) -> tuple[Params, Architecture]:

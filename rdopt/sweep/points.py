@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration import Corpus, Moments, Subject
-from rdopt.checkpoint import new_file
-from rdopt.codec import (
-    Source,
-    decode_file,
-    embedding_distortion,
-    encode_source,
-    estimated_distortion,
-    lam_of_base_step,
-    make_judge,
-    write_container,
-)
-from rdopt.config import Config, EncodeConfig
-from rdopt.evaluate import Reference, compare
-from rdopt.operator import Params, params_from_tensors
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Corpus, Subject
+from rdopt.checkpoint.atomic import new_file
+from rdopt.codec.grids.steps import lam_of_base_step
+from rdopt.codec.streams.container import write_container
+from rdopt.codec.streams.embeddings import embedding_distortion
+from rdopt.config.schema import Config, EncodeConfig
+from rdopt.encode.encode import decode_file, encode_source, make_judge
+from rdopt.encode.quantize import estimated_distortion
+from rdopt.encode.source import Source
+from rdopt.evaluate.divergence import Reference, compare
+from rdopt.operator.params import Params, params_from_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

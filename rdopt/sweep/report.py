@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.config import Config
+from rdopt.config.schema import Config
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits_with_error
 from rdopt.sweep.points import Point

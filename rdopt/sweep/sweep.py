@@ -9,35 +9,31 @@ from pathlib import Path
 
 import jax
 
-from rdopt import align
-from rdopt.align import Device
-from rdopt.calibration import Moments, open_subject
-from rdopt.codec import Source, aligned_source, blockwise_pca, encode_source, hard_cost, lam_of_base_step
-from rdopt.config import Config, EncodeConfig, Grid
-from rdopt.evaluate import noise_floor_bf16
-from rdopt.export import check_alignment, reference_of, write_aligned
+from rdopt.align.candidates import candidates, relaxed_J
+from rdopt.align.devices import Device
+from rdopt.align.learn import Learned, Progress, learn
+from rdopt.align.tie import settle_tie
+from rdopt.align.train import coded_weights, fingerprints, make_problem, moments_of
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import open_subject
+from rdopt.codec.grids.steps import lam_of_base_step
+from rdopt.config.schema import Config, EncodeConfig, Grid
+from rdopt.encode.blockwise import blockwise_pca
+from rdopt.encode.encode import aligned_source, encode_source
+from rdopt.encode.source import Source
+from rdopt.encode.trial import hard_cost
+from rdopt.evaluate.divergence import noise_floor_bf16
+from rdopt.runs.export import check_alignment, reference_of, write_aligned
+from rdopt.runs.folder import Metrics, finish_run, open_run
+from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.plot import plot_curves
-from rdopt.sweep.points import (
-    Bench,
-    Point,
-    load_point,
-    measure_point,
-    point_name,
-    save_point,
-    with_target,
-)
+from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point, with_target
 from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
-from rdopt.transforms import (
-    Gauges,
-    Stored,
-    alignment_of,
-    fold,
-    fold_moments,
-    gauges_of,
-    load_alignment,
-    starting_gauges,
-)
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.files import alignment_of, gauges_of, load_alignment
+from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.stored.stored import Stored
 
 Say = Callable[[str], None]
 
@@ -60,15 +56,15 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     """
     pool = tuple(devices or jax.local_devices())
     subject, corpus = open_subject(config)
-    align.open_run(out, config, "sweep", pool)
-    say(f"model {config.model}: {align.coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
-    moments = align.moments_of(out, subject, corpus, config, _ticker(say, "second moments: sequence"))
+    open_run(out, config, "sweep", pool)
+    say(f"model {config.model}: {coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
+    moments = moments_of(out, subject, corpus, config, _ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
     bench = Bench(
         config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out
     )
-    metrics = align.Metrics(out)
+    metrics = Metrics(out)
     points: list[Point] = []
     for name in config.sweep.arms:
         run = _LearnedArm(bench, name, pool, say) if ARMS[name].learned else _FixedArm(bench, name)
@@ -84,7 +80,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
             metrics.write({"step": len(points), **_scalars(point)})
             say(_line(point))
     _write_results(bench, points, say)
-    align.finish_run(out)
+    finish_run(out)
     return points
 
 
@@ -152,11 +148,11 @@ class _LearnedArm:
     def __init__(self, bench: Bench, name: str, devices: tuple[Device, ...], say: Say) -> None:
         self._bench, self._name, self._devices, self._say = bench, name, devices, say
         subject, config = bench.subject, bench.config
-        self._problem, self._settings = align.make_problem(subject, bench.moments, config)
+        self._problem, self._settings = make_problem(subject, bench.moments, config)
         basis = ARMS[name].basis or config.train.init
         start = starting_gauges(basis, subject.params, subject.arch, bench.moments, config.train.seed)
-        cost = align.relaxed_J(self._problem, self._settings, config.train.lam)
-        self._train, self._start, tie = align.settle_tie(subject, config, start, cost)
+        cost = relaxed_J(self._problem, self._settings, config.train.lam)
+        self._train, self._start, tie = settle_tie(subject, config, start, cost)
         if tie is not None:
             say(f"  {name}: {tie.sentence}")
 
@@ -196,24 +192,24 @@ class _LearnedArm:
         tokens = self._bench.corpus.calibration
         return aligned_source(subject, params, arch, moments, encode, tokens=tokens, stored=stored), moments
 
-    def _best(self, label: str, lam: float) -> align.Learned:
+    def _best(self, label: str, lam: float) -> Learned:
         """The better of the start and of what is learned from it, by a trial encoding."""
         bench = self._bench
 
         def cost(gauges: Gauges, stored: Stored | None) -> float:
             return hard_cost(bench.subject, bench.moments, bench.config.encode, lam, gauges, stored).J
 
-        found = align.candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
+        found = candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
         self._say(f"  {label}: J of a trial encoding: " + ", ".join(f"{x.name} {x.J:.4f}" for x in found))
         return found[0].learned
 
-    def _learn(self, label: str, lam: float) -> align.Learned:
+    def _learn(self, label: str, lam: float) -> Learned:
         bench = self._bench
         train = replace(self._train, lam=lam)
-        marks = align.fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train))
+        marks = fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train))
         state = bench.out / "state" / label
-        store = align.StateStore(state, marks)
-        learned = align.learn(
+        store = StateStore(state, marks)
+        learned = learn(
             self._problem,
             self._settings,
             bench.corpus.calibration,
@@ -228,11 +224,11 @@ class _LearnedArm:
         return learned
 
 
-def _steps(say: Say, label: str) -> Callable[[align.Progress], None]:
+def _steps(say: Say, label: str) -> Callable[[Progress], None]:
     """A reporter that says how far a training is and the time left."""
     begun: list[tuple[int, float]] = []
 
-    def report(p: align.Progress) -> None:
+    def report(p: Progress) -> None:
         """Says every fifth of the steps."""
         begun.append((p.step, time.perf_counter()))
         if p.step % max(1, p.steps // 5) and p.step != p.steps:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.calibration.moments import INPUT_OF, Moments
-from rdopt.checkpoint import MATRICES, Architecture
-from rdopt.operator import Params
-from rdopt.transforms.frequency import dct, fourier
-from rdopt.transforms.gauges import Gauges
-from rdopt.transforms.hadamard import hadamard
-from rdopt.transforms.jacobi import joint_diagonalizer
-from rdopt.transforms.pca import pca
-from rdopt.transforms.random import random_orthogonal
+from rdopt.calibration.moments import Moments
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
+from rdopt.operator.params import Params
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.matrices.frequency import dct, fourier
+from rdopt.transforms.matrices.hadamard import hadamard
+from rdopt.transforms.matrices.jacobi import joint_diagonalizer
+from rdopt.transforms.matrices.pca import pca
+from rdopt.transforms.matrices.random import random_orthogonal
 
 BASES = ("identity", "hadamard", "random", "dct", "fourier", "pca", "pca-act", "joint")
 # Added to every moment before its logarithm counts, as a share of its mean diagonal: a column below this power costs no

@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from safetensors.numpy import load_file, save
 
-from rdopt.checkpoint import Architecture, Checkpoint
+from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
-from rdopt.operator import Params
-from rdopt.transforms.gauges import Gauges
-from rdopt.transforms.metadata import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
-from rdopt.transforms.stored import Stored, StoredTurn
+from rdopt.operator.params import Params
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.records import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
+from rdopt.transforms.stored.stored import Stored, StoredTurn
 
 JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
 GAINS = ("attn_norm", "mlp_norm", "final_norm")

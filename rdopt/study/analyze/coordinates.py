@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.calibration import Moments
-from rdopt.checkpoint import Architecture
+from rdopt.calibration.moments import Moments
+from rdopt.checkpoint.families import Architecture
 from rdopt.study.analyze.store import LayerStore
-from rdopt.transforms import Gauges, starting_gauges
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.gauges import Gauges
 
 LEARNED = "learned"
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.calibration import EmbeddingMoments
-from rdopt.checkpoint import EMBED, HEAD
-from rdopt.operator import Params
+from rdopt.calibration.moments import EmbeddingMoments
+from rdopt.checkpoint.families import EMBED, HEAD
+from rdopt.operator.params import Params
 from rdopt.study.analyze.figures import concentration, singular_energies
 from rdopt.study.analyze.perturb import Around, Inputs
 from rdopt.study.analyze.rows import Cost, Row, cost_of, note_error, row_of
 from rdopt.study.analyze.variants import ENDS, Variant
-from rdopt.transforms import Gauges, fold_end_moments, fold_ends
+from rdopt.transforms.gauges.gauges import Gauges, fold_end_moments, fold_ends
 
 
 class End(NamedTuple):

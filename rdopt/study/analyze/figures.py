@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.codec.huffman import code_sizes
+from rdopt.codec.coders.huffman import code_sizes
 from rdopt.study.spectra import entropy_dimension, participation_ratio
 
 TOP = (1, 5, 10, 25)  # per cent

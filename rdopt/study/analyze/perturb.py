@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import cho_factor, cho_solve
 
-from rdopt.checkpoint import MATRICES
+from rdopt.checkpoint.families import MATRICES
 
 
 class Inputs:

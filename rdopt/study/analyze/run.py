@@ -12,13 +12,18 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rdopt.align import run_folder, train
-from rdopt.calibration import lazy_params, load_corpus, streamed_moments, streams
-from rdopt.checkpoint import Architecture, Checkpoint, open_checkpoint
-from rdopt.config import Config, UserError, config_yaml
-from rdopt.evaluate import windows
+from rdopt.align.train import train
+from rdopt.calibration.streamed import lazy_params, streamed_moments, streams
+from rdopt.calibration.subject import load_corpus
+from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
+from rdopt.config.errors import UserError
+from rdopt.config.load import config_yaml
+from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import token_kl
-from rdopt.operator import head_logits
+from rdopt.evaluate.windows import windows
+from rdopt.operator.llama import head_logits
+from rdopt.runs import folder as run_folder
 from rdopt.study.analyze.coordinates import LEARNED, coordinate_systems
 from rdopt.study.analyze.ends import Ends, changed_end, ends_in
 from rdopt.study.analyze.judge import judge_all
@@ -28,8 +33,9 @@ from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.trajectory import judge_trajectory, open_run_of
 from rdopt.study.analyze.variants import Variant, variants
 from rdopt.study.analyze.walk import Walk, stream_of_each, walk
-from rdopt.sweep import dumps
-from rdopt.transforms import Gauges, gauges_of, load_alignment
+from rdopt.sweep.report import dumps
+from rdopt.transforms.files import gauges_of, load_alignment
+from rdopt.transforms.gauges.gauges import Gauges
 
 JSON, TEXT, WORK = "analysis.json", "analysis.txt", "work"
 Say = Callable[[str], None]

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rdopt.calibration import INPUT_OF, EmbeddingMoments
-from rdopt.checkpoint import MATRICES, new_file
+from rdopt.calibration.moments import EmbeddingMoments
+from rdopt.checkpoint.atomic import new_file
+from rdopt.checkpoint.families import INPUT_OF, MATRICES
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdopt.calibration import Corpus, Subject, load_subject
-from rdopt.config import Config, UserError
-from rdopt.export import reference_of
+from rdopt.calibration.subject import Corpus, Subject, load_subject
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config
+from rdopt.runs.export import reference_of
 from rdopt.study.analyze.predictions import as_row
-from rdopt.study.manifold import tangent
-from rdopt.study.tangent import DRAWS, PREDICTIONS, SIZES, dimension_estimates, dimensions_of, harm_estimates
-from rdopt.study.trajectory import Trajectory, directions, measure_harm, read_trajectory
+from rdopt.study.manifold.manifold import tangent
+from rdopt.study.manifold.tangent import DRAWS, PREDICTIONS, SIZES, dimension_estimates, dimensions_of, harm_estimates
+from rdopt.study.manifold.trajectory import Trajectory, directions, measure_harm, read_trajectory
 
 MAX_TOKENS = 8192  # of the test text; every draw runs 18 networks over them
 

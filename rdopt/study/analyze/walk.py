@@ -16,17 +16,18 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rdopt.calibration import INPUT_OF, read_block, run_block
-from rdopt.checkpoint import MATRICES, Architecture, hf_name
-from rdopt.config import UserError
-from rdopt.operator import embed_tokens
+from rdopt.calibration.streamed import read_block, run_block
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, hf_name
+from rdopt.config.errors import UserError
+from rdopt.operator.llama import embed_tokens
 from rdopt.study.analyze.ends import changed_end, end_rows, ends_in
 from rdopt.study.analyze.figures import concentration, singular_energies
 from rdopt.study.analyze.perturb import Around, Inputs
 from rdopt.study.analyze.rows import Cost, Row, cost_of, note_error, row_of
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.variants import Variant
-from rdopt.transforms import Gauges, fold_block, sides_of
+from rdopt.transforms.gauges.block import sides_of
+from rdopt.transforms.gauges.gauges import Gauges, fold_block
 
 SAVE_AFTER = 60.0  # seconds since the last state
 

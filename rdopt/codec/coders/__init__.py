@@ -1,0 +1,1 @@
+"""Entropy coders: integers to bytes and back, the same on every machine."""

@@ -1,0 +1,1 @@
+"""Grids: what a real coordinate, in units of its step, is rounded to, and what an index decodes to."""

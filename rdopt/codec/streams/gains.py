@@ -1,0 +1,185 @@
+"""Fine row and column gains of coded matrices: diag(a) W diag(b), kept as integer logarithms.
+
+A gain is exp2(k / precision) with k an integer, one precision a file, so that a gain costs a few entropy-coded
+bits and every decoder forms the same float32 number.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from math import isqrt
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.codec.coders.constriction import pack_lists, unpack_lists
+
+PRECISIONS = (8, 16, 32, 64)
+MAX_OCTAVES = 32
+_MANTISSA_BITS = 23
+_CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
+
+Key = tuple[int, str]
+Shapes = Mapping[Key, tuple[int, int]]
+LogGains = Mapping[Key, Float[np.ndarray, " _"]]
+Lists = list[Int[np.ndarray, " _"]]
+
+
+class Gains(NamedTuple):
+    """Gains of the coded matrices.
+
+    Attributes:
+        precision: steps in an octave, one of PRECISIONS.
+        rows: (layer, matrix) -> integer log gains of the rows, (out,); a matrix without has none or zeros.
+        cols: (layer, matrix) -> integer log gains of the columns, (in,).
+    """
+
+    precision: int
+    rows: dict[Key, Int[np.ndarray, " out"]]
+    cols: dict[Key, Int[np.ndarray, " in"]]
+
+    def apply(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+        """One matrix with its gains."""
+        return apply_gains(W, self.rows.get(key), self.cols.get(key), self.precision)
+
+
+def exp_gains(k: Int[np.ndarray, "*shape"], precision: int) -> Float[np.ndarray, "*shape"]:
+    """exp2(k / precision) in float32, from integers alone: the same bits on every machine."""
+    octave, rest = np.divmod(np.asarray(k, np.int32), precision)
+    return np.ldexp(_mantissas(precision)[rest], octave - _MANTISSA_BITS).astype(np.float32)
+
+
+@lru_cache
+def _mantissas(precision: int) -> Float[np.ndarray, " precision"]:
+    """floor(2^(r / precision) 2^23) for r < precision, a power of two: one nested square root a doubling."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"gains in 1/{precision} octave; the precisions are {', '.join(map(str, PRECISIONS))}")
+    found = []
+    for r in range(precision):
+        root = (1 << r) << (precision * _MANTISSA_BITS)
+        for _ in range(precision.bit_length() - 1):
+            root = isqrt(root)
+        found.append(root)
+    return np.array(found, np.float32)
+
+
+def apply_gains(
+    W: Float[np.ndarray, "out in"],
+    rows: Int[np.ndarray, " out"] | None,
+    cols: Int[np.ndarray, " in"] | None,
+    precision: int,
+) -> Float[np.ndarray, "out in"]:
+    """W_ij (a_i b_j) in float32, products in this order; None stands for gains of exactly one."""
+    out, n = W.shape
+    a = np.ones(out, np.float32) if rows is None else exp_gains(rows, precision)
+    b = np.ones(n, np.float32) if cols is None else exp_gains(cols, precision)
+    return np.asarray(W, np.float32) * (a[:, None] * b[None, :])
+
+
+def quantize_gains(rows: LogGains, cols: LogGains, precision: int) -> Gains:
+    """The nearest integer logarithms of gains given as float log2."""
+
+    def rounded(logs: LogGains) -> dict[Key, Int[np.ndarray, " _"]]:
+        clipped = {key: np.clip(x, -MAX_OCTAVES, MAX_OCTAVES) for key, x in logs.items()}
+        return {key: np.rint(precision * x).astype(np.int32) for key, x in clipped.items()}
+
+    return Gains(precision, rounded(rows), rounded(cols))
+
+
+def choose_precision(
+    rows: LogGains, cols: LogGains, shapes: Shapes, lam: float, distortion: Callable[[Gains], float]
+) -> Gains:
+    """The gains rounded to the precision with the smallest J = bits / N + lam D.
+
+    Args:
+        rows: float log2 of the row gains.
+        cols: float log2 of the column gains.
+        shapes: of every coded matrix; N is the sum of their sizes.
+        lam: bits/weight per nat/token.
+        distortion: D in nats/token of rounded gains; a constant may be missing.
+    """
+    weights = sum(out * n for out, n in shapes.values())
+
+    def cost(gains: Gains) -> float:
+        return 8 * len(pack_gains(gains, shapes)) / weights + lam * distortion(gains)
+
+    return min((quantize_gains(rows, cols, p) for p in PRECISIONS), key=cost)
+
+
+def pack_gains(gains: Gains | None, shapes: Shapes) -> bytes:
+    """Gains as bytes, none for None.
+
+    One byte of precision and coding, a bit for each list that is not all zero, then these lists in the
+    shortest of _CODINGS.
+
+    Args:
+        gains: integer log gains.
+        shapes: of every coded matrix, in the order of the file.
+    """
+    if gains is None:
+        return b""
+    present = [bool(np.any(part.get(key, 0))) for part in (gains.rows, gains.cols) for key in shapes]
+    lists = [part.get(key) for part in (gains.rows, gains.cols) for key in shapes]
+    sides = _sides(shapes)
+    bodies = []
+    for coding in range(len(_CODINGS)):
+        groups = _groups(sides, present, coding)
+        bodies.append(b"".join(pack_lists([x for i in group if (x := lists[i]) is not None]) for group in groups))
+    best = min(range(len(bodies)), key=lambda i: len(bodies[i]))
+    head = PRECISIONS.index(gains.precision) * len(_CODINGS) + best
+    return bytes([head]) + np.packbits(present).tobytes() + bodies[best]
+
+
+def unpack_gains(data: bytes, shapes: Shapes) -> Gains | None:
+    """Inverse of `pack_gains`; lists of zeros are left out.
+
+    Raises:
+        ValueError: damaged bytes.
+    """
+    if not data:
+        return None
+    precision, coding = divmod(data[0], len(_CODINGS))
+    sides = _sides(shapes)
+    behind_flags = 1 + (len(sides) + 7) // 8
+    if precision >= len(PRECISIONS) or len(data) < behind_flags:
+        raise ValueError("the gains end before their flags, or have no precision")
+    present = np.unpackbits(np.frombuffer(data[1:behind_flags], np.uint8))[: len(sides)].astype(bool).tolist()
+    data, found = data[behind_flags:], {}
+    for group in _groups(sides, present, coding):
+        lists, data = _checked_lists(data, [sides[i].length for i in group], PRECISIONS[precision])
+        found |= dict(zip(group, lists, strict=True))
+    if data:
+        raise ValueError("the gains do not end with their last value")
+    rows = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "rows"}
+    cols = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "cols"}
+    return Gains(PRECISIONS[precision], rows, cols)
+
+
+class _Side(NamedTuple):
+    part: str
+    key: Key
+    length: int
+
+
+def _sides(shapes: Shapes) -> list[_Side]:
+    """Every list that a file may hold: the rows of all matrices, then the columns."""
+    return [_Side(part, key, shape[i]) for i, part in enumerate(("rows", "cols")) for key, shape in shapes.items()]
+
+
+def _groups(sides: Sequence[_Side], present: Sequence[bool], coding: int) -> list[list[int]]:
+    """The lists that share a table, of those present."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, side in enumerate(sides):
+        if present[i]:
+            groups.setdefault(((), (side.part,), (side.part, side.key[1]))[coding], []).append(i)
+    return list(groups.values())
+
+
+def _checked_lists(data: bytes, lengths: list[int], precision: int) -> tuple[Lists, bytes]:
+    try:
+        lists, data = unpack_lists(data, lengths)
+    except OverflowError as error:
+        raise ValueError("a gain does not fit its type") from error
+    if any(np.abs(x.astype(np.int64)).max(initial=0) > MAX_OCTAVES * precision for x in lists):
+        raise ValueError(f"a gain lies beyond {MAX_OCTAVES} octaves")
+    return lists, data

@@ -1,0 +1,216 @@
+"""Which classes share a table: the precision of the spreads and the width of a class, by total bits.
+
+Finer spreads fit the tables better and cost more side information; wider classes need fewer tables. All
+choices are priced in real bytes of side information plus ideal code length, and the cheapest is taken.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
+from rdopt.codec.coders.constriction import Tables, pack_lists
+from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.families import (
+    BLENDS,
+    MAX_DERIVED,
+    SCALES,
+    Shape,
+    approximate_bits,
+    derived_table,
+    middle,
+    shapes,
+)
+from rdopt.codec.tables.frequencies import PRECISION, ideal_bits, normalize
+from rdopt.config.errors import UserError
+
+MAX_CLASS = 1 << 10  # more octaves than float32 has
+MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
+CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
+Fit = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
+
+
+class Plan(NamedTuple):
+    """Everything the entropy coder needs beside the indices.
+
+    Attributes:
+        precision: spreads are multiples of 1/precision octave (0: one class per matrix).
+        width: that many neighbouring spread sums share a table.
+        shape: of the derived tables.
+        spreads: per matrix.
+        tables: class -> frequencies of |z|.
+        explicit: classes whose table is described in the file; the others derive theirs from the shape.
+        bits: ideal code length of all indices.
+    """
+
+    precision: int
+    width: int
+    shape: Shape
+    spreads: list[Spreads]
+    tables: Tables
+    explicit: frozenset[int]
+    bits: float
+
+
+def table_classes(spreads: Spreads, width: int) -> Int[np.ndarray, "out in"]:
+    """Table class of every entry of a matrix."""
+    return np.floor_divide(classes_of(spreads), width)
+
+
+def write_tables(plan: Plan) -> bytes:
+    """The tables as one bit string in Elias gamma codes.
+
+    Shape (blend, scale), number of classes; then per class its key (difference), its number of symbols,
+    whether it is explicit, and if so its frequencies but the last.
+    """
+    out = BitWriter()
+    out.gammas((*plan.shape, len(plan.tables)))
+    last = 0
+    for key in sorted(plan.tables):
+        freq = plan.tables[key]
+        out.gammas((zigzag(key - last), len(freq), int(key in plan.explicit)))
+        if key in plan.explicit:
+            out.gammas(freq[:-1])
+        last = key
+    return out.bytes()
+
+
+def read_tables(data: bytes, precision: int, width: int) -> Tables:
+    """Inverse of `write_tables`: every class's frequencies.
+
+    Raises:
+        ValueError: damaged bytes.
+    """
+    source = BitReader(data)
+    shape = Shape(*source.gammas(2))
+    if shape.blend >= BLENDS or shape.scale >= SCALES:
+        raise ValueError(f"the shape of the tables is {tuple(shape)}")
+    tables, key = {}, 0
+    for _ in range(source.gamma()):
+        step, size, explicit = source.gammas(3)
+        key += unzigzag(step)
+        if abs(key) > MAX_CLASS:
+            raise ValueError(f"class {key} is out of range")
+        if explicit:
+            freq = source.gammas(size - 1)
+            rest = (1 << PRECISION) - sum(freq)
+            if rest <= 0:
+                raise ValueError(f"the table of class {key} exceeds its total")
+            tables[key] = np.array([*freq, rest], np.int64)
+        else:
+            tables[key] = derived_table(shape, middle(key, precision, width), size)
+    return tables
+
+
+def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] | None = None) -> Plan:
+    """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes).
+
+    Args:
+        matrices: indices.
+        fits: row and column scales of each matrix; None: those of its indices.
+
+    Raises:
+        UserError: the indices are too large for any table.
+    """
+    fits = [rank1_spreads(z) for z in matrices] if fits is None else fits
+    size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
+    best, best_bits = None, np.inf
+    for precision, width in CHOICES if size <= MAX_SIZE else ():
+        try:
+            spreads = [quantize_spreads(rho, kappa, precision) for rho, kappa in fits]
+            counts = _class_counts(matrices, spreads, size, width)
+            bits = _estimated_bits(counts, precision, width) + 8 * len(pack_spreads(spreads))
+        except ValueError:  # more symbols than a table's total; classes of one spread may fit
+            continue
+        if bits < best_bits:
+            best, best_bits = (counts, spreads, precision, width), bits
+    if best is None:
+        raise UserError(
+            f"the steps are so fine that an index reaches {size - 1}, more than the tables hold; "
+            "lower encode.lam or encode.target_bpw (about 12 bits/weight is the most)."
+        )
+    return _plan(*best)
+
+
+def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan) -> Plan:
+    """A plan with the tables of these matrices and another plan's classes."""
+    size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
+    counts = _class_counts(matrices, plan.spreads, size, plan.width)
+    return _plan(counts, plan.spreads, plan.precision, plan.width)
+
+
+def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int, width: int) -> Plan:
+    """The plan of these counts, its derived tables as the decoder forms them."""
+    shape, _ = _best_shape(counts, precision, width)
+    tables, explicit, bits = {}, set(), 0.0
+    for key, row in counts.items():
+        derived = None
+        if len(row) <= MAX_DERIVED:
+            derived = derived_table(shape, middle(key, precision, width), len(row))
+        own = normalize(row)
+        own_bits = ideal_bits(row, own)
+        if derived is None or own_bits + _described(own) < ideal_bits(row, derived):
+            tables[key], bits = own, bits + own_bits
+            explicit.add(key)
+        else:
+            tables[key], bits = derived, bits + ideal_bits(row, derived)
+        bits += int(row[1:].sum())  # signs
+    return Plan(precision, width, shape, spreads, tables, frozenset(explicit), bits)
+
+
+def _described(freq: Int[np.ndarray, " size"]) -> int:
+    """Bits of an explicit table: its frequencies cost their gamma codes."""
+    return sum(2 * int(f + 1).bit_length() - 1 for f in freq[:-1])
+
+
+def _estimated_bits(counts: dict[int, np.ndarray], precision: int, width: int) -> float:
+    """Codes and tables of a plan in bits, its derived tables in float64: forming them exactly takes most of the time.
+
+    Raises:
+        ValueError: more symbols than a table's total.
+    """
+    _, derived = _best_shape(counts, precision, width)
+    bits = 0.0
+    for key, row in counts.items():
+        own = normalize(row)
+        bits += min(ideal_bits(row, own) + _described(own), derived.get(key, np.inf)) + int(row[1:].sum())
+    return bits
+
+
+def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -> dict[int, np.ndarray]:
+    """Class -> how often each |z| occurs, up to the largest one."""
+    counts: dict[int, np.ndarray] = {}
+    for z, s in zip(matrices, spreads, strict=True):
+        classes = table_classes(s, width)
+        low = int(classes.min())
+        joint = (classes - low).astype(np.int64) * size + np.abs(z)
+        found = np.bincount(joint.ravel(), minlength=(int(classes.max()) - low + 1) * size)
+        for offset, row in enumerate(found.reshape(-1, size)):
+            if row.any():
+                counts[low + offset] = counts.get(low + offset, 0) + row
+    return {key: np.trim_zeros(row, "b") for key, row in counts.items()}
+
+
+def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tuple[Shape, dict[int, float]]:
+    """The shape whose derived tables code all classes in the fewest bits, and those of each class it can have them for.
+
+    Bits in float64, without signs.
+    """
+    rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
+    if not rows:
+        return Shape(0, SCALES // 2), {}
+    dense = np.zeros((len(rows), max(map(len, rows.values()))))
+    for i, row in enumerate(rows.values()):
+        dense[i, : len(row)] = row
+    octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
+    found = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(SCALES)]
+    bits = {shape: found[shape.scale][shape.blend] for shape in shapes()}
+    best = min(bits, key=lambda shape: float(bits[shape].sum()))
+    return best, dict(zip(rows, bits[best].tolist(), strict=True))
+
+
+def pack_spreads(spreads: Sequence[Spreads]) -> bytes:
+    """Row spreads, then column spreads, of all matrices as one entropy-coded string."""
+    return pack_lists([s.row for s in spreads]) + pack_lists([s.col for s in spreads])

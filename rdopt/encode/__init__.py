@@ -1,0 +1,1 @@
+"""Room `encode`: from a model in its coordinates to a file."""

@@ -1,0 +1,141 @@
+"""Targets that undo what the matrices quantized so far have changed.
+
+Block by block the original and the quantized model run on calibration tokens. A matrix whose input became x^
+instead of x aims at W x rather than W x^, and a residual producer (o_proj, down_proj) also at the error r = h - h^
+that the residual stream carries past it (WaterSIC 2026; Qronos):
+
+    W* = argmin E |W x + r - W* x^|^2 = W + (W (C - S^) + E[r x^^T]) (S^ + damping I)^-1,   C = E[x x^^T].
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rdopt.checkpoint.families import MATRICES_OF, Architecture
+from rdopt.operator.llama import attend, embed_tokens, gated, linear, rms_norm, rope_tables
+from rdopt.operator.params import Params
+
+PRODUCERS = ("o", "down")  # the matrices behind which the residual stream adds up, and their input groups
+_STAGES = (*MATRICES_OF, "end")
+_BATCH = 8
+
+
+class Sums(NamedTuple):
+    """Means over tokens at the input of a group, float64.
+
+    Attributes:
+        S: E[x^ x^^T].
+        C: E[x x^^T].
+        R: E[r x^^T], r the error that the residual stream carries past the group; of the producers' inputs only.
+    """
+
+    S: Float[np.ndarray, "in in"]
+    C: Float[np.ndarray, "in in"]
+    R: Float[np.ndarray, "d in"] | None
+
+
+class Prefix:
+    """The activations of calibration tokens in the original model and in the part quantized so far.
+
+    Both models go forward together, from the input of one group of matrices to that of the next.
+
+    Args:
+        params: the model in the coordinates it is coded in, float32.
+        arch: its architecture.
+        tokens: calibration sequences.
+        damping: of S^, as a share of its mean diagonal.
+    """
+
+    def __init__(self, params: Params, arch: Architecture, tokens: Int[np.ndarray, "n length"], damping: float):
+        self._params, self._arch, self._damping = params, arch, damping
+        starts = range(0, len(tokens), _BATCH)
+        streams = [np.asarray(embed_tokens(params, tokens[i : i + _BATCH])) for i in starts]
+        # (residual stream, input of the group) of the original and of the quantized model, batch by batch.
+        self._states = [[(x, x) for x in streams] for _ in range(2)]
+        self._tokens = tokens.size
+        self._layer, self._behind = 0, 0  # the first `_behind` groups of block `_layer` have had their inputs
+
+    def sums(self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> Sums:
+        """Goes on to the input of a group and measures there.
+
+        Args:
+            layer: the block; all before it were passed to `advance`.
+            group: attn, o, mlp or down, none before the last one asked for.
+            done: decoded matrices of this block so far.
+
+        Raises:
+            ValueError: the input of a later group was already computed.
+        """
+        wanted = _STAGES.index(group) + 1
+        if layer != self._layer or wanted < self._behind:
+            raise ValueError(f"block {layer}, {group}, lies behind; the prefix only goes forward")
+        for stage in _STAGES[self._behind : wanted]:
+            self._go(stage, done)
+        self._behind = wanted
+        total: list[np.ndarray] | None = None
+        for (x, a), (x_hat, a_hat) in zip(*self._states, strict=True):
+            pairs = [(a_hat, a_hat), (a, a_hat), *([(x - x_hat, a_hat)] if group in PRODUCERS else [])]
+            found = [np.asarray(_product(u, v), np.float64) for u, v in pairs]
+            total = found if total is None else [t + f for t, f in zip(total, found, strict=True)]
+        assert total is not None
+        S, C, *R = (t / self._tokens for t in total)
+        return Sums(S, C, R[0] if R else None)
+
+    def targets(
+        self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]
+    ) -> dict[str, Float[np.ndarray, "_ _"]]:
+        """W* of every matrix of an input group, float64; see `sums`."""
+        return self.targets_of(self.sums(layer, group, done), layer, group)
+
+    def targets_of(self, sums: Sums, layer: int, group: str) -> dict[str, Float[np.ndarray, "_ _"]]:
+        """W* of every matrix of an input group from its sums, float64."""
+        S, C, R = sums
+        inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
+        found = {}
+        for name in MATRICES_OF[group]:
+            W = np.asarray(self._params["blocks"][name][layer], np.float64)
+            moved = W @ (C - S)
+            found[name] = W + (moved if R is None else moved + R) @ inverse
+        return found
+
+    def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
+        """Goes past a block whose matrices are all decoded."""
+        for stage in _STAGES[self._behind :]:
+            self._go(stage, done)
+        self._layer, self._behind = layer + 1, 0
+
+    def _go(self, stage: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
+        p = {k: jnp.asarray(v[self._layer]) for k, v in self._params["blocks"].items()}
+        p_hat = {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
+        for states, weights in zip(self._states, (p, p_hat), strict=True):
+            for i, (stream, inputs) in enumerate(states):
+                moved = _stage(weights, stream, inputs, self._arch, stage)
+                states[i] = (np.asarray(moved[0]), np.asarray(moved[1]))
+
+
+@partial(jax.jit, static_argnames=("arch", "stage"))
+def _stage(p: dict, stream: Array, inputs: Array, arch: Architecture, stage: str) -> tuple[Array, Array]:
+    """(residual stream, input) at a group from those at the group before; past the block at its end."""
+    if stage == "attn":
+        return stream, rms_norm(stream, p["attn_norm"], arch.norm_eps)
+    if stage == "o":
+        return stream, attend(p, inputs, rope_tables(arch, stream.shape[1]), arch)
+    if stage == "mlp":
+        stream = stream + linear("o", p, inputs)
+        return stream, rms_norm(stream, p["mlp_norm"], arch.norm_eps)
+    if stage == "down":
+        return stream, gated(p, inputs)
+    stream = stream + linear("down", p, inputs)
+    return stream, stream
+
+
+@jax.jit
+def _product(u: Array, v: Array) -> Array:
+    """Sum over tokens of u v^T."""
+    rows = (t.reshape(-1, t.shape[-1]) for t in (u, v))
+    return jnp.einsum("ti,tj->ij", *rows, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,233 @@
+"""`rdopt encode` and `rdopt decode`: runs and folders to files, files to plain folders."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from rdopt.align.train import moments_of
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_corpus, load_subject
+from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.write import carried_files, write_checkpoint
+from rdopt.codec.decoder import Decoded, decode_model
+from rdopt.codec.encoder import Encoded, encode_at_step
+from rdopt.codec.grids.steps import base_step
+from rdopt.codec.streams.container import write_container
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config, EncodeConfig
+from rdopt.encode.finetune import Finetuned
+from rdopt.encode.judge import Judge, Report, finetune_file
+from rdopt.encode.source import Source, make_source
+from rdopt.encode.target import search_file, size_goal
+from rdopt.evaluate.divergence import Reference
+from rdopt.evaluate.windows import windows
+from rdopt.operator.params import Params
+from rdopt.runs.export import aligned_config, open_trained
+from rdopt.transforms.files import gauges_of, load_alignment
+from rdopt.transforms.gauges.gauges import fold, fold_moments
+from rdopt.transforms.stored.stored import Stored
+
+Ticker = Callable[[int, int], None] | None
+
+
+class Prepared(NamedTuple):
+    """A model ready to be encoded at any slope, the configuration that applies, and what it was made from."""
+
+    source: Source
+    config: Config
+    subject: Subject
+    corpus: Corpus
+
+
+def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
+    """Reads a run folder or a model folder.
+
+    Args:
+        path: a finished run of rdopt train, or a Hugging Face folder (exported or not).
+        config: its text measures the moments of a folder; a run brings its own text.
+        progress: called with (sequences, of how many) while moments are measured.
+
+    Raises:
+        UserError: neither, or unfinished.
+    """
+    if (path / "run.json").is_file():
+        return _prepare_run(path, config.encode, progress)
+    subject = load_subject(path if path.is_dir() else str(path))
+    checkpoint = subject.checkpoint
+    corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
+    moments = corpus_moments(subject, corpus, config.text, progress)
+    alignment = load_alignment(checkpoint.folder) if (checkpoint.folder / "transforms.json").is_file() else None
+    source = make_source(
+        subject.params,
+        subject.arch,
+        checkpoint.config,
+        carried_files(checkpoint.folder),
+        moments,
+        config.encode,
+        checkpoint.num_parameters if alignment is None else int(alignment.original["parameters"]),
+        tokens=corpus.calibration,
+        stored=None if alignment is None else alignment.stored,
+    )
+    return Prepared(source, config, subject, corpus)
+
+
+def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared:
+    config, subject, corpus, alignment = open_trained(path)
+    if encode.lam is None and not encode.targeted:
+        encode = replace(encode, lam=config.train.lam)
+    gauges = gauges_of(alignment.records)
+    params, arch = fold(subject.params, subject.arch, gauges)
+    moments = moments_of(path, subject, corpus, config, progress)
+    moments = fold_moments(moments, subject.params, subject.arch, gauges)
+    source = aligned_source(
+        subject, params, arch, moments, encode, tokens=corpus.calibration, stored=alignment.stored
+    )
+    return Prepared(source, replace(config, encode=encode), subject, corpus)
+
+
+def aligned_source(
+    subject: Subject,
+    params: Params,
+    arch: Architecture,
+    moments: Moments,
+    encode: EncodeConfig,
+    *,
+    tokens: Int[np.ndarray, "n length"] | None = None,
+    stored: Stored | None = None,
+) -> Source:
+    """The encoder's input for a model in other coordinates; its config and files come from the original."""
+    checkpoint = subject.checkpoint
+    return make_source(
+        params,
+        arch,
+        aligned_config(checkpoint.config, arch),
+        carried_files(checkpoint.folder),
+        moments,
+        encode,
+        checkpoint.num_parameters,
+        tokens=tokens,
+        stored=stored,
+    )
+
+
+def encode_source(
+    source: Source,
+    encode: EncodeConfig,
+    lam: float,
+    judge: Judge | None = None,
+    progress: Ticker = None,
+    report: Report | None = None,
+) -> tuple[Encoded, Finetuned | None]:
+    """The file at a slope or at the target that `encode` names, finetuned if it says so.
+
+    Args:
+        source: the model.
+        encode: its configuration.
+        lam: slope, or the first guess of a search.
+        judge: texts, needed to aim at KL or perplexity and to finetune.
+        progress: called with (matrices, of how many).
+        report: called after every step of finetuning.
+
+    Raises:
+        UserError: a target out of reach.
+        ValueError: no judge where one is needed.
+    """
+
+    def whole(c: float) -> Encoded:
+        return encode_at_step(source, c, encode, progress)
+
+    needs = encode.finetune or encode.target_kl is not None or encode.target_ppl is not None
+    if needs and judge is None:
+        raise ValueError("aiming at KL or perplexity, and finetuning, need a text to judge by")
+    c = base_step(lam, source.weights)
+    if encode.target_bpw is not None:
+        goal = size_goal(encode.target_bpw)
+        encoded = search_file(
+            source, encode, goal, c, whole, lambda x: x.bpw(source), lambda part, coded, _: part.bits_per_weight(coded)
+        )
+    elif judge is not None and (encode.target_kl is not None or encode.target_ppl is not None):
+        goal, value = judge.goal(encode)
+        encoded = search_file(source, encode, goal, c, whole, value, judge.expected)
+    else:
+        encoded = whole(c)
+    if not encode.finetune or judge is None:
+        return encoded, None
+    return finetune_file(source, encoded, encode, judge, report)
+
+
+def make_judge(subject: Subject, corpus: Corpus, config: Config, folder: Path | None = None) -> Judge:
+    """The original on the selection text in the windows of `config.evaluate`, and the calibration sequences."""
+    evaluate = config.evaluate
+    inputs, scored = windows(corpus.selection, evaluate.context, evaluate.stride, evaluate.max_tokens)
+    return Judge(Reference(subject.params, subject.arch, inputs, scored, evaluate.batch), corpus.calibration, folder)
+
+
+def encode(
+    path: Path, out: Path, config: Config, progress: Ticker = None, report: Report | None = None
+) -> tuple[Prepared, Encoded, Finetuned | None]:
+    """Encodes a run or a folder into a file.
+
+    Args:
+        path: a run of rdopt train or a model folder.
+        out: the file to be, never overwritten.
+        config: slope or target, grid, text.
+        progress: called with (done, of how many) while moments and matrices are worked on.
+        report: called after every step of finetuning; its checkpoints lie beside the file until it is written.
+
+    Returns:
+        what was encoded, the file's bytes and parts, and what finetuning found.
+
+    Raises:
+        UserError: bad input, a target out of reach, or an existing output.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists and is never overwritten; remove it or choose another name.")
+    prepared = prepare(path, config, progress)
+    settings = prepared.config.encode
+    judge, folder = None, out.with_name(out.name + ".finetune")
+    if settings.finetune or settings.target_kl is not None or settings.target_ppl is not None:
+        judge = make_judge(prepared.subject, prepared.corpus, prepared.config, folder)
+    lam = settings.lam or prepared.config.train.lam
+    encoded, tuned = encode_source(prepared.source, settings, lam, judge, progress, report)
+    write_container(out, encoded.data)
+    shutil.rmtree(folder, ignore_errors=True)
+    return prepared, encoded, tuned
+
+
+def decode_file(path: Path, threads: int = 0) -> Decoded:
+    """Decodes a file into memory."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name one written by rdopt encode.")
+    return decode_model(path.read_bytes(), str(path), threads)
+
+
+def decode(
+    path: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    threads: int = 0,
+    card: Callable[[Decoded], str] | None = None,
+) -> Decoded:
+    """Decodes a file into a plain Hugging Face folder.
+
+    Args:
+        path: the file.
+        out: a new folder.
+        dtype: of the written weights; float32 keeps them exactly.
+        threads: 0 for all cores; the bytes do not depend on it.
+        card: makes the folder's README.md.
+
+    Raises:
+        UserError: a damaged file or an existing output.
+    """
+    decoded = decode_file(path, threads)
+    files = decoded.files if card is None else {**decoded.files, "README.md": card(decoded).encode()}
+    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=files)
+    return decoded
+

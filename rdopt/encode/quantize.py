@@ -1,0 +1,188 @@
+"""All coded matrices of a model to integer indices on the grids that lambda and the moments fix.
+
+Row steps follow the damped output sensitivities, column steps the Cholesky factor of the damped input moments:
+a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (DESIGN section 3).
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.calibration.moments import Moments
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture, block_shapes
+from rdopt.codec.grids.steps import damped_cholesky, damped_weights, exp_steps, log_steps
+from rdopt.codec.streams.gains import Gains
+from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.feedback import quantize_feedback, quantize_rounding, quantize_with_gains
+from rdopt.operator.params import Params
+
+_GAIN_PRECISION = 32  # of gains in the loop, steps in an octave: a relative error of 4e-5, far below any grid's
+Key = tuple[int, str]
+
+
+class Grid(NamedTuple):
+    """The part of a model's grids that lambda does not change.
+
+    Attributes:
+        factors: (layer, group) -> L, lower Cholesky factor of the damped input moment.
+        outputs: (layer, matrix) -> M, lower Cholesky factor of the damped moment of the output's gradient, where
+            errors are fed back over the rows too.
+        rows: (layer, matrix) -> integer log steps of the rows, from 1 / M_ii or 1 / sqrt(G_ii).
+        cols: (layer, group) -> integer log steps of the columns, from 1 / L_jj.
+    """
+
+    factors: dict[Key, Float[np.ndarray, "in in"]]
+    outputs: dict[Key, Float[np.ndarray, "out out"]]
+    rows: dict[Key, Int[np.ndarray, " out"]]
+    cols: dict[Key, Int[np.ndarray, " in"]]
+
+
+def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
+    """(layer, matrix) in the order of the file."""
+    for layer in range(layers):
+        for name in MATRICES:
+            yield layer, name
+
+
+def input_groups(layers: int) -> Iterator[Key]:
+    """(layer, group) in the order of the computation."""
+    for layer in range(layers):
+        for group in MATRICES_OF:
+            yield layer, group
+
+
+def matrix_shapes(arch: Architecture) -> dict[Key, tuple[int, int]]:
+    """(layer, matrix) -> (out, in) of every coded matrix, in the order of the file."""
+    shapes = block_shapes(arch)
+    return {(i, name): (shapes[name][0], shapes[name][1]) for i in range(arch.num_layers) for name in MATRICES}
+
+
+def group_widths(arch: Architecture) -> dict[Key, int]:
+    """(layer, group) -> input width of every input group, in the order of the file."""
+    shapes = block_shapes(arch)
+    return {(layer, group): shapes[MATRICES_OF[group][0]][1] for layer, group in input_groups(arch.num_layers)}
+
+
+def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
+    """What a squared error in a column costs, as a square root: L_jj with feedback, sqrt(S_jj) without."""
+    return np.sqrt(np.sum(L**2, axis=1)) if grid == "round" else np.diagonal(L)
+
+
+def make_grid(moments: Moments, layers: int, encode: EncodeConfig) -> Grid:
+    """The grids of every coded matrix before the base step; float64."""
+    groups = input_groups(layers)
+    factors = {(i, group): damped_cholesky(moments.sigma[group][i], encode.damping) for i, group in groups}
+    cols = {key: log_steps(1.0 / column_weights(L, encode.grid)) for key, L in factors.items()}
+    outputs, rows = {}, {}
+    for key in coded_matrices(layers):
+        G = moments.G[key[1]][key[0]]
+        if encode.grid == "trellis" and encode.output == "full" and G.ndim == 2 and np.trace(G) > 0:
+            outputs[key] = damped_cholesky(G, encode.output_damping)
+            weights = np.diagonal(outputs[key])
+        else:
+            weights = np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), encode.damping))
+        rows[key] = log_steps(1.0 / weights)
+    return Grid(factors, outputs, rows, cols)
+
+
+def quantize_model(
+    params: Params,
+    grid: Grid,
+    c: float,
+    encode: EncodeConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[Key, Int[np.ndarray, "out in"]], Gains | None]:
+    """Indices of every coded matrix at the base step c, and the gains of their columns where the loop has any.
+
+    Args:
+        params: the model in the coordinates that the grid was made for.
+        grid: of `make_grid`.
+        c: base step.
+        encode: grid kind, dead zone, gains in the loop, threads.
+        progress: called with (matrices done, of how many).
+
+    Returns:
+        ((layer, matrix) -> int16 or int32 indices, gains).
+    """
+    keys = list(coded_matrices(len(params["blocks"]["q"])))
+
+    def one(key: Key) -> tuple[Int[np.ndarray, "out in"], Int[np.ndarray, " in"]]:
+        """Indices of one matrix, and the log gains of its columns in 1 / _GAIN_PRECISION octave."""
+        layer, name = key
+        group = (layer, INPUT_OF[name])
+        row = exp_steps(grid.rows[key]).astype(np.float64)
+        col = exp_steps(grid.cols[group]).astype(np.float64) * c
+        W = params["blocks"][name][layer]
+        logs = np.zeros(W.shape[1], np.int32)
+        if encode.grid == "round":
+            z = quantize_rounding(W, row, col, encode.dead_zone)
+        elif encode.loop_gains == "none":
+            z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
+        else:
+            steps = row, col, encode.dead_zone
+            z, logs = quantize_with_gains(W, grid.factors[group], *steps, encode.loop_gains, _GAIN_PRECISION)
+        return (z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z), logs
+
+    found, gains = {}, {}
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        for done, (key, result) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
+            found[key], gains[key] = result
+            if progress is not None:
+                progress(done, len(keys))
+    gained = any(np.any(logs) for logs in gains.values())
+    return found, Gains(_GAIN_PRECISION, {}, gains) if gained else None
+
+
+def index_spreads(
+    params: Params,
+    grid: Grid,
+    key: Key,
+    z: Int[np.ndarray, "out in"],
+    gains: Gains | None,
+    c: float,
+    kind: str,
+) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """Row and column spreads that predict the indices of a matrix: those of the coordinates before rounding."""
+    layer, name = key
+    group = (layer, INPUT_OF[name])
+    W = np.asarray(params["blocks"][name][layer], np.float64)
+    row, col = exp_steps(grid.rows[key]).astype(np.float64), exp_steps(grid.cols[group]).astype(np.float64) * c
+    if kind == "round":
+        return rank1_spreads(W / np.outer(row, col))
+    decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
+    if gains is not None:
+        decoded = gains.apply(key, decoded)
+    return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
+
+
+def dequantize(
+    z: Int[np.ndarray, "out in"], row: Int[np.ndarray, " out"], col: Int[np.ndarray, " in"], c: float
+) -> Float[np.ndarray, "out in"]:
+    """z_ij (row_i (col_j c)) in float32, products in this order, so that every machine gets the same bits."""
+    steps = exp_steps(row)[:, None] * (exp_steps(col) * np.float32(c))[None, :]
+    return z.astype(np.float32) * steps
+
+
+def estimated_distortion(params: Params, decoded: Params | None, moments: Moments) -> float:
+    """D = 1/2 sum_k tr(G_k E_k sigma_k E_k^T) of the real quantization errors, in nats/token.
+
+    Args:
+        params: the weights before quantization.
+        decoded: the weights of the file, in the same coordinates; None: all zeros, the power of the signal.
+        moments: in these coordinates; off-diagonal entries of G count where they are held.
+
+    Returns:
+        D, computed in float64.
+    """
+    total = 0.0
+    for layer, name in coded_matrices(len(params["blocks"]["q"])):
+        E = np.asarray(params["blocks"][name][layer], np.float64)
+        if decoded is not None:
+            E = E - decoded["blocks"][name][layer]
+        G, weighted = moments.G[name][layer], E @ moments.sigma[INPUT_OF[name]][layer]
+        total += float(np.sum((G @ E if G.ndim == 2 else G[:, None] * E) * weighted))
+    return total / 2

@@ -1,0 +1,228 @@
+"""All coded matrices of a model through the trellis: a first pass fits the tables, a second one counts their rate.
+
+Steps are a_ij = c STEP / (M_ii L_jj) with the Cholesky factors of both moments, so that an error of one step costs
+the same everywhere. The second pass goes block by block behind the activations of what is already quantized.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF
+from rdopt.codec.grids.steps import exp_steps, lam_of_base_step
+from rdopt.codec.streams.gains import Gains, quantize_gains
+from rdopt.codec.streams.structured import Gain, Structured, component, fit_structured, rebuild
+from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
+from rdopt.codec.tables.trellis_plan import PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.config.schema import Correction, EncodeConfig
+from rdopt.encode.columns import Path, quantize_columns
+from rdopt.encode.drift import Prefix
+from rdopt.encode.gain_fit import fit_gains, gain_precision
+from rdopt.encode.quantize import Grid, Key, input_groups, matrix_shapes
+from rdopt.encode.source import Source
+from rdopt.encode.wavefront import quantize_wavefront
+
+# A trellis of this step has the distortion of a scalar grid of step one at high rate: its error is 0.26 of a
+# squared step (1.09 dB of granular gain on grids of step two), the scalar grid's 1/12.
+STEP = 0.566
+SLOPE = 0.36  # squared steps per bit on the curve D(R) at high rate: 2 ln2 0.26
+
+Ticker = Callable[[int, int], None] | None
+
+
+class TrellisModel(NamedTuple):
+    """A quantized model: what the file has to say beside the steps."""
+
+    paths: dict[Key, Path]
+    plan: TrellisPlan
+    gains: Gains | None
+    components: dict[Key, Structured]
+    component_gains: dict[Key, Gain]
+
+
+def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker = None) -> TrellisModel:
+    """Paths, tables and gains of every coded matrix at the base step c.
+
+    Args:
+        source: the model.
+        c: base step of the scalar grid of equal distortion.
+        encode: states, rdo, gains, threads.
+        progress: called with (matrices done, of how many) over both passes.
+    """
+    keys = list(matrix_shapes(source.arch))
+    count = _Counter(progress, 2 * len(keys))
+    coded = source.coded_params()["blocks"]
+    weights = {key: coded[key[1]][key[0]] for key in keys}
+    fitted = _components(source, c, encode, weights)
+    components = {key: f for key, (f, _) in fitted.items()}
+    guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
+    first = _Pass(source, c, encode, guess, components, mu=0.0)
+
+    def roughly(key: Key) -> tuple[Path, Spread]:
+        path = first.path(key, weights[key])
+        return path, first.spread(key, weights[key], path)
+
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        paths, spreads = zip(*count(threads.map(roughly, keys)), strict=True)
+        second = _Pass(source, c, encode, fit_plan(paths, spreads, PRECISIONS[:1]), components, SLOPE * encode.rdo)
+        done = _behind_prefix(second, encode, count, threads)
+    ordered = [done[key] for key in keys]
+    plan = fit_plan([x.path for x in ordered], [x.spread for x in ordered])
+    gains = None if encode.gains == "none" else _joined([x.gains for x in ordered])
+    worth = {key: gain for key, (_, gain) in fitted.items()}
+    return TrellisModel({key: done[key].path for key in keys}, plan, gains, components, worth)
+
+
+class Done(NamedTuple):
+    """One quantized matrix: path, spreads of its coordinates, its gains, decoded weights as the network has them."""
+
+    path: Path
+    spread: Spread
+    gains: Gains
+    W: Float[np.ndarray, "out in"]
+
+
+def _behind_prefix(
+    second: "_Pass", encode: EncodeConfig, count: "_Counter", threads: ThreadPoolExecutor
+) -> dict[Key, Done]:
+    """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
+    source = second.source
+    prefix = None if source.tokens is None else Prefix(source.params, source.arch, source.tokens, encode.drift_damping)
+    precision, found = _gain_precision(source, second.c, encode.gains), {}
+    for layer, group in input_groups(source.arch.num_layers):
+        names = MATRICES_OF[group]
+        before = {name: found[layer, name].W for name in MATRICES if (layer, name) in found}
+        if prefix is None:
+            targets = {name: source.params["blocks"][name][layer] for name in names}
+        else:
+            targets = prefix.targets(layer, group, before)
+        one = partial(_finish, second, layer, targets, precision, encode.gains)
+        for name, result in zip(names, count(threads.map(one, names)), strict=True):
+            found[layer, name] = result
+        if prefix is not None and group == "down":
+            prefix.advance(layer, {name: found[layer, name].W for name in MATRICES})
+    return found
+
+
+def _joined(gains: Sequence[Gains]) -> Gains:
+    """The gains of all matrices, which have one precision."""
+    rows = {key: k for x in gains for key, k in x.rows.items()}
+    return Gains(gains[0].precision, rows, {key: k for x in gains for key, k in x.cols.items()})
+
+
+class _Pass:
+    """One way over all matrices with fixed tables."""
+
+    def __init__(
+        self,
+        source: Source,
+        c: float,
+        encode: EncodeConfig,
+        plan: TrellisPlan,
+        components: Mapping[Key, Structured],
+        mu: float,
+    ):
+        self.source, self.c, self._states = source, c, encode.states
+        self._rates = dict(zip(matrix_shapes(source.arch), rates_of(plan, mu), strict=True))
+        self._components = components
+
+    def path(self, key: Key, W: Float[np.ndarray, "out in"]) -> Path:
+        """Quantizes what a matrix has beside its component."""
+        grid, rates, f = self.source.grid, self._rates[key], self._components.get(key)
+        row, col = step_factors(grid, key, self.c)
+        if f is not None:
+            W = W - component(f, grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]], trellis_step(self.c))
+        L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
+        if M is None:
+            return quantize_columns(W, L, row, col, rates, self._states)
+        return quantize_wavefront(W, L, M, row, col, rates, self._states)
+
+    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: Path) -> Spread:
+        """Row and column spreads of the coordinates that were rounded."""
+        grid = self.source.grid
+        L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
+        error = np.asarray(W, np.float64) - self.decoded(key, path)
+        return coordinate_spreads(path.values, error, L, M, *step_factors(grid, key, self.c))
+
+    def decoded(self, key: Key, path: Path) -> Float[np.ndarray, "out in"]:
+        """The weights that the decoder makes of a path, before gains; float32."""
+        grid = self.source.grid
+        row, col = grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]]
+        return rebuild(path.values, self._components.get(key), row, col, trellis_step(self.c))
+
+
+def _components(
+    source: Source, c: float, encode: EncodeConfig, weights: Mapping[Key, Float[np.ndarray, "out in"]]
+) -> dict[Key, tuple[Structured, Gain]]:
+    """The low-rank components that pay, and what they are worth."""
+    if encode.structured == "none":
+        return {}
+
+    def fit(key: Key) -> tuple[Structured, Gain] | None:
+        return fit_structured(np.asarray(weights[key], np.float64), *step_factors(source.grid, key, c), 1 / STEP)
+
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        found = zip(weights, threads.map(fit, weights), strict=True)
+        return {key: fitted for key, fitted in found if fitted is not None}
+
+
+def step_factors(grid: Grid, key: Key, c: float) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """Row and column factors of the trellis's steps, float64."""
+    col = exp_steps(grid.cols[key[0], INPUT_OF[key[1]]]).astype(np.float64)
+    return exp_steps(grid.rows[key]).astype(np.float64), col * (c * STEP)
+
+
+def trellis_step(c: float) -> float:
+    """The base step of the trellis as the float32 number that encoder and decoder multiply with."""
+    return float(np.float32(c) * np.float32(STEP))
+
+
+def _expected_spreads(source: Source, key: Key, W: Float[np.ndarray, "out in"], c: float):
+    row, col = step_factors(source.grid, key, c)
+    return rank1_spreads(np.asarray(W, np.float64) / np.outer(row, col))
+
+
+def _finish(
+    second: _Pass,
+    layer: int,
+    targets: Mapping[str, Float[np.ndarray, "_ _"]],
+    precision: int,
+    kind: Correction,
+    name: str,
+) -> Done:
+    """Quantizes one matrix at its target."""
+    key, moments = (layer, name), second.source.coded
+    target = second.source.turned(key, targets[name])
+    path = second.path(key, target)
+    W, spread = second.decoded(key, path), second.spread(key, target, path)
+    logs = fit_gains(kind, target, W, moments.sigma[INPUT_OF[name]][layer], moments.diag_G(name, layer))
+    rows, cols = ({key: x} if x.size else {} for x in logs)
+    gains = quantize_gains(rows, cols, precision)
+    return Done(path, spread, gains, second.source.undone(key, gains.apply(key, W)))
+
+
+def _gain_precision(source: Source, c: float, kind: Correction) -> int:
+    """The precision of the gains, by their number and what rounding them costs."""
+    matrices = [source.params["blocks"][name] for name in MATRICES]
+    weights, (heights, widths) = sum(W.size for W in matrices), np.sum([W.shape[1:] for W in matrices], axis=0)
+    sides = (heights, widths) if kind == "least-squares" else (heights,)
+    gains = int(sum(sides)) * source.arch.num_layers
+    return gain_precision(gains, weights, lam_of_base_step(c, weights), len(sides) * source.signal)
+
+
+class _Counter:
+    """Passes results on and reports how many there were."""
+
+    def __init__(self, progress: Ticker, total: int):
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, results) -> Iterator:
+        for result in results:
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+            yield result

@@ -1,0 +1,64 @@
+"""What coordinates really cost: the matrices coded hard at one slope, without the passes over text that a file takes.
+
+Relaxed objectives are trusted to rank coordinates only as far as this agrees (DESIGN section 3).
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Subject
+from rdopt.codec.decoder import decode_matrices
+from rdopt.codec.encoder import code_matrices, coded_streams, write_index
+from rdopt.codec.grids.steps import base_step
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.encode import aligned_source
+from rdopt.encode.quantize import estimated_distortion, group_widths, matrix_shapes
+from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.stored.stored import Stored
+
+
+class HardCost(NamedTuple):
+    """A trial encoding.
+
+    Attributes:
+        codes: bits/weight of the indices, ideal code length.
+        rate: of everything that rebuilds the matrices but headers, stored transforms included.
+        distortion: D of the real errors, nats/token.
+        J: rate + lambda distortion.
+    """
+
+    codes: float
+    rate: float
+    distortion: float
+    J: float
+
+
+def hard_cost(
+    subject: Subject, moments: Moments, encode: EncodeConfig, lam: float, gauges: Gauges, stored: Stored | None = None
+) -> HardCost:
+    """J of a model's matrices in given coordinates; gains and the drift's correction, which D does not see, are off.
+
+    Args:
+        subject: the original.
+        moments: its second moments.
+        encode: the encoder's configuration.
+        lam: the slope.
+        gauges: the coordinates.
+        stored: and the rotations that the file keeps.
+    """
+    quick = replace(encode, drift="none", gains="none", finetune=0, structured="none", states=min(encode.states, 8))
+    params, arch = fold(subject.params, subject.arch, gauges)
+    folded = fold_moments(moments, subject.params, subject.arch, gauges)
+    source = aligned_source(subject, params, arch, folded, quick, stored=stored)
+    c = base_step(lam, source.weights)
+    coded = code_matrices(source, c, quick)
+    streams = coded_streams(source, coded)
+    side = 8 * sum(len(data) for name, data in streams.items() if name != "codes")
+    index = write_index(c, source.parameters, coded)
+    found = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), quick.threads).weights
+    truth = source.coded_params()
+    blocks = {**truth["blocks"], **{k: [found[i, k] for i in range(arch.num_layers)] for _, k in found}}
+    D = estimated_distortion(truth, {**truth, "blocks": blocks}, source.coded)
+    rate = (coded.bits + side) / source.weights
+    return HardCost(coded.bits / source.weights, rate, D, rate + lam * D)

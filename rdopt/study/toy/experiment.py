@@ -1,0 +1,181 @@
+"""The signal experiment: sums of sinusoids as Fourier coefficients and as a ReLU MLP, at matched distortion.
+
+The MLP is trained first; the Fourier basis then gets the fewest harmonics that reach the MLP's SNR. Both are
+quantized with steps in proportion to 1 / sqrt(mean squared slope of the output) of every matrix, coded, decoded, and
+compared with the signal. The MLP is coded in its own coordinates, after a Hadamard rotation of all its matrices, and
+in principal and learned axes of the inputs of its hidden matrices: once as if these axes were free, and once with
+their angles rounded and counted (`-stored`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.codec.grids.steps import log_steps
+from rdopt.study.toy.code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
+from rdopt.study.toy.concentration import concentration, energy_curve
+from rdopt.study.toy.curve import Point, bits_at
+from rdopt.study.toy.fourier import fit_to_snr, fourier_basis
+from rdopt.study.toy.learn import learn_axes
+from rdopt.study.toy.mlp import mean_sensitivities, run_mlp, train_mlps
+from rdopt.study.toy.settings import LADDER, LAYERS, LEVELS, NEAR, REFERENCE, SAMPLES, SPREAD, ToySettings
+from rdopt.study.toy.signal import cell_middles, decibels, draw, noise_power, snr, unit_power
+from rdopt.study.toy.turns import Turns, free_turns, hadamard_turns, hidden, no_turns, principal_axes, stored_turns
+
+ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
+_NEARBY = 2.0 ** np.linspace(-SPREAD, SPREAD, NEAR)
+_CHOICE = LADDER[1]  # dB: the steps at which classes are chosen, alike for all representations
+ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
+Signal = Float[np.ndarray, " n"]
+_run_mlp = jax.jit(run_mlp)
+
+
+class Represented(NamedTuple):
+    """A signal in some numbers.
+
+    Attributes:
+        arrays: matrices of numbers, float64.
+        log_steps: step of each in quarter octaves, by its sensitivity.
+        weight: sum over all numbers of squared slope times squared step, at a base step of one.
+        run: numbers to signal.
+    """
+
+    arrays: list[Float[np.ndarray, "_ _"]]
+    log_steps: Int[np.ndarray, " k"]
+    weight: float
+    run: Callable[[Sequence[Float[np.ndarray, "_ _"]]], Signal]
+
+    def base_step(self, level: float) -> float:
+        """The base step whose error lies `level` dB below a signal of unit power, to first order."""
+        return float(np.float32(np.sqrt(12 * 10 ** (-level / 10) / self.weight)))
+
+    def steps(self, level: float) -> Float[np.ndarray, " k"]:
+        """The steps at that level."""
+        return steps_of(self.log_steps, self.base_step(level)).astype(np.float64)
+
+
+def represented(
+    arrays: Sequence[Float[np.ndarray, "_ _"]], slopes: Float[np.ndarray, " k"], run: Callable[..., Signal]
+) -> Represented:
+    """Numbers with the steps that their mean squared slopes ask for."""
+    ks = log_steps(1 / np.sqrt(np.maximum(slopes, 1e-12 * slopes.max())))
+    counts = np.array([W.size for W in arrays])
+    weight = float(np.sum(counts * slopes * steps_of(ks, 1.0).astype(np.float64) ** 2))
+    return Represented([np.asarray(W, np.float64) for W in arrays], ks, weight, run)
+
+
+def mlp_of(params: Sequence[Any], x: Signal) -> Represented:
+    """A trained MLP."""
+    places = jnp.asarray(x, jnp.float32)
+    slopes = np.array([float(s) for s in mean_sensitivities(params, places)])
+
+    def run(arrays: Sequence[np.ndarray]) -> Signal:
+        return np.asarray(_run_mlp([jnp.asarray(W, jnp.float32) for W in arrays], places), np.float64)
+
+    return represented([np.asarray(W) for W in params], slopes, run)
+
+
+def fourier_of(x: Signal, y: Signal, least: float) -> Represented:
+    """The Fourier coefficients that reach `least` dB, as a matrix of one row; every column of the basis has slope 1."""
+    coefficients = fit_to_snr(x, y, least)
+    basis = fourier_basis(x, len(coefficients) // 2)
+    return represented([coefficients[None]], np.ones(1), lambda arrays: basis @ np.asarray(arrays[0][0], np.float64))
+
+
+def turns_of(mlp: Represented, settings: ToySettings, seed: int) -> dict[str, Turns]:
+    """The coordinates that an MLP is coded in, by the name of the arm."""
+    shapes, steps = [(len(W), W.shape[1]) for W in mlp.arrays], mlp.steps(REFERENCE)
+    places = hidden(shapes)
+    axes = [principal_axes(mlp.arrays[at]) for at in places]
+    learned = [
+        learn_axes(mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(places) * seed + number)
+        for number, (at, V) in enumerate(zip(places, axes, strict=True))
+    ]
+    return {
+        "mlp": no_turns(len(shapes)),
+        "hadamard": hadamard_turns(shapes, np.random.default_rng(seed)),
+        "pca": free_turns(len(shapes), places, axes),
+        "learned": free_turns(len(shapes), places, learned),
+        "pca-stored": stored_turns(mlp.arrays, axes, steps),
+        "learned-stored": stored_turns(mlp.arrays, learned, steps),
+    }
+
+
+def coded_point(
+    shown: Represented, turns: Turns, coordinates: Sequence[np.ndarray], classes: Classes, level: float, y: Signal
+) -> Point:
+    """Codes, decodes, undoes the turns and compares with the signal; the same for steps nearby, without bytes."""
+
+    def noise(decoded: Sequence[np.ndarray]) -> float:
+        undone = [pair.undo(np.asarray(W, np.float64)) for pair, W in zip(turns.pairs, decoded, strict=True)]
+        return noise_power(y, shown.run(undone))
+
+    c = shown.base_step(level)
+    coded = encode_arrays(coordinates, shown.log_steps, c, classes)
+    mean = np.mean([noise(quantized(coordinates, shown.log_steps, c * near)) for near in _NEARBY])
+    decoded = noise(decode_arrays(coded.data))
+    price = 8.0 * len(turns.data)
+    return Point(decibels(float(mean)), decibels(decoded), price + 8.0 * len(coded.data), price + coded.ideal)
+
+
+def arm_of(shown: Represented, turns: Turns, y: Signal) -> dict[str, Any]:
+    """The record of one representation in one system of coordinates."""
+    coordinates = [pair.turn(W) for pair, W in zip(turns.pairs, shown.arrays, strict=True)]
+    classes = cheapest_classes(coordinates, shown.log_steps, shown.base_step(_CHOICE))
+    points = [coded_point(shown, turns, coordinates, classes, level, y) for level in LADDER]
+    steps = shown.steps(REFERENCE)
+    in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(coordinates, steps, strict=True)])
+    energy = energy_curve(in_steps)
+    return {
+        "snr_unquantized": snr(y, shown.run(shown.arrays)),
+        "price": 8.0 * len(turns.data),
+        "classes": classes._asdict(),
+        "points": [p._asdict() for p in points],
+        "bits": {f"{level:g}": bits_at(points, level) for level in LEVELS},
+        "reference_bits": bits_at(points, REFERENCE),
+        "concentration": concentration(coordinates, steps)._asdict(),
+        "energy_curve": [float(energy[min(n, len(energy)) - 1]) for n in ENERGY_COUNTS],
+    }
+
+
+def run_toy(settings: ToySettings, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+    """The records of all seeds; the same settings give the same figures on the same machine.
+
+    Args:
+        settings: of the experiment.
+        say: told how it goes, a line at a time.
+    """
+    x, seeds = cell_middles(SAMPLES), range(settings.seed, settings.seed + settings.seeds)
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    signals = [unit_power(draw(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
+    mlps = trained_mlps(x, signals, settings)
+    say(f"trained {len(seeds)} MLPs of {settings.parameters} parameters, {settings.steps} steps")
+    records = []
+    for seed, y, mlp in zip(seeds, signals, mlps, strict=True):
+        limit = snr(y, mlp.run(mlp.arrays))
+        fourier = fourier_of(x, y, limit)
+        arms = {"fourier": arm_of(fourier, no_turns(1), y)}
+        arms |= {name: arm_of(mlp, turned, y) for name, turned in turns_of(mlp, settings, seed).items()}
+        records.append({"seed": seed, "harmonics": fourier.arrays[0].size // 2, "arms": arms})
+        reached = arms["fourier"]["snr_unquantized"]
+        say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {reached:.1f} dB with {fourier.arrays[0].size} coefficients")
+    return records
+
+
+def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Represented]:
+    """An MLP for every signal."""
+    keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.seeds))
+    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
+    params = train_mlps(keys, places, samples, width=settings.width, layers=LAYERS, steps=settings.steps)
+    return [mlp_of([W[number] for W in params], x) for number in range(settings.seeds)]
+
+
+def settings_json(settings: ToySettings) -> dict[str, Any]:
+    """The settings and what is fixed beside them."""
+    fixed = {"samples": SAMPLES, "layers": LAYERS, "levels_dB": LEVELS, "ladder_dB": LADDER, "reference_dB": REFERENCE}
+    return {**asdict(settings), **fixed, "energy_counts": ENERGY_COUNTS}

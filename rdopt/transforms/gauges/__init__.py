@@ -1,0 +1,1 @@
+"""The exact symmetries of the network, which cost no bits."""

@@ -1,0 +1,1 @@
+"""Orthogonal and other invertible matrices, one construction a file."""

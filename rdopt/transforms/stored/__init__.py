@@ -1,0 +1,1 @@
+"""Rotations that no symmetry absorbs: the file keeps them and the decoder undoes them."""

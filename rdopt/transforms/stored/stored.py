@@ -1,0 +1,128 @@
+"""Stored transforms: structured rotations of inputs and outputs that no symmetry of the network absorbs.
+
+W' = U^T W V is what is coded; the decoder undoes U and V, whose angles are multiples of 2 pi / 2^bits and take their
+place in the file. V belongs to an input group (q, k, v read one input), U to a matrix.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rdopt.calibration.moments import Moments
+from rdopt.checkpoint.families import INPUT_OF, MATRICES
+from rdopt.operator.params import Params
+from rdopt.transforms.matrices.givens import Pairs, butterfly
+from rdopt.transforms.matrices.givens import angle_count as pair_count
+from rdopt.transforms.matrices.hadamard import sign_hadamard
+from rdopt.transforms.stored.angles import angle_count, rebuild, split_blocks
+from rdopt.transforms.stored.turns import Turn, TurnedSides, meeting
+
+Structure = Literal["blocks", "butterfly", "pairs"]
+STRUCTURES: tuple[Structure, ...] = ("blocks", "butterfly", "pairs")
+Key = tuple[int, str]
+
+
+class StoredTurn(NamedTuple):
+    """One rotation.
+
+    Attributes:
+        codes: its angles in steps, in the order of the structure.
+        pairs: of learned pairings, layer by layer; else None.
+    """
+
+    codes: Int[np.ndarray, " p"]
+    pairs: Pairs | None = None
+
+
+class Stored(NamedTuple):
+    """All stored rotations of a model; sites that are absent stay as they are.
+
+    Attributes:
+        structure: blocks along the diagonal, a Givens butterfly, or layers of learned disjoint pairs.
+        size: width of a block (the last one of a width may be smaller), or number of layers of pairs.
+        hadamard: whether a Hadamard matrix comes first.
+        bits: angles are multiples of 2 pi / 2^bits.
+        inputs: (layer, group) -> V.
+        outputs: (layer, matrix) -> U.
+    """
+
+    structure: Structure
+    size: int
+    hadamard: bool
+    bits: int
+    inputs: Mapping[Key, StoredTurn]
+    outputs: Mapping[Key, StoredTurn]
+
+    def turn(self, site: StoredTurn, n: int) -> Turn:
+        """A rotation of width n, float64, of its rounded angles."""
+        H = flattening(n) if self.hadamard else None
+        if self.structure == "blocks":
+            full, last = np.zeros((0, self.size, self.size)), np.zeros((1, 0, 0))
+            for columns, part in split_blocks(site.codes, n, self.size):
+                if columns.stop - columns.start >= self.size:
+                    full = rebuild(part, self.bits)
+                else:
+                    last = rebuild(part, self.bits)
+            return Turn(H, (full, last))
+        gathers = meeting(self.layers(site, n), n)
+        return Turn(H, None, gathers.partner, gathers.spread((2 * np.pi / 2**self.bits) * site.codes))
+
+    def layers(self, site: StoredTurn, n: int) -> Pairs:
+        """The pairs that a rotation turns, layer by layer."""
+        return butterfly(n) if site.pairs is None else site.pairs
+
+    def angles(self, n: int) -> int:
+        """Number of angles of a rotation of width n."""
+        if self.structure == "blocks":
+            return angle_count(n, self.size)
+        return pair_count(butterfly(n)) if self.structure == "butterfly" else self.size * (n // 2)
+
+    def sides(self, layer: int, name: str, shape: tuple[int, ...]) -> TurnedSides:
+        """What becomes of one matrix of shape (out, in)."""
+        U, V = self.outputs.get((layer, name)), self.inputs.get((layer, INPUT_OF[name]))
+        return TurnedSides(
+            None if U is None else self.turn(U, shape[0]), None if V is None else self.turn(V, shape[1])
+        )
+
+
+def flattening(n: int) -> Float[np.ndarray, "n n"]:
+    """The orthogonal matrix of signs that comes first where a Hadamard is asked for."""
+    H = sign_hadamard(n)
+    return H / np.sqrt(np.abs(H[0]).sum())
+
+
+def fold_stored(params: Params, stored: Stored) -> Params:
+    """The matrices as they are coded, U^T W V, float32; all else as it was."""
+    blocks = dict(params["blocks"])
+    for name in MATRICES:
+        held = np.asarray(blocks[name], np.float64)
+        turned = [stored.sides(layer, name, W.shape).fold(W) for layer, W in enumerate(held)]
+        blocks[name] = np.stack(turned).astype(np.float32)
+    return {**params, "blocks": blocks}
+
+
+def fold_stored_moments(moments: Moments, stored: Stored) -> Moments:
+    """The moments there: V^T sigma V and U^T G U, float64.
+
+    Raises:
+        ValueError: an output is turned of whose G only the diagonal is held.
+    """
+    sigma = {
+        group: np.stack([_turned(S, stored, stored.inputs.get((layer, group))) for layer, S in enumerate(held)])
+        for group, held in moments.sigma.items()
+    }
+    G = {
+        name: np.stack([_turned(g, stored, stored.outputs.get((layer, name))) for layer, g in enumerate(held)])
+        for name, held in moments.G.items()
+    }
+    return moments._replace(sigma=sigma, G=G)
+
+
+def _turned(S: Float[np.ndarray, "..."], stored: Stored, site: StoredTurn | None) -> Float[np.ndarray, "..."]:
+    if site is None:
+        return S
+    if S.ndim == 1:
+        raise ValueError("a rotation of the outputs needs the whole moment of their gradients, not its diagonal")
+    return stored.turn(site, len(S)).moment(S)

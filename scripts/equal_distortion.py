@@ -1,0 +1,132 @@
+"""What coordinates save at equal distortion by the analytic rate: no file, a few evaluations of R and D.
+
+The baseline's slope lambda gives a distortion D; the other coordinates' slope is moved until theirs is D, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.align.objective import Variables, matrix_terms
+from rdopt.align.train import make_problem
+from rdopt.calibration.moments import Moments
+from rdopt.calibration.subject import Subject
+from rdopt.checkpoint.families import MATRICES, Architecture
+from rdopt.config.schema import Config
+from rdopt.operator.params import Params
+from rdopt.study.predictions import Estimate
+from rdopt.study.spectra import Spectra, spectra
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+
+COORDINATES = ("identity", "hadamard", "pca", "joint")
+# Relative, of the distortion: what is missed counts at the price of the slope, so that its square is the error.
+EXACT = 1e-2
+
+
+class Terms(NamedTuple):
+    """Bits and share of the KL in nats/token of every coded matrix, float64, in the order of `matrix_names`."""
+
+    bits: Float[np.ndarray, " m"]
+    distortion: Float[np.ndarray, " m"]
+
+
+TermsAt = Callable[[float], Terms]  # of a slope lambda
+
+
+def matrix_names(arch: Architecture) -> list[str]:
+    """Names of the coded matrices, kind by kind."""
+    return [f"{layer}.{kind}" for kind in MATRICES for layer in range(arch.num_layers)]
+
+
+def matrix_weights(params: Params) -> Float[np.ndarray, " m"]:
+    """Entries of every coded matrix."""
+    return np.array([W.size for k in MATRICES for W in params["blocks"][k]], float)
+
+
+def all_gauges(subject: Subject, moments: Moments) -> dict[str, Gauges]:
+    """The fixed bases by name."""
+    return {name: starting_gauges(name, subject.params, subject.arch, moments) for name in COORDINATES}
+
+
+def turned(subject: Subject, moments: Moments, gauges: Gauges) -> tuple[Subject, Moments]:
+    """A model and its moments in other coordinates, gains folded in all of them."""
+    if gauges.residual is None:
+        gauges = gauges._replace(residual=np.eye(subject.arch.hidden_size))
+    params, arch = fold(subject.params, subject.arch, gauges)
+    checkpoint = replace(subject.checkpoint, arch=arch)
+    return replace(subject, checkpoint=checkpoint, params=params), fold_moments(
+        moments, subject.params, subject.arch, gauges
+    )
+
+
+def matrix_spectra(subject: Subject) -> list[Spectra]:
+    """Figures of every coded matrix."""
+    return [spectra(W) for k in MATRICES for W in subject.params["blocks"][k]]
+
+
+def terms_by_slope(subject: Subject, moments: Moments) -> TermsAt:
+    """Analytic bits and distortion of a model in its present coordinates as a function of the slope."""
+    problem, settings = make_problem(subject, moments, Config())
+
+    @cache
+    def at(lam: float) -> Terms:
+        found = _evaluate(Variables(Gauges()), problem, jnp.float32(lam), settings=settings)
+        return Terms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in found))
+
+    return at
+
+
+_evaluate = jax.jit(matrix_terms, static_argnames="settings")
+
+
+def slope_for(terms: TermsAt, distortion: float, start: float) -> float:
+    """The slope at which the distortion of all matrices is a given one, by the secant rule on logarithms.
+
+    Args:
+        terms: whose distortion falls as the slope grows.
+        distortion: nats/token.
+        start: a slope nearby.
+    """
+    x, slope = np.log(start), -1.0  # at high rate D is inversely proportional to lambda
+    miss = np.log(terms(start).distortion.sum() / distortion)
+    for _ in range(20):
+        if abs(miss) < EXACT:
+            break
+        step = np.clip(-miss / slope, -1.0, 1.0)
+        now = np.log(terms(float(np.exp(x + step))).distortion.sum() / distortion)
+        slope = min((now - miss) / step, -0.05)
+        x, miss = x + step, now
+    return float(np.exp(x))
+
+
+def savings(
+    base: TermsAt, other: TermsAt, lam: float, weights: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
+    """Bits that every matrix saves in other coordinates at the distortion that the baseline has at lambda.
+
+    Some distortion moves between matrices; a nat/token counts lambda bits of every weight, and in the sum over
+    matrices these moves cancel.
+
+    Args:
+        base, other: the two coordinates.
+        lam: slope of the baseline, bits/weight per nat/token.
+        weights: entries of every matrix.
+    """
+    before = base(lam)
+    after = other(slope_for(other, float(before.distortion.sum()), lam))
+    price = lam * weights.sum()
+    return before.bits - after.bits + price * (before.distortion - after.distortion)
+
+
+def per_weight(bits: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]) -> Estimate:
+    """Bits/weight of all matrices together and the error over matrices (ratio of sums)."""
+    m, mean = len(bits), float(bits.sum() / weights.sum())
+    rest = bits - mean * weights
+    return Estimate(mean, float(np.sqrt(m / (m - 1) * (rest @ rest)) / weights.sum()))

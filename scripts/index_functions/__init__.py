@@ -1,0 +1,1 @@
+"""Weights as smooth or low-rank functions of their index."""

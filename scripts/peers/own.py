@@ -1,0 +1,65 @@
+"""rdopt's encoder as an arm of a comparison, at a size that it meets roughly but in few trials."""
+
+from dataclasses import replace
+
+from peers.model import Coded, Model
+from peers.world import World
+from rdopt.codec.decoder import decode_model
+from rdopt.codec.encoder import encode_at_step
+from rdopt.codec.grids.steps import base_step
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.encode import aligned_source
+from rdopt.encode.judge import Judge, finetune_file
+from rdopt.encode.target import search_step, size_goal
+from rdopt.operator.params import params_from_tensors
+
+NEAR = 0.05  # bits/weight; curves are read between their points
+_TRIALS = 3
+_LAM = 50.0
+
+
+def encode_own(world: World, model: Model, encode: EncodeConfig, target_bpw: float) -> Coded:
+    """The file of rdopt near a wanted size, decoded.
+
+    Args:
+        world: whose model it is.
+        model: the same in the coordinates that are coded.
+        encode: settings without a size.
+        target_bpw: bits/weight in file bytes.
+
+    Raises:
+        UserError: the size cannot be reached.
+    """
+    c = scalar_step(world, model, encode, target_bpw)
+    if encode.grid == "trellis":
+        c = trellis_step(world, model, encode, target_bpw, c)
+    source = aligned_source(world.subject, *model[:3], encode, tokens=model.tokens)
+    encoded = encode_at_step(source, c, encode)
+    if encode.finetune:
+        encoded, _ = finetune_file(source, encoded, encode, Judge(world.selection, world.calibration))
+    decoded = decode_model(encoded.data, world.cells.model)
+    weights = params_from_tensors(decoded.tensors, decoded.arch)
+    parts = {"bits": {name: bits / source.weights for name, bits in encoded.bits.items()}}
+    return Coded(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, parts)
+
+
+def scalar_step(world: World, model: Model, encode: EncodeConfig, target_bpw: float) -> float:
+    """The base step at which a scalar grid has the wanted size: exact for scalar grids, close for the trellis."""
+    scalar = replace(encode, grid="round" if encode.grid == "round" else "feedback")
+    source = aligned_source(world.subject, *model[:3], scalar)
+    start = base_step(_LAM, source.weights)
+    return search_step(
+        lambda c: encode_at_step(source, c, scalar), lambda found: found.bpw(source), size_goal(target_bpw), start
+    ).c
+
+
+def trellis_step(world: World, model: Model, encode: EncodeConfig, target_bpw: float, c: float) -> float:
+    """The base step near the wanted size with few states and no drift, which change the size little; from c."""
+    quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
+    source = aligned_source(world.subject, *model[:3], quick)
+    for _ in range(_TRIALS):
+        miss = encode_at_step(source, c, quick).bpw(source) - target_bpw
+        c *= 2.0**miss  # a bit is an octave of steps
+        if abs(miss) <= NEAR:
+            break
+    return c

@@ -1,0 +1,134 @@
+"""One model with everything that the arms of a comparison share: moments, text, references and finished cells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from peers.cells import Cells
+from peers.encode import hadamard_model
+from peers.model import Coded, Model
+from peers.report import Cell
+from rdopt.calibration.subject import Subject, corpus_moments, load_moments, open_subject, save_moments
+from rdopt.calibration.tokens import fingerprint
+from rdopt.config.errors import UserError
+from rdopt.config.schema import Config, EvaluateConfig, TextConfig
+from rdopt.evaluate.divergence import Comparison, Reference, compare, noise_floor_bf16
+from rdopt.evaluate.windows import windows
+from rdopt.runs.export import reference_of
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.gauges import fold, fold_moments
+
+SELECTION_TOKENS = 16384
+DRIFT_SEQUENCES = 64  # for every arm alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A model, its text and its references.
+
+    Attributes:
+        subject: as it was read.
+        model: in its own coordinates; its tokens are those of the drift.
+        calibration: all calibration sequences, for finetuning.
+        reference: on the test text, for reported figures only.
+        selection: on the selection text, for tuning.
+        cells: what is already measured.
+    """
+
+    subject: Subject
+    model: Model
+    calibration: Int[np.ndarray, "n length"]
+    reference: Reference
+    selection: Reference
+    cells: Cells
+
+    @cached_property
+    def rotated(self) -> Model:
+        """Behind a randomised Hadamard rotation."""
+        return hadamard_model(self.model)
+
+    @cached_property
+    def aligned(self) -> Model:
+        """In the principal axes of the weights."""
+        params, arch, moments, tokens = self.model
+        gauges = starting_gauges("pca", params, arch, moments)
+        return Model(*fold(params, arch, gauges), fold_moments(moments, params, arch, gauges), tokens)
+
+    @cached_property
+    def floor(self) -> float:
+        """KL of the model against its own bfloat16 forward pass."""
+        return self.cells.remembered("floor", {}, lambda: {"kl": noise_floor_bf16(self.reference)})["kl"]
+
+    def cell(self, label: str, begin: Mapping[str, Any], arm: Callable[[], Coded]) -> Cell:
+        """One file of one arm on the test text; a size that an arm cannot reach is a result, too."""
+
+        def work() -> Cell:
+            try:
+                coded = arm()
+            except UserError as error:
+                return {"unreachable": str(error)}
+            scores = _scores(compare(self.reference, coded.params, coded.arch))
+            return {"bpw": coded.bpw, "bpw_ideal": coded.bpw_ideal, **coded.more, **scores}
+
+        return self.cells.remembered(label, begin, work)
+
+
+def _scores(result: Comparison) -> Cell:
+    scores = {"kl": result.kl_mean, "kl_se": result.kl_stderr, "ppl": result.perplexity.value}
+    return {**scores, "kl_sums": result.kl_sums.tolist(), "counts": result.counts.tolist()}
+
+
+def make_world(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: Path) -> World:
+    """Reads a model and its text, measures the moments and both references.
+
+    Args:
+        model: a folder or demo.
+        text: of calibration, selection and test.
+        evaluate: windows of the test text.
+        folder: of the cells; the moments are kept there too.
+
+    Raises:
+        UserError: bad input.
+    """
+    config = Config(model=model, text=text, evaluate=evaluate)
+    subject, corpus = open_subject(config)
+    name = Path(model).name
+    mark = f"{evaluate.context}.{evaluate.stride}.{evaluate.max_tokens}"
+    key = "-".join((subject.fingerprint, corpus.fingerprint, fingerprint(corpus.test), mark))
+    path, inputs = folder / f"{name}--moments.safetensors", f"{subject.fingerprint}-{corpus.fingerprint}"
+    moments = load_moments(path, inputs)
+    if moments is None:
+        path.unlink(missing_ok=True)
+        moments = corpus_moments(subject, corpus, text)
+        save_moments(path, moments, inputs)
+    chosen = min(SELECTION_TOKENS, evaluate.max_tokens)
+    picked = windows(corpus.selection, evaluate.context, evaluate.stride, chosen)
+    return World(
+        subject=subject,
+        model=Model(subject.params, subject.arch, moments, corpus.calibration[:DRIFT_SEQUENCES]),
+        calibration=corpus.calibration,
+        reference=reference_of(subject, corpus, config),
+        selection=Reference(subject.params, subject.arch, *picked, evaluate.batch),
+        cells=Cells(folder=folder, model=name, key=key),
+    )
+
+
+def model_and_text(spec: str, context: int, sequences: int) -> tuple[str, TextConfig]:
+    """MODEL[:TEXT:SPLIT] as a model and its text.
+
+    Raises:
+        UserError: another number of parts, or a split that does not exist.
+    """
+    parts = spec.split(":")
+    if len(parts) not in (1, 3):
+        raise UserError(f"--model {spec} has {len(parts)} parts; give MODEL or MODEL:TEXT:SPLIT.")
+    plain = TextConfig(seq_len=context, calibration_sequences=sequences)
+    if len(parts) == 1:
+        return spec, plain
+    split: Any = parts[2]
+    return parts[0], replace(plain, sources=(parts[1],), split_on=split)

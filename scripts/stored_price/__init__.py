@@ -1,0 +1,1 @@
+"""What stored rotations gain and cost as the width grows."""

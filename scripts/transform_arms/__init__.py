@@ -1,0 +1,1 @@
+"""The transforms compared with each other: arms and plots."""

@@ -1,0 +1,202 @@
+"""The arms of the comparison of transforms: how each one finds coordinates, and its file at a slope.
+
+Every arm codes the same model at the same slopes with the same encoder, so that curves cover the same range of KL.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from peers.model import Coded
+from peers.world import World
+
+from rdopt.align.candidates import relaxed_terms
+from rdopt.align.learn import learn
+from rdopt.align.train import make_problem
+from rdopt.codec.decoder import decode_model
+from rdopt.codec.encoder import encode_model
+from rdopt.config.schema import Config, EncodeConfig, Init, Site, StoredKind, TrainConfig
+from rdopt.encode.encode import aligned_source
+from rdopt.encode.trial import hard_cost
+from rdopt.operator.params import Params, params_from_tensors
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.stored.stored import Stored
+from transform_arms.criteria import Criterion, learn_criterion
+
+ALL: tuple[Site, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
+
+
+class Found(NamedTuple):
+    """Coordinates of one arm at one slope.
+
+    Attributes:
+        gauges: the symmetries.
+        stored: the rotations that the file keeps.
+        seconds: how long they took to find.
+        facts: what else a cell keeps.
+    """
+
+    gauges: Gauges
+    stored: Stored | None
+    seconds: float
+    facts: Mapping[str, Any]
+
+
+class Learning(NamedTuple):
+    """An arm that is learned on R + lambda D.
+
+    Attributes:
+        sites: the symmetries that are trained.
+        init: the basis they start from.
+        fixed: fields of the basis that are left out.
+        stored: the kind of stored rotations.
+        size: width of their blocks, or layers of pairs.
+    """
+
+    sites: tuple[Site, ...]
+    init: Init
+    fixed: tuple[str, ...] = ()
+    stored: StoredKind = "none"
+    size: int = 8
+
+
+FIXED: tuple[Init, ...] = ("identity", "hadamard", "pca", "joint")
+CRITERIA: Mapping[str, Criterion] = {
+    "sum of fourth powers (OptRot-like)": "fourth powers",
+    "kurtosis (KurTail-like)": "kurtosis",
+    "rounded cross-entropy (SpinQuant-like)": "cross-entropy",
+}
+LEARNED: Mapping[str, Learning] = {
+    "residual rotation alone": Learning(("residual",), "joint", ("value",)),
+    "value rotations alone": Learning(("value",), "joint", ("residual",)),
+    "value stretches alone": Learning(("stretch",), "identity"),
+    "query and key factors alone": Learning(("query",), "identity"),
+    "norm scales alone": Learning(("norm",), "identity"),
+    "hidden scales alone": Learning(("hidden",), "identity"),
+    "all gauges": Learning(ALL, "joint"),
+    "all gauges + stored blocks of 8": Learning(ALL, "joint", stored="blocks"),
+    "all gauges + a layer of stored pairs": Learning(ALL, "joint", stored="pairs", size=1),
+}
+TELLING = (
+    "identity", "hadamard", "pca", "joint", "residual rotation alone", "all gauges",
+    "all gauges + a layer of stored pairs",
+)
+
+
+class Arms:
+    """The arms of one model.
+
+    Args:
+        world: the model, its moments and its text.
+        encode: the encoder of all files.
+        steps: of every training.
+    """
+
+    def __init__(self, world: World, encode: EncodeConfig, steps: int) -> None:
+        self._world, self._encode, self._steps = world, encode, steps
+        self._criteria: dict[str, Found] = {}
+
+    @cached_property
+    def _problem(self) -> tuple[Any, Any]:
+        config = Config(train=TrainConfig(sites=ALL), encode=self._encode)
+        return make_problem(self._world.subject, self._world.model.moments, config)
+
+    @staticmethod
+    def names() -> list[str]:
+        """All arms, in the order of the table."""
+        return [*FIXED, *CRITERIA, *LEARNED]
+
+    def code(self, name: str, lam: float) -> Coded:
+        """The file of an arm at a slope, decoded, with what its coordinates cost relaxed and hard."""
+        world, found = self._world, self.find(name, lam)
+        subject, moments = world.subject, world.model.moments
+        params, arch = fold(subject.params, subject.arch, found.gauges)
+        folded = fold_moments(moments, subject.params, subject.arch, found.gauges)
+        source = aligned_source(
+            subject, params, arch, folded, self._encode, tokens=world.model.tokens, stored=found.stored
+        )
+        encoded = encode_model(source, lam, self._encode)
+        decoded = decode_model(encoded.data, name)
+        hard = hard_cost(subject, moments, self._encode, lam, found.gauges, found.stored)
+        facts = {
+            "train_seconds": found.seconds,
+            "transform_bits": encoded.bits["transforms"] / source.weights,
+            "hard": {"codes": hard.codes, "rate": hard.rate, "distortion": hard.distortion},
+            "relaxed": self._relaxed(lam, found),
+            "columns": column_powers(params),
+            **found.facts,
+        }
+        weights = params_from_tensors(decoded.tensors, decoded.arch)
+        return Coded(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, facts)
+
+    def _relaxed(self, lam: float, found: Found) -> Mapping[str, float] | None:
+        """R and D by the analytic rate, of coordinates without stored rotations."""
+        if found.stored is not None:
+            return None
+        rate, distortion = relaxed_terms(*self._problem, lam, found.gauges)
+        return {"rate": rate, "distortion": distortion}
+
+    def find(self, name: str, lam: float) -> Found:
+        """The coordinates of an arm; those that do not depend on the slope are found once."""
+        if name in LEARNED:
+            return self._learn(LEARNED[name], lam)
+        if name not in self._criteria:
+            self._criteria[name] = _timed(lambda: self._slopeless(name))
+        return self._criteria[name]
+
+    def _slopeless(self, name: str) -> Gauges:
+        subject, moments = self._world.subject, self._world.model.moments
+        if name not in CRITERIA:
+            return starting_gauges(name, subject.params, subject.arch, moments)
+        start = starting_gauges("hadamard", subject.params, subject.arch, moments)
+        tokens = self._world.calibration
+        return learn_criterion(CRITERIA[name], subject.params, subject.arch, start, tokens, steps=self._steps)
+
+    def _learn(self, arm: Learning, lam: float) -> Found:
+        subject, moments, begun = self._world.subject, self._world.model.moments, time.perf_counter()
+        start = starting_gauges(arm.init, subject.params, subject.arch, moments)
+        start = start._replace(**dict.fromkeys(arm.fixed))
+        train = TrainConfig(
+            lam=lam, sites=arm.sites, init=arm.init, steps=self._steps, stored=arm.stored, stored_size=arm.size
+        )
+        history: list[float] = []
+        learned = learn(
+            *self._problem, self._world.calibration, start, train, devices=jax.local_devices(),
+            report=lambda p: history.append(p.J),
+        )
+        facts: dict[str, Any] = {"history": history}
+        if learned.choice is not None:
+            kept = learned.choice.stored
+            sites = 0 if kept is None else len(kept.inputs) + len(kept.outputs)
+            facts["stored"] = {**learned.choice._asdict(), "stored": sites}
+        if "residual" in arm.sites:
+            before, after = start.residual, learned.gauges.residual
+            assert before is not None and after is not None
+            facts["angles"] = rotation_angles(before.T @ after).tolist()
+        return Found(learned.gauges, learned.stored, time.perf_counter() - begun, facts)
+
+
+def _timed(make: Callable[[], Gauges]) -> Found:
+    begun = time.perf_counter()
+    gauges = make()
+    return Found(gauges, None, time.perf_counter() - begun, {})
+
+
+def rotation_angles(Q: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
+    """The angles by which an orthogonal matrix turns its invariant planes, degrees, falling."""
+    return np.sort(np.abs(np.degrees(np.angle(np.linalg.eigvals(Q)))))[::-1]
+
+
+def column_powers(params: Params) -> list[float]:
+    """Mean over q, k, v, gate and up of the sorted mean squares of their columns over those of the matrix, falling."""
+    rows = []
+    for name in ("q", "k", "v", "gate", "up"):
+        power = np.mean(np.square(np.asarray(params["blocks"][name], np.float64)), axis=1)
+        rows.append(-np.sort(-power / power.mean(axis=1, keepdims=True), axis=1))
+    return np.mean(np.concatenate(rows), axis=0).tolist()
+

@@ -1,0 +1,77 @@
+"""The sampled and sparse rates of training: units, starting point, parameters."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from rdopt.align.alignment import Alignment, starting_rotations
+from rdopt.align.coordinates import OutputMetric, kept
+from rdopt.align.objective import Settings, rate_bits
+from rdopt.align.relaxation import relax
+from rdopt.checkpoint.families import MATRICES, architecture_from_config, block_shapes
+from rdopt.transforms.gauges.gauges import Gauges
+
+ARCH = architecture_from_config(tiny_config("llama"))
+SETTINGS = Settings(
+    arch=ARCH,
+    rate="analytic",
+    density="gaussian",
+    curve="gaussian",
+    distortion="matrix",
+    feedback=False,
+    damping=0.02,
+    outputs=OutputMetric(0.02, None),
+    weights=200 * 96,
+)
+
+
+@pytest.fixture(scope="module")
+def relaxed():
+    rng = np.random.default_rng(0)
+    W = (rng.standard_normal((200, 96)) * np.exp(rng.standard_normal(96))).astype(np.float32)
+    rows, cols = (kept(jnp.ones(n), 0.0) for n in W.shape)
+    return relax(jnp.asarray(W), rows, cols, jnp.float32(0.2), "gaussian")
+
+
+@pytest.mark.parametrize("rate", ["noise", "ste"])
+def test_sampled_rates_start_at_the_entropy_of_gaussian_columns(relaxed, rate):
+    expected = float(rate_bits(relaxed, None, jax.random.key(0), 0.0, SETTINGS))
+    found = rate_bits(relaxed, jnp.zeros(96), jax.random.key(0), 0.5, replace(SETTINGS, rate=rate))
+    assert float(found) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", ["noise", "ste"])
+def test_a_wrong_spread_costs_bits(relaxed, rate):
+    settings = replace(SETTINGS, rate=rate)
+    right, wide, narrow = (
+        float(rate_bits(relaxed, jnp.full(96, x), jax.random.key(0), 0.5, settings)) for x in (0.0, 1.0, -1.0)
+    )
+    assert right < wide and right < narrow
+
+
+def test_sparse_rates_fall_when_weights_shrink(relaxed):
+    small = relaxed._replace(codes=relaxed.codes / 2)
+    for rate in ("l1", "log"):
+        settings = replace(SETTINGS, rate=rate)
+        key = jax.random.key(0)
+        assert float(rate_bits(small, None, key, 0.5, settings)) < float(rate_bits(relaxed, None, key, 0.5, settings))
+
+
+@pytest.mark.parametrize("rate", ["analytic", "noise", "ste", "l1", "log"])
+def test_only_sampled_rates_learn_a_spread_per_column(rate):
+    module = Alignment(arch=ARCH, sites=("residual", "value"), rate=rate)
+    start = starting_rotations(Gauges(), ARCH)
+    params = module.init(jax.random.key(0), start)["params"]
+    spreads = {k for k in params if k.startswith("log_scale_")}
+    assert spreads == ({f"log_scale_{k}" for k in MATRICES} if rate in ("noise", "annealed", "ste") else set())
+    out: Any = module.apply({"params": params}, start)
+    found = out.log_scale
+    shapes = block_shapes(ARCH)
+    assert {k: v.shape for k, v in found.items()} == {
+        k: (ARCH.num_layers, shapes[k][1]) for k in (MATRICES if spreads else ())
+    }

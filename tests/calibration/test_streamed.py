@@ -1,0 +1,45 @@
+"""A model read block by block measures and predicts what the model in memory does."""
+
+import numpy as np
+import pytest
+from conftest import random_tensors, tiny_config
+
+from rdopt.calibration.moments import second_moments
+from rdopt.calibration.streamed import lazy_params, read_block, run_block, streamed_moments, streams
+from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.checkpoint.write import write_checkpoint
+from rdopt.operator.llama import head_logits, logits
+from rdopt.operator.params import load_params
+
+
+@pytest.mark.parametrize("changes", [{}, {"model_type": "qwen3"}], ids=["llama", "qwen3"])
+def test_blocks_in_turn_are_the_network_and_its_moments(tmp_path, changes):
+    config = tiny_config(**changes)
+    write_checkpoint(tmp_path / "model", config, random_tensors(config, 0).items(), dtype="float32")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    arch, lazy, whole = checkpoint.arch, lazy_params(checkpoint), load_params(checkpoint)
+    tokens = np.random.default_rng(0).integers(0, arch.vocab_size, (11, 12)).astype(np.int32)
+    *_, last = streams(lazy, tokens, arch)
+    assert np.abs(head_logits(lazy, last, arch) - logits(whole, tokens, arch)).max() < 1e-5
+    expected, found = second_moments(whole, arch, tokens), {}
+    ends = streamed_moments(lazy, arch, tokens, found.__setitem__)
+    for layer in range(arch.num_layers):
+        for kind, held in found[layer].items():
+            for name, value in held.items():
+                exact = getattr(expected, kind)[name][layer]
+                assert np.abs(value - exact).max() < 1e-4 * np.abs(exact).max()
+    assert expected.embed is not None
+    for value, exact in zip(ends, expected.embed, strict=True):
+        assert value.shape == exact.shape and np.abs(value - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_the_stream_behind_a_block_is_that_before_the_next(tmp_path):
+    config = tiny_config()
+    write_checkpoint(tmp_path / "model", config, random_tensors(config, 1).items(), dtype="float32")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    lazy = lazy_params(checkpoint)
+    tokens = np.random.default_rng(0).integers(0, checkpoint.arch.vocab_size, (3, 5)).astype(np.int32)
+    found = list(streams(lazy, tokens, checkpoint.arch))
+    assert np.array_equal(run_block(read_block(lazy, 0), found[0], checkpoint.arch), found[1])
+    with pytest.raises(IndexError):
+        lazy["blocks"]["q"][checkpoint.arch.num_layers]
