@@ -200,15 +200,42 @@ def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: G
     Raises:
         ValueError: a dense gauge where only the diagonal of G is held.
     """
-    sigma, G = {}, {}
-    for name in MATRICES:
-        sides = _sides(name, params["blocks"], arch, gauges)
-        G[name] = np.stack([_gradient_moment(s.outputs.dual(), x) for s, x in zip(sides, moments.G[name], strict=True)])
-        group = INPUT_OF[name]
-        if group not in sigma:
-            sigma[group] = np.stack([s.inputs.moment(x) for s, x in zip(sides, moments.sigma[group], strict=True)])
+    held = params["blocks"]
+    parts = []
+    for layer in range(arch.num_layers):
+        sigma, G = ({k: x[layer] for k, x in part.items()} for part in (moments.sigma, moments.G))
+        parts.append(fold_block_moments(sigma, G, {k: held[k][layer] for k in NORMS}, layer, arch, gauges))
+    sigma, G = ({k: np.stack([part[i][k] for part in parts]) for k in parts[0][i]} for i in range(2))
     embed = None if moments.embed is None else fold_end_moments(moments.embed, params, gauges)
     return Moments(sigma, G, moments.tokens, embed)
+
+
+def fold_block_moments(
+    sigma: Mapping[str, Float[np.ndarray, "in in"]],
+    G: Mapping[str, Float[np.ndarray, "..."]],
+    p: Mapping[str, Float[np.ndarray, "..."]],
+    layer: int,
+    arch: Architecture,
+    gauges: Gauges,
+) -> tuple[dict[str, Float[np.ndarray, "in in"]], dict[str, Float[np.ndarray, "..."]]]:
+    """The moments of one block in other coordinates, float64; see `fold_moments`.
+
+    Args:
+        sigma: input group -> second moment of the input.
+        G: matrix -> that of the gradient at its output.
+        p: the block's original parameters by short name, of which the norms' gains are needed.
+        layer: which block it is.
+        arch: of the network.
+        gauges: of the network.
+    """
+    gains = (np.asarray(p[NORMS[0]], np.float64), np.asarray(p[NORMS[1]], np.float64))
+    inputs, outputs = {}, {}
+    for name in MATRICES:
+        sides = sides_of(name, gains, arch, gauges.block(layer, arch))
+        outputs[name] = _gradient_moment(sides.outputs.dual(), G[name])
+        if INPUT_OF[name] not in inputs:
+            inputs[INPUT_OF[name]] = sides.inputs.moment(sigma[INPUT_OF[name]])
+    return inputs, outputs
 
 
 def _gradient_moment(dual: Map, G: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
