@@ -9,9 +9,9 @@ from typing import Any
 
 from rdopt import __version__
 from rdopt.align.devices import Device
-from rdopt.config.schema import Config
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
+from rdopt.config.schema import Config
 
 CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done"
 PARTIAL = "run.json.partial"
