@@ -41,7 +41,7 @@ from rdopt.transforms.matrices.cayley import (
     skew,
     skew_size,
 )
-from rdopt.transforms.matrices.givens import angle_count, apply_givens, butterfly, givens_matrix, round_robin
+from rdopt.transforms.matrices.givens import apply_givens, butterfly, givens_matrix, pair_count, round_robin
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer
 
 BLOCKS = (16, 32, 64)
@@ -104,7 +104,7 @@ def rotations(n: int) -> dict[str, tuple[int, Product, Callable[[Array], Array]]
     layers = butterfly(n)
     for name, pairs in (("butterfly", layers), ("round robin", round_robin(n, len(layers)))):
         apply, dense = partial(apply_givens, pairs=pairs), partial(givens_matrix, pairs=pairs, n=n)
-        found[name] = angle_count(pairs), apply, dense
+        found[name] = pair_count(pairs), apply, dense
     for block in (b for b in BLOCKS if b <= n):
         apply, dense = partial(apply_block_cayley, block=block), partial(block_cayley, n=n, block=block)
         found[f"Cayley in blocks of {block}"] = block_cayley_size(n, block), apply, dense

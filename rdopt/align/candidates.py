@@ -12,7 +12,7 @@ from rdopt.align.learn import Learned
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
 from rdopt.transforms.files import fixed_record, gauges_of
 from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 Cost = Callable[..., float]  # of gauges and, after them, stored rotations or None
 
@@ -39,7 +39,7 @@ _terms = jax.jit(matrix_terms, static_argnames="settings")
 def relaxed_J(problem: Problem, settings: Settings, lam: float) -> Cost:
     """J of coordinates in bits/weight by the relaxed terms, stored rotations left aside."""
 
-    def cost(gauges: Gauges, stored: Stored | None = None) -> float:
+    def cost(gauges: Gauges, stored: StoredRotations | None = None) -> float:
         rate, distortion = relaxed_terms(problem, settings, lam, gauges)
         return rate + lam * distortion
 

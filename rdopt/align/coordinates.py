@@ -10,7 +10,7 @@ from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.config.schema import Site
 from rdopt.transforms.maps import Sides
-from rdopt.transforms.stored.turns import TurnedSides
+from rdopt.transforms.stored.rotation import RotatedSides
 
 
 class Factor(NamedTuple):
@@ -49,7 +49,7 @@ class Turned(NamedTuple):
     """What trial coordinates make of one matrix: first the symmetries, then the stored rotations."""
 
     gauges: Sides
-    stored: TurnedSides = TurnedSides(None, None)
+    stored: RotatedSides = RotatedSides(None, None)
 
     def fold(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         """The matrix there."""

@@ -27,7 +27,7 @@ from rdopt.runs.states import StateStore
 from rdopt.transforms.files import gauges_of
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.records import TransformRecord
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class State(NamedTuple):
@@ -62,7 +62,7 @@ class Learned(NamedTuple):
         return gauges_of(self.records)
 
     @property
-    def stored(self) -> Stored | None:
+    def stored(self) -> StoredRotations | None:
         """The rotations that the file keeps, if any."""
         return None if self.choice is None else self.choice.stored
 

@@ -23,7 +23,7 @@ from rdopt.rate.operational import Curve
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.transforms.gauges.block import BlockGauges, sides_of
 from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.stored.turns import TurnedSides
+from rdopt.transforms.stored.rotation import RotatedSides
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26
@@ -256,7 +256,7 @@ def block_terms(
 
 
 def _turned(name: str, gauges: BlockGauges, stored: Sites, arch: Architecture) -> Turned:
-    sides = TurnedSides(stored.outputs.get(name), stored.inputs.get(INPUT_OF[name]))
+    sides = RotatedSides(stored.outputs.get(name), stored.inputs.get(INPUT_OF[name]))
     return Turned(sides_of(name, (None, None), arch, gauges), sides)
 
 

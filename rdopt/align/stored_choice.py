@@ -19,8 +19,8 @@ from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.angles import angle_codes
 from rdopt.transforms.stored.pairing import pairing_bits
-from rdopt.transforms.stored.stored import Stored, StoredTurn
-from rdopt.transforms.stored.turns import Turn
+from rdopt.transforms.stored.rotation import Rotation
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 WIDTHS = (4, 5, 6, 7, 8, 9)
 Key = tuple[int, str]
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
         price: the bits of all angles, bits/weight.
     """
 
-    stored: Stored | None
+    stored: StoredRotations | None
     saved: float
     gain: float
     price: float
@@ -96,9 +96,9 @@ def _rounded(
     starts: Starts,
     theta: Mapping[str, Float[np.ndarray, "layers p"]],
     settings: Settings,
-) -> Stored:
+) -> StoredRotations:
     """All trained rotations with angles of so many bits."""
-    found: dict[str, dict[Key, StoredTurn]] = {"inputs": {}, "outputs": {}}
+    found: dict[str, dict[Key, StoredRotation]] = {"inputs": {}, "outputs": {}}
     for side, key in _sites(plan, settings):
         start, moved = getattr(starts.sites, side)[key], jnp.asarray(theta[f"{STORED}{side}_{key}"])
         if plan.structure == "blocks":
@@ -114,18 +114,18 @@ def _rounded(
             codes = list(np.clip(np.rint(angles), 1 - half, half).astype(np.int32))
         for layer, each in enumerate(codes):
             own = starts.pairs[layer, f"{side} {key}"] if plan.structure == "pairs" else None
-            found[side][layer, key] = StoredTurn(each, own)
+            found[side][layer, key] = StoredRotation(each, own)
     size = 1 if plan.structure == "butterfly" else plan.size
-    return Stored(plan.structure, size, plan.hadamard, bits, found["inputs"], found["outputs"])
+    return StoredRotations(plan.structure, size, plan.hadamard, bits, found["inputs"], found["outputs"])
 
 
-def _turns(plan: Plan, stored: Stored, settings: Settings) -> Sites:
+def _turns(plan: Plan, stored: StoredRotations, settings: Settings) -> Sites:
     """The rotations of the rounded angles on the device, stacked over the layers."""
     turns, widths = Sites({}, {}), site_widths(plan, settings.arch)
     for side, key in _sites(plan, settings):
         n, held = getattr(widths, side)[key], getattr(stored, side)
-        layers = [stored.turn(held[layer, key], n) for layer in range(settings.arch.num_layers)]
-        stacked: Turn = jax.tree.map(_single, layers[0], *layers[1:])
+        layers = [stored.rotation(held[layer, key], n) for layer in range(settings.arch.num_layers)]
+        stacked: Rotation = jax.tree.map(_single, layers[0], *layers[1:])
         getattr(turns, side)[key] = stacked
     return turns
 
@@ -140,7 +140,7 @@ def _sites(plan: Plan, settings: Settings) -> Iterator[tuple[str, str]]:
     return ((side, key) for side in plan.sides for key in getattr(widths, side))
 
 
-def _prices(plan: Plan, stored: Stored, settings: Settings) -> dict[tuple[str, Key], float]:
+def _prices(plan: Plan, stored: StoredRotations, settings: Settings) -> dict[tuple[str, Key], float]:
     """Bits of every site: its angles under the frequencies of all, and its pairing."""
     held = {("inputs", k): x for k, x in stored.inputs.items()} | {("outputs", k): x for k, x in stored.outputs.items()}
     every: Int[np.ndarray, " p"] = np.concatenate([x.codes for x in held.values()])

@@ -21,12 +21,12 @@ from rdopt.transforms.bases import row_moments
 from rdopt.transforms.gauges.block import sides_of
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.cayley import block_cayley_blocks, block_cayley_size
-from rdopt.transforms.matrices.givens import Pairs, angle_count, butterfly
+from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer
 from rdopt.transforms.matrices.pca import near_identity
 from rdopt.transforms.stored.pairing import fitted_angles, learned_pairs
-from rdopt.transforms.stored.stored import Structure, flattening
-from rdopt.transforms.stored.turns import Turn, meeting
+from rdopt.transforms.stored.rotation import Rotation, pair_gathers
+from rdopt.transforms.stored.rotations import Structure, flattening
 
 STORED = "stored_"  # begins the names of the parameters
 ANGLE_BITS = 6  # of an angle, while its cost is only expected
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 
 
 class SiteStart(NamedTuple):
-    """One site of all layers before training, float32: see `Turn`; angles and gathers of layers of pairs."""
+    """One site of all layers before training, float32: see `Rotation`; angles and gathers of layers of pairs."""
 
     hadamard: Float[Array, "layers n n"] | None
     blocks: tuple[Float[Array, "layers k b b"], Float[Array, "layers 1 r r"]] | None
@@ -87,17 +87,17 @@ def parameters(plan: Plan, n: int) -> int:
     """Trained numbers of a rotation of width n."""
     if plan.structure == "blocks":
         return block_cayley_size(n, plan.size)
-    return angle_count(butterfly(n)) if plan.structure == "butterfly" else plan.size * (n // 2)
+    return pair_count(butterfly(n)) if plan.structure == "butterfly" else plan.size * (n // 2)
 
 
-def site_turn(plan: Plan, start: SiteStart, theta: Float[Array, "layers p"]) -> Turn:
+def site_turn(plan: Plan, start: SiteStart, theta: Float[Array, "layers p"]) -> Rotation:
     """The rotations of a site with a leading layer axis: the start, turned on by theta."""
     if start.blocks is not None:
         n = start.blocks[0].shape[1] * plan.size + start.blocks[1].shape[-1]
         full, last = block_cayley_blocks(theta, n, plan.size)
-        return Turn(start.hadamard, (matmul(start.blocks[0], full), matmul(start.blocks[1], last[:, None])))
+        return Rotation(start.hadamard, (matmul(start.blocks[0], full), matmul(start.blocks[1], last[:, None])))
     spread = jax.vmap(lambda a, at, sign: a[at] * sign)(site_angles(start, theta), start.index, start.sign)
-    return Turn(start.hadamard, None, start.partner, spread)
+    return Rotation(start.hadamard, None, start.partner, spread)
 
 
 def site_angles(start: SiteStart, theta: Float[Array, "layers p"]) -> Float[Array, "layers p"]:
@@ -106,7 +106,7 @@ def site_angles(start: SiteStart, theta: Float[Array, "layers p"]) -> Float[Arra
     return start.angles + theta
 
 
-def expected_angle_bits(turn: Turn, count: int) -> Float[Array, ""]:
+def expected_angle_bits(turn: Rotation, count: int) -> Float[Array, ""]:
     """Bits of the angles of a site over all layers: p/2 log2(1 + 2 pi e v / step^2), v their mean square in a layer.
 
     The entropy of rounded Gaussian angles, made to vanish with them (Cover and Thomas, theorem 8.3.1).
@@ -183,7 +183,7 @@ def _stacked(plan: Plan, n: int, layers: Sequence[tuple[Any, Any, Pairs]]) -> Si
     if plan.structure == "blocks":
         blocks = tuple(jnp.asarray(np.stack([x[0][i] for x in layers]), jnp.float32) for i in range(2))
         return SiteStart(H, (blocks[0], blocks[1]), None, None, None, None)
-    gathers = [meeting(x[2], n) for x in layers]
+    gathers = [pair_gathers(x[2], n) for x in layers]
     partner, index, sign = (jnp.asarray(np.stack([g[i] for g in gathers]), jnp.int32) for i in range(3))
     return SiteStart(H, None, jnp.asarray(np.stack([x[1] for x in layers]), jnp.float32), partner, index, sign)
 

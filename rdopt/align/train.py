@@ -34,10 +34,10 @@ from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, gauges_of, save_alignment
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 from rdopt.transforms.maps import Map, Sides
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 MOMENTS = "moments.safetensors"
-Trial = Callable[[Subject, Moments, Gauges, Stored | None], float]
+Trial = Callable[[Subject, Moments, Gauges, StoredRotations | None], float]
 
 
 class Trained(NamedTuple):

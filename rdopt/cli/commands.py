@@ -33,7 +33,7 @@ from rdopt.sweep.evaluate import evaluate, measure_file
 from rdopt.sweep.report import dumps
 from rdopt.sweep.sweep import sweep
 from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ def train_aloud(args: argparse.Namespace, config: Config) -> None:
             f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
         )
 
-    def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: Stored | None) -> float:
+    def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: StoredRotations | None) -> float:
         """J by an encoding."""
         return hard_cost(subject, moments, config.encode, config.train.lam, gauges, stored).J
 

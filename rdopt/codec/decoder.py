@@ -29,7 +29,7 @@ from rdopt.config.errors import UserError
 from rdopt.encode.lloyd_model import lloyd_step, lloyd_values, read_levels
 from rdopt.encode.quantize import Key, group_widths, matrix_shapes
 from rdopt.encode.trellis_model import trellis_step
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
 Shapes = dict[Key, tuple[int, int]]
@@ -64,7 +64,7 @@ class Decoded(NamedTuple):
     indices: dict[Key, Int[np.ndarray, "out in"]]
     plain: dict[Key, Float[np.ndarray, "out in"]]
     gains: Gains | None
-    stored: Stored | None
+    stored: StoredRotations | None
 
 
 def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decoded:

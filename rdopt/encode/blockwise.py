@@ -15,7 +15,7 @@ from rdopt.encode.quantize import group_widths
 from rdopt.operator.params import Params
 from rdopt.transforms.matrices.pca import near_identity, pca
 from rdopt.transforms.stored.angles import angle_codes
-from rdopt.transforms.stored.stored import Stored, StoredTurn
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 BITS = (4, 5, 6, 7, 8)
 Key = tuple[int, str]
@@ -23,7 +23,7 @@ Key = tuple[int, str]
 Blocks = list[tuple[slice, Float[np.ndarray, "_ _ _"]]]
 
 
-def blockwise_pca(params: Params, arch: Architecture, block: int = 32, bits: int | None = None) -> Stored:
+def blockwise_pca(params: Params, arch: Architecture, block: int = 32, bits: int | None = None) -> StoredRotations:
     """The principal axes of a model's weights, block by block of input channels.
 
     Args:
@@ -41,10 +41,10 @@ def blockwise_pca(params: Params, arch: Architecture, block: int = 32, bits: int
     covariances = _covariances(params, arch, block)
     axes = {key: _principal_axes(key, covariances) for key in group_widths(arch)}
     choices = [
-        Stored("blocks", block, False, b, _angles(axes, b), {}) for b in (BITS if bits is None else (bits,))
+        StoredRotations("blocks", block, False, b, _angles(axes, b), {}) for b in (BITS if bits is None else (bits,))
     ]
 
-    def total(stored: Stored) -> float:
+    def total(stored: StoredRotations) -> float:
         return 8 * len(pack_stored(stored, arch)) + _high_rate_bits(params, covariances, stored)
 
     return min(choices, key=total)
@@ -82,20 +82,20 @@ def _principal_axes(key: Key, covariances: Mapping[Key, Blocks]) -> Blocks:
     ]
 
 
-def _angles(axes: Mapping[Key, Blocks], bits: int) -> dict[Key, StoredTurn]:
+def _angles(axes: Mapping[Key, Blocks], bits: int) -> dict[Key, StoredRotation]:
     """Angles of all axes; the signs of the columns are as free as their order and are dropped."""
     codes: dict[Key, list[Int[np.ndarray, " p"]]] = {
         key: [angle_codes(V, bits)[0].ravel() for _, V in blocks] for key, blocks in axes.items()
     }
-    return {key: StoredTurn(np.concatenate(parts)) for key, parts in codes.items()}
+    return {key: StoredRotation(np.concatenate(parts)) for key, parts in codes.items()}
 
 
-def _high_rate_bits(params: Params, covariances: Mapping[Key, Blocks], stored: Stored) -> float:
+def _high_rate_bits(params: Params, covariances: Mapping[Key, Blocks], stored: StoredRotations) -> float:
     """Half a log2 of the variance of its rotated column, summed over all weights."""
     total = 0.0
     for (layer, name), blocks in covariances.items():
         rows, n = params["blocks"][name][layer].shape
-        turns = stored.turn(stored.inputs[layer, INPUT_OF[name]], n).blocks
+        turns = stored.rotation(stored.inputs[layer, INPUT_OF[name]], n).blocks
         assert turns is not None
         for (_, C), V in zip(blocks, [V for V in turns if V.size], strict=True):
             power = np.einsum("kij,kil,klj->kj", V, C, V, optimize=True)

@@ -30,7 +30,7 @@ from rdopt.operator.params import Params
 from rdopt.runs.export import aligned_config, open_trained
 from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import fold, fold_moments
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 Ticker = Callable[[int, int], None] | None
 
@@ -98,7 +98,7 @@ def aligned_source(
     encode: EncodeConfig,
     *,
     tokens: Int[np.ndarray, "n length"] | None = None,
-    stored: Stored | None = None,
+    stored: StoredRotations | None = None,
 ) -> Source:
     """The encoder's input for a model in other coordinates; its config and files come from the original."""
     checkpoint = subject.checkpoint

@@ -19,7 +19,7 @@ from rdopt.encode.quantize import matrix_shapes
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.params import Params
 from rdopt.runs.states import StateStore
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class Finetuned(NamedTuple):
@@ -51,7 +51,7 @@ def finetune(
     *,
     devices: Sequence[Device],
     gains: Gains | None = None,
-    stored: Stored | None = None,
+    stored: StoredRotations | None = None,
     store: StateStore | None = None,
     report: Callable[[FinetuneProgress], None] | None = None,
 ) -> Finetuned:

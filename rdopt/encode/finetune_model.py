@@ -18,8 +18,8 @@ from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.encode.quantize import matrix_shapes
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rope_tables, run_blocks
 from rdopt.operator.params import Params
-from rdopt.transforms.stored.stored import Stored
-from rdopt.transforms.stored.turns import Turn
+from rdopt.transforms.stored.rotation import Rotation
+from rdopt.transforms.stored.rotations import StoredRotations
 
 FINAL_NORM = "final_norm"
 # kind ("rows", "cols", "norms", "biases") -> parameter -> (layers, n): log2 gains, and biases as they are;
@@ -47,7 +47,7 @@ def starting_point(params: Params, arch: Architecture, gains: Gains | None) -> T
     }
 
 
-def with_turns(params: Params, arch: Architecture, stored: Stored | None) -> Params:
+def with_turns(params: Params, arch: Architecture, stored: StoredRotations | None) -> Params:
     """The model with its stored rotations, dense, beside the weights, for `gained_linear`."""
     if stored is None:
         return params
@@ -59,7 +59,7 @@ def with_turns(params: Params, arch: Architecture, stored: Stored | None) -> Par
     return {**params, "blocks": blocks}
 
 
-def _dense(turns: Sequence[Turn | None], n: int) -> Float[np.ndarray, "layers n n"]:
+def _dense(turns: Sequence[Rotation | None], n: int) -> Float[np.ndarray, "layers n n"]:
     eye = np.eye(n)
     return np.stack([eye if turn is None else turn.apply(eye) for turn in turns]).astype(np.float32)
 
@@ -134,7 +134,7 @@ def kept(params: Params, trained: Trained) -> Params:
     return {**params, "blocks": blocks, FINAL_NORM: sixteen_bit(final)}
 
 
-def merged(params: Params, gains: Gains | None, stored: Stored | None) -> Params:
+def merged(params: Params, gains: Gains | None, stored: StoredRotations | None) -> Params:
     """The model that a decoder makes: gains applied, stored rotations undone."""
     blocks = dict(params["blocks"])
     for name in MATRICES:

@@ -14,7 +14,7 @@ from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.quantize import Grid, Key, coded_matrices, estimated_distortion, make_grid
 from rdopt.operator.params import Params
-from rdopt.transforms.stored.stored import Stored, fold_stored, fold_stored_moments
+from rdopt.transforms.stored.rotations import StoredRotations, fold_stored, fold_stored_moments
 
 
 class Source(NamedTuple):
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     coded: Moments
     signal: float
     tokens: Int[np.ndarray, "n length"] | None = None
-    stored: Stored | None = None
+    stored: StoredRotations | None = None
 
     def coded_params(self) -> Params:
         """The weights in the coordinates where they are quantized."""
@@ -69,7 +69,7 @@ def make_source(
     parameters: int,
     *,
     tokens: Int[np.ndarray, "n length"] | None = None,
-    stored: Stored | None = None,
+    stored: StoredRotations | None = None,
 ) -> Source:
     """Prepares a model for encoding at any slope.
 

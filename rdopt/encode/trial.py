@@ -15,7 +15,7 @@ from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.quantize import estimated_distortion, group_widths, matrix_shapes
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class HardCost(NamedTuple):
@@ -35,7 +35,12 @@ class HardCost(NamedTuple):
 
 
 def hard_cost(
-    subject: Subject, moments: Moments, encode: EncodeConfig, lam: float, gauges: Gauges, stored: Stored | None = None
+    subject: Subject,
+    moments: Moments,
+    encode: EncodeConfig,
+    lam: float,
+    gauges: Gauges,
+    stored: StoredRotations | None = None,
 ) -> HardCost:
     """J of a model's matrices in given coordinates; gains and the drift's correction, which D does not see, are off.
 

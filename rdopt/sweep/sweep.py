@@ -33,7 +33,7 @@ from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, 
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 Say = Callable[[str], None]
 
@@ -184,7 +184,7 @@ class _LearnedArm:
         return measure_point(bench, self._name, source, truth, encode, lam, trained=(learned.rate, seconds))
 
     def _source(
-        self, gauges: Gauges, stored: Stored | None, encode: EncodeConfig
+        self, gauges: Gauges, stored: StoredRotations | None, encode: EncodeConfig
     ) -> tuple[Source, Moments]:
         subject = self._bench.subject
         params, arch = fold(subject.params, subject.arch, gauges)
@@ -196,7 +196,7 @@ class _LearnedArm:
         """The better of the start and of what is learned from it, by a trial encoding."""
         bench = self._bench
 
-        def cost(gauges: Gauges, stored: Stored | None) -> float:
+        def cost(gauges: Gauges, stored: StoredRotations | None) -> float:
             return hard_cost(bench.subject, bench.moments, bench.config.encode, lam, gauges, stored).J
 
         found = candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)

@@ -23,7 +23,7 @@ from rdopt.transforms.gauges.gauges import (
     fold_end_moments,
     fold_ends,
 )
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class Block(NamedTuple):
@@ -70,7 +70,7 @@ class Aligned:
     subject: Subject
     moments: Moments
     gauges: Gauges | None = None
-    stored: Stored | None = None
+    stored: StoredRotations | None = None
     tokens: Int[np.ndarray, "n length"] | None = None
     _held: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -147,7 +147,7 @@ def _contiguous(block: Block) -> Block:
     return Block(*({k: np.ascontiguousarray(x) for k, x in part.items()} for part in block))
 
 
-def _turned(block: Block, layer: int, stored: Stored) -> Block:
+def _turned(block: Block, layer: int, stored: StoredRotations) -> Block:
     """A block behind its stored rotations."""
     params, sigma, G = dict(block.params), dict(block.sigma), dict(block.G)
     for name in MATRICES:

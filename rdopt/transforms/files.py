@@ -20,7 +20,7 @@ from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.records import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
-from rdopt.transforms.stored.stored import Stored, StoredTurn
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
 GAINS = ("attn_norm", "mlp_norm", "final_norm")
@@ -39,7 +39,7 @@ class AlignmentFiles(NamedTuple):
     records: dict[str, TransformRecord]
     gains: dict[str, Float[np.ndarray, "..."]]
     original: dict[str, Any]
-    stored: Stored | None = None
+    stored: StoredRotations | None = None
 
 
 def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
@@ -65,7 +65,7 @@ def alignment_of(
     params: Params,
     checkpoint: Checkpoint,
     fingerprint: str,
-    stored: Stored | None = None,
+    stored: StoredRotations | None = None,
 ) -> AlignmentFiles:
     """The files' contents for transforms of this original model; gains are kept when they are folded."""
     gains = {}
@@ -121,7 +121,7 @@ def load_alignment(folder: Path) -> AlignmentFiles:
     return AlignmentFiles(records, gains, plain["original"], stored)
 
 
-def _stored_to_dict(stored: Stored) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _stored_to_dict(stored: StoredRotations) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     sites = [("inputs", *key, x) for key, x in stored.inputs.items()]
     sites += [("outputs", *key, x) for key, x in stored.outputs.items()]
     tensors = {f"stored.{i}.codes": site.codes.astype(np.int32) for i, (*_, site) in enumerate(sites)}
@@ -134,14 +134,14 @@ def _stored_to_dict(stored: Stored) -> tuple[dict[str, Any], dict[str, np.ndarra
     return {**facts, "sites": [list(where) for *where, _ in sites]}, tensors
 
 
-def _stored_from_dict(plain: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Stored:
-    held: dict[str, dict[tuple[int, str], StoredTurn]] = {"inputs": {}, "outputs": {}}
+def _stored_from_dict(plain: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> StoredRotations:
+    held: dict[str, dict[tuple[int, str], StoredRotation]] = {"inputs": {}, "outputs": {}}
     for i, (side, layer, name) in enumerate(plain["sites"]):
         pairs = tensors.get(f"stored.{i}.pairs")
         layers = None if pairs is None else tuple(pairs.astype(np.int64))
-        held[side][layer, name] = StoredTurn(tensors[f"stored.{i}.codes"], layers)
+        held[side][layer, name] = StoredRotation(tensors[f"stored.{i}.codes"], layers)
     facts = plain["structure"], plain["size"], plain["hadamard"], plain["bits"]
-    return Stored(*facts, held["inputs"], held["outputs"])
+    return StoredRotations(*facts, held["inputs"], held["outputs"])
 
 
 def architecture_of_original(arch: Architecture, original: Mapping[str, Any]) -> Architecture:

@@ -22,7 +22,7 @@ from rdopt.transforms.bases import row_moments
 from rdopt.transforms.matrices.givens import Pairs, apply_givens, butterfly
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.jacobi import joint_cost, joint_diagonalizer
-from rdopt.transforms.stored.angles import angle_codes, rebuild
+from rdopt.transforms.stored.angles import angle_codes, blocks_of_angles
 from rdopt.transforms.stored.pairing import fitted_angles, learned_pairs, pair_gains, pairing_bits, turned_moments
 
 BITS = (4, 5, 6, 7, 8)
@@ -144,7 +144,7 @@ def fit_blocks(
     rounded = {}
     for bits in BITS:
         codes = [angle_codes(V, bits)[0] for V in axes]
-        turned = [_turned_cost(part, rebuild(c, bits), weights) for part, c in zip(parts, codes, strict=True)]
+        turned = [_turned_cost(part, blocks_of_angles(c, bits), weights) for part, c in zip(parts, codes, strict=True)]
         rounded[bits] = (before - sum(turned), np.concatenate([c.ravel() for c in codes]))
     gain = before - sum(_turned_cost(part, V, weights) for part, V in zip(parts, axes, strict=True))
     return Fit(gain, rounded, 0.0 if free_order or grouping == GROUPINGS[0] else grouping_bits(C.shape[1], block))

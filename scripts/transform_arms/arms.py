@@ -25,7 +25,7 @@ from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import Params, params_from_tensors
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
-from rdopt.transforms.stored.stored import Stored
+from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
 
 ALL: tuple[Site, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
@@ -42,7 +42,7 @@ class Found(NamedTuple):
     """
 
     gauges: Gauges
-    stored: Stored | None
+    stored: StoredRotations | None
     seconds: float
     facts: Mapping[str, Any]
 

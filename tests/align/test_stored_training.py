@@ -34,8 +34,8 @@ from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.stored.stored import fold_stored, fold_stored_moments
-from rdopt.transforms.stored.turns import Turn
+from rdopt.transforms.stored.rotation import Rotation
+from rdopt.transforms.stored.rotations import fold_stored, fold_stored_moments
 
 PLANS = [
     Plan("blocks", 8, False, ("inputs", "outputs")),
@@ -88,11 +88,11 @@ def test_expected_angle_bits_are_the_entropy_of_gaussian_angles():
     rng = np.random.default_rng(0)
     angles = 0.4 * rng.standard_normal((2, 300))
     both = np.stack([angles, -angles], axis=2).reshape(2, 1, 600)
-    turn = Turn(None, None, np.zeros((2, 1, 600), int), jnp.asarray(both))
+    turn = Rotation(None, None, np.zeros((2, 1, 600), int), jnp.asarray(both))
     step = 2 * np.pi / 2**ANGLE_BITS
     entropy = 600 * (0.5 * np.log2(2 * np.pi * np.e * 0.4**2) - np.log2(step))
     assert float(expected_angle_bits(turn, 300)) == pytest.approx(entropy, rel=0.03)
-    still = Turn(None, None, turn.partner, jnp.zeros(both.shape))
+    still = Rotation(None, None, turn.partner, jnp.zeros(both.shape))
     assert float(expected_angle_bits(still, 300)) == 0.0
 
 

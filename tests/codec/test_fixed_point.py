@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rdopt.codec.streams.fixed_point import undo_stored, undo_turn
+from rdopt.codec.streams.fixed_point import undo_rotation, undo_stored
 from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.givens import butterfly, round_robin
-from rdopt.transforms.stored.angles import angle_count, rebuild, rebuild_fixed_point, split_blocks
-from rdopt.transforms.stored.stored import Stored, StoredTurn
+from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, fixed_point_blocks, split_blocks
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     """Angles of a random block-diagonal rotation."""
     quarter = 2 ** (bits - 2)
-    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, angle_count(n, block))
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_angle_count(n, block))
     return codes.astype(np.int32)
 
 
@@ -23,7 +23,7 @@ def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
     """V as an n x n float64 matrix."""
     V = np.zeros((n, n))
     for columns, part in split_blocks(codes, n, block):
-        blocks = rebuild(part, bits)
+        blocks = blocks_of_angles(part, bits)
         for i, each in enumerate(blocks):
             at = columns.start + i * blocks.shape[1]
             V[at : at + len(each), at : at + len(each)] = each
@@ -32,16 +32,16 @@ def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
 
 def undo_blocks(W: np.ndarray, codes: np.ndarray, block: int, bits: int) -> np.ndarray:
     """W V^T of one block-diagonal V."""
-    return undo_turn(W, Stored("blocks", block, False, bits, {}, {}), StoredTurn(codes))
+    return undo_rotation(W, StoredRotations("blocks", block, False, bits, {}, {}), StoredRotation(codes))
 
 
-def layered(structure, n: int, hadamard: bool, bits: int, seed: int) -> tuple[Stored, StoredTurn]:
+def layered(structure, n: int, hadamard: bool, bits: int, seed: int) -> tuple[StoredRotations, StoredRotation]:
     """A random rotation by layers of pairs."""
     pairs = tuple(butterfly(n)) if structure == "butterfly" else round_robin(n, 3)
     rng, quarter = np.random.default_rng(seed), 2 ** (bits - 2)
     codes = rng.integers(1 - quarter, quarter + 1, sum(map(len, pairs))).astype(np.int32)
-    stored = Stored(structure, 1 if structure == "butterfly" else 3, hadamard, bits, {}, {})
-    return stored, StoredTurn(codes, None if structure == "butterfly" else pairs)
+    stored = StoredRotations(structure, 1 if structure == "butterfly" else 3, hadamard, bits, {}, {})
+    return stored, StoredRotation(codes, None if structure == "butterfly" else pairs)
 
 
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(2, 10), st.integers(-30, 30))
@@ -73,7 +73,7 @@ def test_undoing_keeps_its_bytes() -> None:
     codes = random_codes(7, 4, 6)
     found = undo_blocks(W, codes, 4, 6)
     for columns, part in split_blocks(codes, 7, 4):
-        V = rebuild_fixed_point(part, 6)[0].tolist()
+        V = fixed_point_blocks(part, 6)[0].tolist()
         for row, w in enumerate(W.tolist()):
             exponent = int(np.frexp(np.abs(W[row]).max())[1]) - 28
             x = [round(v * 2.0**-exponent) for v in w[columns]]
@@ -103,23 +103,24 @@ def test_undoing_refuses_what_does_not_fit(angles: int, block: int, bits: int) -
 def test_every_structure_is_undone_to_the_float64_product(structure, n, hadamard, bits, seed) -> None:
     stored, site = layered("butterfly" if structure == "blocks" else structure, n, hadamard, bits, seed)
     if structure == "blocks":
-        stored, site = Stored("blocks", 8, hadamard, bits, {}, {}), StoredTurn(random_codes(n, 8, bits, seed))
+        stored = StoredRotations("blocks", 8, hadamard, bits, {}, {})
+        site = StoredRotation(random_codes(n, 8, bits, seed))
     W = np.random.default_rng(seed).standard_normal((5, n)).astype(np.float32)
-    turn = stored.turn(site, n)
+    turn = stored.rotation(site, n)
     V = turn.apply(np.eye(n))
     assert orthogonality_error(V) < 1e-12
     np.testing.assert_allclose(turn.undo(turn.apply(W.astype(np.float64))), W, atol=1e-12)
-    found, exact = undo_turn(W, stored, site), W.astype(np.float64) @ V.T
+    found, exact = undo_rotation(W, stored, site), W.astype(np.float64) @ V.T
     assert np.all(np.abs(found - exact) < 1e-7 * np.abs(exact) + 4e-7 * np.abs(W).max(axis=1, keepdims=True))
     order = np.random.default_rng(seed + 1).permutation(5)
-    assert undo_turn(W[order], stored, site).tobytes() == found[order].tobytes()
+    assert undo_rotation(W[order], stored, site).tobytes() == found[order].tobytes()
 
 
 def test_layers_keep_their_bytes() -> None:
     # Python integers, one pair at a time.
     stored, site = layered("butterfly", 4, True, 5, 3)
     W = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
-    found = undo_turn(W, stored, site)
+    found = undo_rotation(W, stored, site)
     sine = [round(2**30 * np.sin(2 * np.pi * k / 32)) for k in range(32)]
     for row, w in enumerate(W.tolist()):
         exponent = int(np.frexp(np.abs(W[row]).max())[1]) - 28
@@ -141,7 +142,7 @@ def test_both_sides_are_undone() -> None:
     both = stored._replace(inputs={(0, "mlp"): V}, outputs={(0, "up"): U})
     W = np.random.default_rng(0).standard_normal((8, 12))
     turned = both.sides(0, "up", W.shape).fold(W)
-    exact = stored.turn(U, 8).apply(np.eye(8)).T @ W @ stored.turn(V, 12).apply(np.eye(12))
+    exact = stored.rotation(U, 8).apply(np.eye(8)).T @ W @ stored.rotation(V, 12).apply(np.eye(12))
     np.testing.assert_allclose(turned, exact, atol=1e-12)
     np.testing.assert_allclose(both.sides(0, "up", W.shape).unfold(turned), W, atol=1e-12)
     np.testing.assert_allclose(undo_stored(both, 0, "up", "mlp", turned.astype(np.float32)), W, atol=2e-6)

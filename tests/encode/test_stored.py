@@ -23,9 +23,9 @@ from rdopt.encode.source import make_source
 from rdopt.operator.params import load_params
 from rdopt.transforms.matrices.givens import round_robin
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.stored.angles import angle_count, angle_pairs
+from rdopt.transforms.stored.angles import angle_pairs, block_angle_count
 from rdopt.transforms.stored.pairing import learned_pairs
-from rdopt.transforms.stored.stored import Stored, StoredTurn, fold_stored, fold_stored_moments
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations, fold_stored, fold_stored_moments
 
 ENCODE = EncodeConfig(threads=1, grid="feedback")
 
@@ -33,13 +33,13 @@ ENCODE = EncodeConfig(threads=1, grid="feedback")
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     """Angles of a random block-diagonal rotation."""
     quarter = 2 ** (bits - 2)
-    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, angle_count(n, block))
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_angle_count(n, block))
     return codes.astype(np.int32)
 
 
 def dense(codes: np.ndarray, n: int, block: int, bits: int) -> np.ndarray:
     """V as an n x n float64 matrix."""
-    return Stored("blocks", block, False, bits, {}, {}).turn(StoredTurn(codes), n).apply(np.eye(n))
+    return StoredRotations("blocks", block, False, bits, {}, {}).rotation(StoredRotation(codes), n).apply(np.eye(n))
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_the_stream_reads_back_in_every_coding(tiny, kind, block, bits):
         if kind == "octaves":
             codes[key] = codes[key] >> _octaves(n, block)
         codes[key] = codes[key].astype(np.int32)
-    stored = Stored("blocks", block, False, bits, {key: StoredTurn(x) for key, x in codes.items()}, {})
+    stored = StoredRotations("blocks", block, False, bits, {key: StoredRotation(x) for key, x in codes.items()}, {})
     data = pack_stored(stored, arch)
     back = unpack_stored(data, arch)
     assert back is not None
@@ -223,14 +223,14 @@ def test_damage_behind_a_correct_hash_is_a_user_error(tiny):
         decode_model(pack({**streams, "transforms": streams["transforms"][:-4]}, index))
 
 
-def every_site(arch, structure, hadamard, bits=6) -> Stored:
+def every_site(arch, structure, hadamard, bits=6) -> StoredRotations:
     """Small random angles at the inputs of the first layer and the outputs of the last."""
     rng = np.random.default_rng(0)
-    stored = Stored(structure, {"blocks": 8, "butterfly": 1, "pairs": 2}[structure], hadamard, bits, {}, {})
+    stored = StoredRotations(structure, {"blocks": 8, "butterfly": 1, "pairs": 2}[structure], hadamard, bits, {}, {})
 
-    def site(n: int) -> StoredTurn:
-        codes = rng.integers(-3, 4, stored.angles(n)).astype(np.int32)
-        return StoredTurn(codes, round_robin(n, 2) if structure == "pairs" else None)
+    def site(n: int) -> StoredRotation:
+        codes = rng.integers(-3, 4, stored.angle_count(n)).astype(np.int32)
+        return StoredRotation(codes, round_robin(n, 2) if structure == "pairs" else None)
 
     last = arch.num_layers - 1
     inputs = {(0, group): site(n) for (layer, group), n in group_widths(arch).items() if layer == 0}

@@ -10,9 +10,9 @@ from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.angles import (
     SINE_BITS,
     angle_codes,
-    angle_count,
-    rebuild,
-    rebuild_fixed_point,
+    block_angle_count,
+    blocks_of_angles,
+    fixed_point_blocks,
     sine_tables,
 )
 
@@ -20,14 +20,14 @@ from rdopt.transforms.stored.angles import (
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     """Angles of a random block-diagonal rotation."""
     quarter = 2 ** (bits - 2)
-    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, angle_count(n, block))
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_angle_count(n, block))
     return codes.astype(np.int32)
 
 
 @given(st.integers(1, 33), st.integers(2, 10), st.integers(0, 99))
 def test_rebuilt_angles_are_orthogonal(b: int, bits: int, seed: int) -> None:
     codes, signs = angle_codes(random_orthogonal(seed, b, (2,)), bits)
-    assert orthogonality_error(rebuild(codes, bits, signs)) < 1e-12
+    assert orthogonality_error(blocks_of_angles(codes, bits, signs)) < 1e-12
 
 
 @given(st.integers(1, 33), st.integers(6, 16), st.integers(0, 99))
@@ -35,7 +35,7 @@ def test_rebuilt_angles_are_within_the_angle_step_of_the_matrix(b: int, bits: in
     Q = random_orthogonal(seed, b, (2,))
     codes, signs = angle_codes(Q, bits)
     assert np.abs(codes).max(initial=0) <= 2 ** (bits - 2)
-    step, error = 2 * np.pi / 2**bits, rebuild(codes, bits, signs) - Q
+    step, error = 2 * np.pi / 2**bits, blocks_of_angles(codes, bits, signs) - Q
     # b (b - 1) / 2 errors of at most half a step in planes, over b^2 entries.
     assert np.sqrt(np.mean(error**2)) <= step / 2 + 1e-12
     assert np.abs(error).max() <= 2 * step + 1e-12
@@ -43,16 +43,16 @@ def test_rebuilt_angles_are_within_the_angle_step_of_the_matrix(b: int, bits: in
 
 def test_one_angle_is_the_plane_rotation() -> None:
     a = 2 * np.pi * 3 / 64
-    found = rebuild(np.array([[3]]), 6)[0]
+    found = blocks_of_angles(np.array([[3]]), 6)[0]
     np.testing.assert_allclose(found, [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]], atol=1e-15)
 
 
 def test_rounding_inside_the_elimination_beats_rounding_at_the_end() -> None:
     Q, bits = random_orthogonal(1, 32, (8,)), 6
     fine, signs = angle_codes(Q, 16)
-    late = rebuild(np.rint(fine / 2**10).astype(np.int32), bits, signs)
+    late = blocks_of_angles(np.rint(fine / 2**10).astype(np.int32), bits, signs)
     codes, signs = angle_codes(Q, bits)
-    assert np.mean((rebuild(codes, bits, signs) - Q) ** 2) < 0.8 * np.mean((late - Q) ** 2)
+    assert np.mean((blocks_of_angles(codes, bits, signs) - Q) ** 2) < 0.8 * np.mean((late - Q) ** 2)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8, 13])
@@ -68,6 +68,6 @@ def test_integer_sines_are_rounded_sines(bits: int) -> None:
 @given(st.integers(1, 32), st.integers(2, 10), st.integers(0, 99))
 def test_the_integer_rotation_is_the_float64_one(b: int, bits: int, seed: int) -> None:
     codes = random_codes(3 * b, b, bits, seed).reshape(3, -1)
-    fixed = rebuild_fixed_point(codes, bits)
+    fixed = fixed_point_blocks(codes, bits)
     assert fixed.dtype == np.int64
-    np.testing.assert_allclose(fixed / 2**SINE_BITS, rebuild(codes, bits), atol=2e-8)
+    np.testing.assert_allclose(fixed / 2**SINE_BITS, blocks_of_angles(codes, bits), atol=2e-8)

@@ -8,7 +8,7 @@ import pytest
 from rdopt.config.errors import UserError
 from rdopt.transforms.matrices.cayley import block_cayley_size, skew_size
 from rdopt.transforms.matrices.compose import orthogonality_error
-from rdopt.transforms.matrices.givens import angle_count, butterfly, round_robin
+from rdopt.transforms.matrices.givens import butterfly, pair_count, round_robin
 from rdopt.transforms.matrices.modules import CayleyRotation, GivensRotation, record_of
 from rdopt.transforms.matrices.pca import pca
 from rdopt.transforms.records import TransformRecord, rebuild, record_from_dict, record_to_dict
@@ -39,7 +39,7 @@ RECORDS = {
     "matrix": simple("matrix", parameters={"matrix": basis()}),
     "cayley": record_of(CayleyRotation(n=N, batch=(2,)), {"theta": normal(2, skew_size(N))}, site="value"),
     "block": record_of(CayleyRotation(n=N, block=4), {"theta": normal(block_cayley_size(N, 4))}, site="in"),
-    "butterfly": record_of(GivensRotation(n=N), {"angles": normal(angle_count(butterfly(N)))}, site="in"),
+    "butterfly": record_of(GivensRotation(n=N), {"angles": normal(pair_count(butterfly(N)))}, site="in"),
     "pairs": record_of(GivensRotation(n=N, pairs=round_robin(N, 3)), {"angles": normal(15)}, site="in"),
     "composed": record_of(
         CayleyRotation(n=N),

@@ -20,7 +20,7 @@ from rdopt.transforms.matrices.cayley import (
     skew_size,
 )
 from rdopt.transforms.matrices.compose import compose, identity, orthogonality_error
-from rdopt.transforms.matrices.givens import angle_count, apply_givens, as_pairs, butterfly, givens_matrix, round_robin
+from rdopt.transforms.matrices.givens import apply_givens, as_pairs, butterfly, givens_matrix, pair_count, round_robin
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.inverse import inverse
 from rdopt.transforms.matrices.modules import CayleyRotation, ComposedRotation, GivensRotation, materialize
@@ -155,10 +155,10 @@ def test_block_cayley_is_the_block_diagonal_of_cayleys_and_applies_like_it(n, bl
 @given(WIDTHS, SEEDS)
 def test_givens_butterfly_is_orthogonal_and_mixes_every_pair_for_any_width(n, seed):
     pairs = butterfly(n)
-    G = givens_matrix(normal(seed, angle_count(pairs)), pairs, n)
+    G = givens_matrix(normal(seed, pair_count(pairs)), pairs, n)
     assert orthogonality_error(G) < 1e-12
     assert np.all(G != 0)
-    assert angle_count(pairs) <= n * max(np.ceil(np.log2(n)), 1)
+    assert pair_count(pairs) <= n * max(np.ceil(np.log2(n)), 1)
 
 
 def test_givens_butterfly_of_a_power_of_two_has_log2_full_layers():
@@ -169,7 +169,7 @@ def test_givens_butterfly_of_a_power_of_two_has_log2_full_layers():
 @given(st.integers(2, 24), SEEDS)
 def test_givens_layers_are_the_product_of_their_plane_rotations(n, seed):
     pairs = round_robin(n, 3)
-    angles = normal(seed, angle_count(pairs))
+    angles = normal(seed, pair_count(pairs))
     expected = np.eye(n)
     for (i, j), angle in zip(np.concatenate(pairs), angles, strict=True):
         plane = np.eye(n)
@@ -198,7 +198,7 @@ def test_givens_gradient_is_that_of_the_product_of_plane_rotations_in_float64(ma
         return apply_givens(x, angles, pairs, inverse=inverse)
 
     with jax.enable_x64(True):
-        angles = jnp.asarray(normal(11, 2, angle_count(pairs)))
+        angles = jnp.asarray(normal(11, 2, pair_count(pairs)))
         x, weight = (jnp.asarray(normal(seed, 2, 3, 2, n)) for seed in (12, 13))
         found, expected = (
             jax.jit(jax.grad(lambda x, a, f=f: jnp.sum(weight * jnp.sin(f(x, a))), argnums=(0, 1)))(x, angles)

@@ -12,12 +12,12 @@ from rdopt.transforms.matrices.hadamard import sign_hadamard
 from rdopt.transforms.stored.angles import (
     SINE_BITS,
     check_bits,
-    rebuild_fixed_point,
+    fixed_point_blocks,
     rounded_shift,
     sine_tables,
     split_blocks,
 )
-from rdopt.transforms.stored.stored import Stored, StoredTurn
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 WEIGHT_BITS = 28
 # |w| < 2^WEIGHT_BITS and unit columns of V: by Cauchy and Schwarz |w V^T| < 16 * 2^58 stays in an int64.
@@ -27,16 +27,16 @@ Fixed = Int[np.ndarray, "rows n"]
 
 
 def undo_stored(
-    stored: Stored, layer: int, name: str, group: str, W: Float[np.ndarray, "out in"]
+    stored: StoredRotations, layer: int, name: str, group: str, W: Float[np.ndarray, "out in"]
 ) -> Float[np.ndarray, "out in"]:
     """U W V^T of one matrix, float32."""
     V, U = stored.inputs.get((layer, group)), stored.outputs.get((layer, name))
-    W = W if V is None else undo_turn(W, stored, V)
-    return W if U is None else np.ascontiguousarray(undo_turn(np.ascontiguousarray(W.T), stored, U).T)
+    W = W if V is None else undo_rotation(W, stored, V)
+    return W if U is None else np.ascontiguousarray(undo_rotation(np.ascontiguousarray(W.T), stored, U).T)
 
 
-def undo_turn(
-    W: Float[np.ndarray, "rows n"], stored: Stored, site: StoredTurn
+def undo_rotation(
+    W: Float[np.ndarray, "rows n"], stored: StoredRotations, site: StoredRotation
 ) -> Float[np.ndarray, "rows n"]:
     """W V^T.
 
@@ -54,7 +54,7 @@ def undo_turn(
     check_bits(stored.bits)
     n = W.shape[1]
     blocks = stored.structure == "blocks"
-    if n > MAX_WIDTH or (blocks and not 1 <= stored.size <= MAX_BLOCK) or site.codes.size != stored.angles(n):
+    if n > MAX_WIDTH or (blocks and not 1 <= stored.size <= MAX_BLOCK) or site.codes.size != stored.angle_count(n):
         raise ValueError(f"{site.codes.size} angles do not fit {stored.structure} of {stored.size} in width {n}")
     # A row's norm stays below 2^32 through all layers, so that its products with sines stay in an int64.
     bits = WEIGHT_BITS if blocks else min(WEIGHT_BITS, 32 - (n.bit_length() + 1) // 2)
@@ -75,7 +75,7 @@ def undo_turn(
 def _undo_blocks(fixed: Fixed, codes: Int[np.ndarray, " p"], block: int, bits: int) -> Fixed:
     done = np.zeros(fixed.shape, np.int64)
     for columns, part in split_blocks(codes, fixed.shape[1], block):
-        V = rebuild_fixed_point(part, bits)
+        V = fixed_point_blocks(part, bits)
         x = fixed[:, columns].reshape(len(fixed), *V.shape[:2]).swapaxes(0, 1)
         y = rounded_shift(x @ V.swapaxes(1, 2), SINE_BITS)
         done[:, columns] = y.swapaxes(0, 1).reshape(len(fixed), columns.stop - columns.start)

@@ -12,15 +12,15 @@ from rdopt.codec.coders.constriction import pack_integers, unpack_integers
 from rdopt.codec.streams.fixed_point import MAX_BLOCK
 from rdopt.encode.quantize import group_widths, matrix_shapes
 from rdopt.transforms.matrices.givens import butterfly
-from rdopt.transforms.stored.angles import MAX_BITS, angle_count, angle_pairs
-from rdopt.transforms.stored.stored import STRUCTURES, Stored, StoredTurn
+from rdopt.transforms.stored.angles import MAX_BITS, angle_pairs, block_angle_count
+from rdopt.transforms.stored.rotations import STRUCTURES, StoredRotation, StoredRotations
 
 _CODINGS = ("plain", "one table", "a table per class")
 _MAX_LAYERS = 64
 Key = tuple[int, str]
 
 
-def pack_stored(stored: Stored | None, arch: Architecture) -> bytes:
+def pack_stored(stored: StoredRotations | None, arch: Architecture) -> bytes:
     """Structure, sites and coding as gamma codes and bits, pairings, then the angles in the shortest coding."""
     if stored is None or not (stored.inputs or stored.outputs):
         return b""
@@ -42,7 +42,7 @@ def pack_stored(stored: Stored | None, arch: Architecture) -> bytes:
     return head.bytes() + pairings + bodies[coding]
 
 
-def unpack_stored(data: bytes, arch: Architecture) -> Stored | None:
+def unpack_stored(data: bytes, arch: Architecture) -> StoredRotations | None:
     """Inverse of `pack_stored`.
 
     Raises:
@@ -57,7 +57,7 @@ def unpack_stored(data: bytes, arch: Architecture) -> Stored | None:
         raise ValueError(f"stored transforms of structure {structure}, size {size}, coding {coding}")
     if not 2 <= bits <= MAX_BITS:
         raise ValueError(f"stored angles of {bits} bits")
-    empty = Stored(STRUCTURES[structure], size, bool(hadamard), bits, {}, {})
+    empty = StoredRotations(STRUCTURES[structure], size, bool(hadamard), bits, {}, {})
     every = [*_places(arch)]
     places = [place for place, there in zip(every, head.gammas(len(every)), strict=True) if there]
     data, pairings = data[head.bytes_read :], {}
@@ -70,9 +70,9 @@ def unpack_stored(data: bytes, arch: Architecture) -> Stored | None:
             pairings[side, key] = tuple(layers)
     classes = [_classes(empty, n) for _, _, n in places]
     parts = np.split(_unpack_angles(data, np.concatenate(classes), coding, bits), np.cumsum([*map(len, classes)])[:-1])
-    found: tuple[dict[Key, StoredTurn], dict[Key, StoredTurn]] = ({}, {})
+    found: tuple[dict[Key, StoredRotation], dict[Key, StoredRotation]] = ({}, {})
     for (side, key, _), codes in zip(places, parts, strict=True):
-        found[side][key] = StoredTurn(codes, pairings.get((side, key)))
+        found[side][key] = StoredRotation(codes, pairings.get((side, key)))
     return empty._replace(inputs=found[0], outputs=found[1])
 
 
@@ -84,14 +84,14 @@ def _places(arch: Architecture) -> Iterator[tuple[int, Key, int]]:
         yield 1, key, m
 
 
-def _sites(stored: Stored, arch: Architecture) -> tuple[list[tuple[StoredTurn, int]], list[bool]]:
+def _sites(stored: StoredRotations, arch: Architecture) -> tuple[list[tuple[StoredRotation, int]], list[bool]]:
     """The rotations with their widths in the order of the file, and which places have one."""
     sides = stored.inputs, stored.outputs
     sites = [(sides[side][key], n) for side, key, n in _places(arch) if key in sides[side]]
     return sites, [key in sides[side] for side, key, _ in _places(arch)]
 
 
-def _classes(stored: Stored, n: int) -> Int[np.ndarray, " p"]:
+def _classes(stored: StoredRotations, n: int) -> Int[np.ndarray, " p"]:
     """What angles of one size have in common: in blocks floor(log2(i - j)) of the pair, elsewhere the layer."""
     if stored.structure == "blocks":
         return _octaves(n, stored.size)
@@ -104,7 +104,7 @@ def _octaves(n: int, block: int) -> Int[np.ndarray, " p"]:
     """floor(log2(i - j)) of every angle's pair: the longer a pivot has gathered, the smaller the angle."""
     full, last = ([(i - j).bit_length() - 1 for j, i in angle_pairs(b)] for b in (block, n % block))
     octaves = np.concatenate([np.tile(np.array(full, np.int64), n // block), np.array(last, np.int64)])
-    assert len(octaves) == angle_count(n, block)
+    assert len(octaves) == block_angle_count(n, block)
     return octaves
 
 

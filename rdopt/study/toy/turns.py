@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from rdopt.codec.coders.constriction import pack_integers
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.pca import near_identity, pca
-from rdopt.transforms.stored.angles import angle_codes, rebuild
+from rdopt.transforms.stored.angles import angle_codes, blocks_of_angles
 
 ANGLE_BITS = (4, 5, 6, 7, 8)
 Matrix = Float[np.ndarray, "out in"]
@@ -94,7 +94,7 @@ def stored_turns(
         codes, pairs, rate = [], list(best.pairs), 0.0
         for at, V in zip(places, axes, strict=True):
             code = angle_codes(V[None], bits)[0]
-            pairs[at] = TurnPair(V=rebuild(code, bits)[0])
+            pairs[at] = TurnPair(V=blocks_of_angles(code, bits)[0])
             rate += high_rate_bits(pairs[at].turn(arrays[at]), float(steps[at]))
             codes.append(code.ravel())
         data = pack_angles(codes, bits)

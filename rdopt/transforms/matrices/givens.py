@@ -70,7 +70,7 @@ def as_pairs(layers: Sequence[Sequence[tuple[int, int]] | np.ndarray], n: int) -
     return pairs
 
 
-def angle_count(pairs: Pairs) -> int:
+def pair_count(pairs: Pairs) -> int:
     """Number of angles, one a pair, over all layers."""
     return sum(len(layer) for layer in pairs)
 
@@ -100,8 +100,8 @@ def apply_givens(
     Raises:
         ValueError: when there is not one angle a pair.
     """
-    if angles.shape[-1] != angle_count(pairs):
-        raise ValueError(f"{angle_count(pairs)} pairs take as many angles, got {angles.shape[-1]}")
+    if angles.shape[-1] != pair_count(pairs):
+        raise ValueError(f"{pair_count(pairs)} pairs take as many angles, got {angles.shape[-1]}")
     batch, n, layers = angles.shape[:-1], x.shape[-1], _layers(pairs, x.shape[-1])
     rows = math.prod(x.shape[len(batch) : -1])
     # Coordinates before rows: a gather of coordinates then moves whole rows of memory.

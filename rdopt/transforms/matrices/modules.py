@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from rdopt.transforms.arrays import AnyArray, matmul
 from rdopt.transforms.matrices.cayley import apply_block_cayley, block_cayley_size, cayley, skew_size
-from rdopt.transforms.matrices.givens import Pairs, angle_count, apply_givens, butterfly
+from rdopt.transforms.matrices.givens import Pairs, apply_givens, butterfly, pair_count
 from rdopt.transforms.matrices.stretch import stretch, stretch_size
 from rdopt.transforms.records import TransformRecord, pairs_to_fields, rebuild
 
@@ -64,7 +64,7 @@ class GivensRotation(Rotation):
     def __call__(self, q0: Float[AnyArray, "... n n"] | None = None) -> Basis:
         """The rotated basis (*batch, n, n), float32; ``q0`` (n, n) or (*batch, n, n), identity when None."""
         pairs = butterfly(self.n) if self.pairs is None else self.pairs
-        return apply_givens(self._start(q0), self._parameter("angles", angle_count(pairs)), pairs)
+        return apply_givens(self._start(q0), self._parameter("angles", pair_count(pairs)), pairs)
 
 
 class Stretch(Rotation):

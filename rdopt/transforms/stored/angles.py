@@ -21,7 +21,7 @@ def angle_pairs(b: int) -> list[tuple[int, int]]:
     return [(j, i) for j in range(b) for i in range(j + 1, b)]
 
 
-def angle_count(n: int, block: int) -> int:
+def block_angle_count(n: int, block: int) -> int:
     """Number of angles of a block-diagonal transform of width n; the last block may be smaller."""
     full, rest = divmod(n, block)
     return full * (block * (block - 1) // 2) + rest * (rest - 1) // 2
@@ -41,7 +41,7 @@ def angle_codes(
 
     Returns:
         int32 codes in 1 - 2^(bits - 2) .. 2^(bits - 2) (half a turn: the sign of the pivot is free), and the
-        signs of the columns, 1 or -1, with `rebuild(codes, bits, signs)` close to Q.
+        signs of the columns, 1 or -1, with `blocks_of_angles(codes, bits, signs)` close to Q.
 
     Raises:
         ValueError: bits out of range.
@@ -63,7 +63,7 @@ def angle_codes(
     return codes, np.where(diagonal < 0, -1.0, 1.0)
 
 
-def rebuild(
+def blocks_of_angles(
     codes: Int[np.ndarray, "k p"], bits: int, signs: Float[np.ndarray, "k b"] | None = None
 ) -> Float[np.ndarray, "k b b"]:
     """The float64 blocks V of quantized angles; all signs 1 when None.
@@ -76,8 +76,8 @@ def rebuild(
     return V if signs is None else V * signs[:, None, :]
 
 
-def rebuild_fixed_point(codes: Int[np.ndarray, "k p"], bits: int) -> Int[np.ndarray, "k b b"]:
-    """`rebuild` in units of 2^-SINE_BITS, int64, from integers alone; every operation in a fixed order."""
+def fixed_point_blocks(codes: Int[np.ndarray, "k p"], bits: int) -> Int[np.ndarray, "k b b"]:
+    """`blocks_of_angles` in units of 2^-SINE_BITS, int64, from integers alone; every operation in a fixed order."""
     cos, sin = (table[codes.T & (2**bits - 1)] for table in sine_tables(bits))
     return _product(cos, sin, np.int64(1 << SINE_BITS), SINE_BITS)
 
@@ -98,8 +98,8 @@ def split_blocks(
     codes: Int[np.ndarray, " p"], n: int, block: int
 ) -> list[tuple[slice, Int[np.ndarray, "_ _"]]]:
     """(columns, angles of their k blocks) of the full blocks and of the smaller last one, if any."""
-    cut, at = n - n % block, angle_count(n - n % block, block)
-    full = (slice(0, cut), codes[:at].reshape(n // block, angle_count(block, block)))
+    cut, at = n - n % block, block_angle_count(n - n % block, block)
+    full = (slice(0, cut), codes[:at].reshape(n // block, block_angle_count(block, block)))
     last = (slice(cut, n), codes[at:].reshape(1, -1))
     return [(columns, part) for columns, part in (full, last) if columns.start < columns.stop]
 

@@ -13,18 +13,17 @@ from jaxtyping import Float, Int
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.operator.params import Params
-from rdopt.transforms.matrices.givens import Pairs, butterfly
-from rdopt.transforms.matrices.givens import angle_count as pair_count
+from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.hadamard import sign_hadamard
-from rdopt.transforms.stored.angles import angle_count, rebuild, split_blocks
-from rdopt.transforms.stored.turns import Turn, TurnedSides, meeting
+from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, split_blocks
+from rdopt.transforms.stored.rotation import RotatedSides, Rotation, pair_gathers
 
 Structure = Literal["blocks", "butterfly", "pairs"]
 STRUCTURES: tuple[Structure, ...] = ("blocks", "butterfly", "pairs")
 Key = tuple[int, str]
 
 
-class StoredTurn(NamedTuple):
+class StoredRotation(NamedTuple):
     """One rotation.
 
     Attributes:
@@ -36,7 +35,7 @@ class StoredTurn(NamedTuple):
     pairs: Pairs | None = None
 
 
-class Stored(NamedTuple):
+class StoredRotations(NamedTuple):
     """All stored rotations of a model; sites that are absent stay as they are.
 
     Attributes:
@@ -52,38 +51,38 @@ class Stored(NamedTuple):
     size: int
     hadamard: bool
     bits: int
-    inputs: Mapping[Key, StoredTurn]
-    outputs: Mapping[Key, StoredTurn]
+    inputs: Mapping[Key, StoredRotation]
+    outputs: Mapping[Key, StoredRotation]
 
-    def turn(self, site: StoredTurn, n: int) -> Turn:
+    def rotation(self, site: StoredRotation, n: int) -> Rotation:
         """A rotation of width n, float64, of its rounded angles."""
         H = flattening(n) if self.hadamard else None
         if self.structure == "blocks":
             full, last = np.zeros((0, self.size, self.size)), np.zeros((1, 0, 0))
             for columns, part in split_blocks(site.codes, n, self.size):
                 if columns.stop - columns.start >= self.size:
-                    full = rebuild(part, self.bits)
+                    full = blocks_of_angles(part, self.bits)
                 else:
-                    last = rebuild(part, self.bits)
-            return Turn(H, (full, last))
-        gathers = meeting(self.layers(site, n), n)
-        return Turn(H, None, gathers.partner, gathers.spread((2 * np.pi / 2**self.bits) * site.codes))
+                    last = blocks_of_angles(part, self.bits)
+            return Rotation(H, (full, last))
+        gathers = pair_gathers(self.layers(site, n), n)
+        return Rotation(H, None, gathers.partner, gathers.spread((2 * np.pi / 2**self.bits) * site.codes))
 
-    def layers(self, site: StoredTurn, n: int) -> Pairs:
+    def layers(self, site: StoredRotation, n: int) -> Pairs:
         """The pairs that a rotation turns, layer by layer."""
         return butterfly(n) if site.pairs is None else site.pairs
 
-    def angles(self, n: int) -> int:
+    def angle_count(self, n: int) -> int:
         """Number of angles of a rotation of width n."""
         if self.structure == "blocks":
-            return angle_count(n, self.size)
+            return block_angle_count(n, self.size)
         return pair_count(butterfly(n)) if self.structure == "butterfly" else self.size * (n // 2)
 
-    def sides(self, layer: int, name: str, shape: tuple[int, ...]) -> TurnedSides:
+    def sides(self, layer: int, name: str, shape: tuple[int, ...]) -> RotatedSides:
         """What becomes of one matrix of shape (out, in)."""
         U, V = self.outputs.get((layer, name)), self.inputs.get((layer, INPUT_OF[name]))
-        return TurnedSides(
-            None if U is None else self.turn(U, shape[0]), None if V is None else self.turn(V, shape[1])
+        return RotatedSides(
+            None if U is None else self.rotation(U, shape[0]), None if V is None else self.rotation(V, shape[1])
         )
 
 
@@ -93,7 +92,7 @@ def flattening(n: int) -> Float[np.ndarray, "n n"]:
     return H / np.sqrt(np.abs(H[0]).sum())
 
 
-def fold_stored(params: Params, stored: Stored) -> Params:
+def fold_stored(params: Params, stored: StoredRotations) -> Params:
     """The matrices as they are coded, U^T W V, float32; all else as it was."""
     blocks = dict(params["blocks"])
     for name in MATRICES:
@@ -103,7 +102,7 @@ def fold_stored(params: Params, stored: Stored) -> Params:
     return {**params, "blocks": blocks}
 
 
-def fold_stored_moments(moments: Moments, stored: Stored) -> Moments:
+def fold_stored_moments(moments: Moments, stored: StoredRotations) -> Moments:
     """The moments there: V^T sigma V and U^T G U, float64.
 
     Raises:
@@ -120,9 +119,11 @@ def fold_stored_moments(moments: Moments, stored: Stored) -> Moments:
     return moments._replace(sigma=sigma, G=G)
 
 
-def _turned(S: Float[np.ndarray, "..."], stored: Stored, site: StoredTurn | None) -> Float[np.ndarray, "..."]:
+def _turned(
+    S: Float[np.ndarray, "..."], stored: StoredRotations, site: StoredRotation | None
+) -> Float[np.ndarray, "..."]:
     if site is None:
         return S
     if S.ndim == 1:
         raise ValueError("a rotation of the outputs needs the whole moment of their gradients, not its diagonal")
-    return stored.turn(site, len(S)).moment(S)
+    return stored.rotation(site, len(S)).moment(S)

@@ -13,7 +13,7 @@ from rdopt.transforms.arrays import AnyArray, matmul, namespace
 from rdopt.transforms.matrices.givens import Pairs
 
 
-class Turn(NamedTuple):
+class Rotation(NamedTuple):
     """One orthogonal V of width n.
 
     Attributes:
@@ -57,11 +57,11 @@ class Turn(NamedTuple):
         return list(zip(xp.cos(self.angle), xp.sin(self.angle), self.partner, strict=True))
 
 
-class TurnedSides(NamedTuple):
+class RotatedSides(NamedTuple):
     """What stored rotations make of one matrix: W' = U^T W V."""
 
-    outputs: Turn | None
-    inputs: Turn | None
+    outputs: Rotation | None
+    inputs: Rotation | None
 
     def fold(self, W: Float[AnyArray, "out in"]) -> Float[AnyArray, "out in"]:
         """U^T W V."""
@@ -74,7 +74,7 @@ class TurnedSides(NamedTuple):
         return W if self.outputs is None else self.outputs.undo(W.T).T
 
 
-class Meeting(NamedTuple):
+class PairGathers(NamedTuple):
     """Layers of disjoint pairs as gathers: a_i = sign_i angles[index_i], 0 where i meets nobody."""
 
     partner: Int[np.ndarray, "L n"]
@@ -86,7 +86,7 @@ class Meeting(NamedTuple):
         return angles[self.index] * self.sign
 
 
-def meeting(pairs: Pairs, n: int) -> Meeting:
+def pair_gathers(pairs: Pairs, n: int) -> PairGathers:
     """The gathers of layers of pairs (i, j), which `apply_givens` turns alike."""
     partner = np.tile(np.arange(n), (len(pairs), 1))
     index, sign = np.zeros(partner.shape, np.int64), np.zeros(partner.shape, np.int64)
@@ -97,7 +97,7 @@ def meeting(pairs: Pairs, n: int) -> Meeting:
         index[l, i] = index[l, j] = start + np.arange(len(layer))
         sign[l, i], sign[l, j] = -1, 1
         start += len(layer)
-    return Meeting(partner, index, sign)
+    return PairGathers(partner, index, sign)
 
 
 def _blockwise(
