@@ -47,6 +47,12 @@ class Progress(NamedTuple):
     rate: float
     distortion: float
 
+    def __str__(self) -> str:
+        return (
+            f"step {self.step} of {self.steps}  J {self.J:.4f}  R {self.rate:.4f} bits/weight  "
+            f"D {self.distortion:.5f} nats/token"
+        )
+
 
 class Learned(NamedTuple):
     """The result: records by site, the last steps' mean R (bits/weight) and D (nats/token), stored rotations."""

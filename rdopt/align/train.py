@@ -27,6 +27,7 @@ from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_mome
 from rdopt.calibration.tokens import fingerprint, token_batch
 from rdopt.checkpoint.families import MATRICES
 from rdopt.config.load import config_yaml
+from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, TrainConfig
 from rdopt.runs import folder as run_folder
 from rdopt.runs.states import StateStore
@@ -70,7 +71,7 @@ def coded_weights(subject: Subject) -> int:
 
 
 def moments_of(
-    folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Callable[[int, int], None] | None = None
+    folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Tick | None = None
 ) -> Moments:
     """The moments of a model on its calibration text, measured once and kept in the folder."""
     key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed} {config.text.token_weights}"
@@ -118,7 +119,7 @@ def train(
     *,
     devices: Sequence[Device] | None = None,
     report: Callable[[Progress], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
     trial: Trial | None = None,
 ) -> Trained:
     """Learns the transforms of a model at one lambda; called alike in every process of the run.
@@ -174,7 +175,7 @@ class _Inputs(NamedTuple):
 
 
 def _open(
-    config: Config, out: Path, pool: Sequence[Device], progress: Callable[[int, int], None] | None
+    config: Config, out: Path, pool: Sequence[Device], progress: Tick | None
 ) -> tuple[_Desk, _Inputs]:
     """Reads the model and the text, opens the run folder and measures the moments."""
     require_share(config.train.batch_sequences, pool)

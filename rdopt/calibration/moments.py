@@ -7,7 +7,7 @@ token, so its sigma is the diagonal of the token frequencies; the G of a head is
 diag(p) - p p^T, whose diagonal is known without sampling.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
+from rdopt.config.progress import Tick
 from rdopt.config.schema import TokenWeights
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
 from rdopt.operator.params import Params
@@ -160,7 +161,7 @@ def second_moments(
     seed: int = 0,
     batch: int = 8,
     token_weights: TokenWeights = "none",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Moments:
     """Measures the moments of a model on calibration sequences.
 

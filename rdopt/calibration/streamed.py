@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from rdopt.calibration.moments import EmbeddingMoments, head_sums, probed_linear, zero_probes
 from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
 from rdopt.checkpoint.folder import Checkpoint
+from rdopt.config.progress import Tick
 from rdopt.operator.llama import block, embed_tokens, head_logits, rms_norm, rope_tables
 
 BATCH = 8  # sequences in a pass
@@ -82,7 +83,7 @@ def streamed_moments(
     keep: Callable[[int, Mapping[str, Any]], None],
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> EmbeddingMoments:
     """Measures sigma and G of every block, the last one first.
 

@@ -1,7 +1,6 @@
 """What every command works on: a model, and its text cut into token sequences that it may and may not look at."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
 from rdopt.checkpoint.atomic import new_file
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
+from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, TextConfig
 from rdopt.operator.params import Params, load_params, params_to_tensors
 
@@ -107,7 +107,7 @@ def open_subject(config: Config) -> tuple[Subject, Corpus]:
 
 
 def corpus_moments(
-    subject: Subject, corpus: Corpus, text: TextConfig, progress: Callable[[int, int], None] | None = None
+    subject: Subject, corpus: Corpus, text: TextConfig, progress: Tick | None = None
 ) -> Moments:
     """The second moments of a model on its calibration sequences; see `second_moments`."""
     return second_moments(

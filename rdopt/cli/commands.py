@@ -2,12 +2,10 @@
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rdopt.align.hosts import join, leads, together
-from rdopt.align.learn import Progress
 from rdopt.align.train import train
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Subject
@@ -17,9 +15,9 @@ from rdopt.cli.plan import plan, toy_settings
 from rdopt.codec.encoder import coded_bits, structure_saved
 from rdopt.codec.streams.embeddings import embedding_distortion
 from rdopt.config.errors import UserError
+from rdopt.config.progress import milestones, ticker
 from rdopt.config.schema import Config
 from rdopt.encode.encode import decode, encode
-from rdopt.encode.finetune_train import FinetuneProgress
 from rdopt.encode.quantize import estimated_distortion
 from rdopt.encode.trial import hard_cost
 from rdopt.integrations.model_card import decoded_card
@@ -34,8 +32,6 @@ from rdopt.sweep.report import dumps
 from rdopt.sweep.sweep import sweep
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
-
-Say = Callable[[str], None]
 
 
 def say(line: str) -> None:
@@ -56,25 +52,14 @@ def run_train(args: argparse.Namespace, config: Config) -> None:
 def train_aloud(args: argparse.Namespace, config: Config) -> None:
     """Trains and says how it goes."""
     say(plan(args, config))
-    begun: list[tuple[int, float]] = []
-
-    def report(p: Progress) -> None:
-        """Says every twentieth of the steps, with the time left."""
-        begun.append((p.step, time.perf_counter()))
-        if p.step % max(1, p.steps // 20) and p.step != p.steps:
-            return
-        (first, start), (last, now) = begun[0], begun[-1]
-        left = (now - start) / max(1, last - first) * (p.steps - p.step)
-        say(
-            f"step {p.step} of {p.steps}  J {p.J:.4f}  R {p.rate:.4f} bits/weight  "
-            f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
-        )
 
     def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: StoredRotations | None) -> float:
         """J by an encoding."""
         return hard_cost(subject, moments, config.encode, config.train.lam, gauges, stored).J
 
-    found = train(config, args.out, report=report, progress=ticker("second moments: sequence"), trial=trial)
+    found = train(
+        config, args.out, report=milestones(say, 20), progress=ticker(say, "second moments: sequence"), trial=trial
+    )
     if found.tie:
         say(found.tie)
     costs = ", ".join(f"{name} {J:.4f}" for name, J in found.costs.items())
@@ -105,13 +90,8 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
     refuse_text_of_run(args)
     begun = time.perf_counter()
-
-    def tuned_step(p: FinetuneProgress) -> None:
-        if p.step % max(1, p.steps // 20) == 0 or p.step == p.steps:
-            shown = "" if p.selection is None else f"  KL on selection text {p.selection:.5f}"
-            say(f"finetune: step {p.step}/{p.steps}  KL {p.kl:.5f} nats/token{shown}")
-
-    prepared, encoded, tuned = encode(args.source, args.out, config, ticker("encode:"), tuned_step)
+    tuning = milestones(say, 20, "finetune: ")
+    prepared, encoded, tuned = encode(args.source, args.out, config, ticker(say, "encode:"), tuning)
     seconds = time.perf_counter() - begun
     source = prepared.source
     found, decoded, floor = measure_file(args.out, args.source, prepared.config)
@@ -234,19 +214,3 @@ def write_json(path: Path | None, figures: Any) -> None:
     if path.exists():
         raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
     path.write_text(dumps(figures), encoding="utf-8")
-
-
-def ticker(what: str) -> Callable[[int, int], None]:
-    """Prints a count in quarters, with the time left; starts anew when the count does."""
-    begun, last = time.perf_counter(), 0
-
-    def tick(done: int, total: int) -> None:
-        nonlocal begun, last
-        if done <= last:
-            begun, last = time.perf_counter(), 0
-        if done * 4 // total != last * 4 // total:
-            left = (time.perf_counter() - begun) / done * (total - done)
-            say(f"{what} {done} of {total}  {left:.0f} s left")
-        last = done
-
-    return tick

@@ -6,7 +6,7 @@ of their own or kept in 16 bit, as every other tensor is.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -28,13 +28,13 @@ from rdopt.codec.streams.trellis_file import pack_trellis
 from rdopt.codec.streams.uncoded import pack_uncoded
 from rdopt.codec.tables.allocation import Fit, Plan, choose_plan, table_classes, write_tables
 from rdopt.codec.tables.classes import Spreads
+from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.lloyd_model import quantize_lloyd, write_levels
 from rdopt.encode.quantize import Key, index_spreads, matrix_shapes, quantize_model
 from rdopt.encode.source import Source
 from rdopt.encode.trellis_model import quantize_trellis
 
-Ticker = Callable[[int, int], None] | None
 SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded
 
 
@@ -93,7 +93,7 @@ def coded_bits(bits: Mapping[str, int]) -> int:
 
 
 def encode_model(
-    source: Source, lam: float, encode: EncodeConfig, progress: Ticker = None
+    source: Source, lam: float, encode: EncodeConfig, progress: Tick | None = None
 ) -> Encoded:
     """The file of a model at one slope.
 
@@ -111,7 +111,7 @@ def encode_model(
 
 
 def encode_at_step(
-    source: Source, c: float, encode: EncodeConfig, progress: Ticker = None
+    source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None
 ) -> Encoded:
     """`encode_model` with the base step given instead of lambda."""
     coded = code_matrices(source, c, encode, progress)
@@ -120,13 +120,13 @@ def encode_at_step(
     return assemble(source, c, coded)
 
 
-def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Ticker = None) -> Coded:
+def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> Coded:
     """All matrices quantized and coded at the base step c, embedding and head left aside."""
     methods = {"trellis": _code_trellis, "lloyd": _code_lloyd}
     return methods.get(encode.grid, _code_scalar)(source, c, encode, progress)
 
 
-def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
+def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     params = source.coded_params()
     indices, gains = quantize_model(params, source.grid, c, encode, progress)
     matrices = list(indices.values())
@@ -139,7 +139,7 @@ def _code_scalar(source: Source, c: float, encode: EncodeConfig, progress: Ticke
     return _code_plan(SCALAR, matrices, choose_plan(matrices, fits), encode.threads)._replace(gains=gains)
 
 
-def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
+def _code_lloyd(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     indices, plan, levels = quantize_lloyd(source.coded_params(), source.grid, c, encode, progress)
     coded = _code_plan(LLOYD, list(indices.values()), plan, encode.threads)
     return coded._replace(index=(*coded.index, *write_levels(levels)))
@@ -155,7 +155,7 @@ def _code_plan(method: int, matrices: list[Int[np.ndarray, "_ _"]], plan: Plan, 
     return Coded(method, b"".join(codes), write_tables(plan), plan.spreads, index, plan.bits)
 
 
-def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker) -> Coded:
+def _code_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     model = quantize_trellis(source, c, encode, progress)
     orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
     packed = pack_trellis(list(model.paths.values()), orders, model.plan, encode.states, encode.threads, encode.coder)

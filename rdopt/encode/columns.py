@@ -8,9 +8,9 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
 from rdopt.codec.grids.trellis import SEGMENT, next_states, viterbi, walk
+from rdopt.transforms.kernels import kernel
 
 BLOCK = 64
 
@@ -38,7 +38,7 @@ class Path(NamedTuple):
     grids: Int[np.ndarray, "out in"]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _block_of_columns(Y, M, low, high, rows, cols, bits, mu, step, segment, k, values, grids):
     """Quantizes columns high-1 .. low, the rows of Y (high - low, out), feeding errors back inside the block."""

@@ -19,6 +19,7 @@ from rdopt.codec.encoder import Encoded, encode_at_step
 from rdopt.codec.grids.steps import base_step
 from rdopt.codec.streams.container import write_container
 from rdopt.config.errors import UserError
+from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, EncodeConfig
 from rdopt.encode.finetune import Finetuned
 from rdopt.encode.judge import Judge, Report, finetune_file
@@ -32,8 +33,6 @@ from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import fold, fold_moments
 from rdopt.transforms.stored.rotations import StoredRotations
 
-Ticker = Callable[[int, int], None] | None
-
 
 class Prepared(NamedTuple):
     """A model ready to be encoded at any slope, the configuration that applies, and what it was made from."""
@@ -44,7 +43,7 @@ class Prepared(NamedTuple):
     corpus: Corpus
 
 
-def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
+def prepare(path: Path, config: Config, progress: Tick | None = None) -> Prepared:
     """Reads a run folder or a model folder.
 
     Args:
@@ -76,7 +75,7 @@ def prepare(path: Path, config: Config, progress: Ticker = None) -> Prepared:
     return Prepared(source, config, subject, corpus)
 
 
-def _prepare_run(path: Path, encode: EncodeConfig, progress: Ticker) -> Prepared:
+def _prepare_run(path: Path, encode: EncodeConfig, progress: Tick | None) -> Prepared:
     config, subject, corpus, alignment = open_trained(path)
     if encode.lam is None and not encode.targeted:
         encode = replace(encode, lam=config.train.lam)
@@ -120,7 +119,7 @@ def encode_source(
     encode: EncodeConfig,
     lam: float,
     judge: Judge | None = None,
-    progress: Ticker = None,
+    progress: Tick | None = None,
     report: Report | None = None,
 ) -> tuple[Encoded, Finetuned | None]:
     """The file at a slope or at the target that `encode` names, finetuned if it says so.
@@ -168,7 +167,7 @@ def make_judge(subject: Subject, corpus: Corpus, config: Config, folder: Path | 
 
 
 def encode(
-    path: Path, out: Path, config: Config, progress: Ticker = None, report: Report | None = None
+    path: Path, out: Path, config: Config, progress: Tick | None = None, report: Report | None = None
 ) -> tuple[Prepared, Encoded, Finetuned | None]:
     """Encodes a run or a folder into a file.
 

@@ -106,6 +106,10 @@ class FinetuneProgress(NamedTuple):
     kl: float
     selection: float | None
 
+    def __str__(self) -> str:
+        measured = "" if self.selection is None else f"  KL on selection text {self.selection:.5f}"
+        return f"step {self.step} of {self.steps}  KL {self.kl:.5f} nats/token{measured}"
+
 
 def optimizer(steps: int) -> optax.GradientTransformation:
     """Adam of unit rate with a short warm-up and a cosine schedule to a twentieth."""

@@ -5,13 +5,12 @@ spread then has a grid of its own (see `lloyd`), and the second pass quantizes o
 by a few small integers, so a decoder needs no design.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
 from rdopt.checkpoint.families import INPUT_OF
 from rdopt.codec.coders.bits import BitReader, unzigzag, zigzag
@@ -20,13 +19,14 @@ from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.tables.allocation import MAX_CLASS, Plan, choose_plan, refit_plan
 from rdopt.codec.tables.classes import Spreads, classes_of, rank1_spreads
 from rdopt.codec.tables.families import BLENDS
+from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK
 from rdopt.encode.quantize import Grid, Key, quantize_model
 from rdopt.operator.params import Params
+from rdopt.transforms.kernels import kernel
 
 CELLS_PER_OCTAVE = 4
-Ticker = Callable[[int, int], None] | None
 
 
 class Levels(NamedTuple):
@@ -50,7 +50,7 @@ class LloydModel(NamedTuple):
 
 
 def quantize_lloyd(
-    params: Params, grid: Grid, c: float, encode: EncodeConfig, progress: Ticker = None
+    params: Params, grid: Grid, c: float, encode: EncodeConfig, progress: Tick | None = None
 ) -> LloydModel:
     """Both passes over all matrices at the base step c.
 
@@ -107,7 +107,7 @@ def _design(plan: Plan, weight: float) -> tuple[int, list[Cell]]:
     return low, [design(2.0 ** (k / CELLS_PER_OCTAVE), laplace, weight) for k in range(low, int(max(bounds)) + 1)]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _block_of_columns(Y, M, low, high, cell, thresholds, levels, z, values):
     """Quantizes columns high-1 .. low of Y (in, out), feeding errors back inside the block."""

@@ -4,7 +4,7 @@ Row steps follow the damped output sensitivities, column steps the Cholesky fact
 a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (DESIGN section 3).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architect
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, exp_steps, log_steps
 from rdopt.codec.streams.gains import Gains
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
+from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import quantize_feedback, quantize_rounding, quantize_with_gains
 from rdopt.operator.params import Params
@@ -94,7 +95,7 @@ def quantize_model(
     grid: Grid,
     c: float,
     encode: EncodeConfig,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> tuple[dict[Key, Int[np.ndarray, "out in"]], Gains | None]:
     """Indices of every coded matrix at the base step c, and the gains of their columns where the loop has any.
 

@@ -4,7 +4,7 @@ Steps are a_ij = c STEP / (M_ii L_jj) with the Cholesky factors of both moments,
 the same everywhere. The second pass goes block by block behind the activations of what is already quantized.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from rdopt.codec.streams.gains import Gains, quantize_gains
 from rdopt.codec.streams.structured import Gain, Structured, component, fit_structured, rebuild
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.codec.tables.trellis_plan import PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import Path, quantize_columns
 from rdopt.encode.drift import Prefix
@@ -31,7 +32,6 @@ from rdopt.encode.wavefront import quantize_wavefront
 STEP = 0.566
 SLOPE = 0.36  # squared steps per bit on the curve D(R) at high rate: 2 ln2 0.26
 
-Ticker = Callable[[int, int], None] | None
 
 
 class TrellisModel(NamedTuple):
@@ -44,7 +44,7 @@ class TrellisModel(NamedTuple):
     component_gains: dict[Key, Gain]
 
 
-def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: Ticker = None) -> TrellisModel:
+def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> TrellisModel:
     """Paths, tables and gains of every coded matrix at the base step c.
 
     Args:
@@ -217,7 +217,7 @@ def _gain_precision(source: Source, c: float, kind: Correction) -> int:
 class _Counter:
     """Passes results on and reports how many there were."""
 
-    def __init__(self, progress: Ticker, total: int):
+    def __init__(self, progress: Tick | None, total: int):
         self._progress, self._total, self._done = progress, total, 0
 
     def __call__(self, results) -> Iterator:

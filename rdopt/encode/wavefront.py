@@ -13,15 +13,15 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float
-from numba import njit
 
 from rdopt.codec.grids.trellis import next_states, viterbi, walk
 from rdopt.encode.columns import Path, Rates
+from rdopt.transforms.kernels import kernel
 
 TILE = 32
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@kernel(fastmath=True)
 @no_type_check
 def _dot(a, b, low, high):
     total = 0.0
@@ -30,7 +30,7 @@ def _dot(a, b, low, high):
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, machine, k, values, grids):
     """Runs over the anti-diagonals first, first - 1, .. last of Y (out, in), weights in steps.

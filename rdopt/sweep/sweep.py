@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import jax
 
 from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.devices import Device
-from rdopt.align.learn import Learned, Progress, learn
+from rdopt.align.learn import Learned, learn
 from rdopt.align.tie import settle_tie
 from rdopt.align.train import coded_weights, fingerprints, make_problem, moments_of
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import open_subject
 from rdopt.codec.grids.steps import lam_of_base_step
+from rdopt.config.progress import Say, milestones, ticker
 from rdopt.config.schema import Config, EncodeConfig, Grid
 from rdopt.encode.blockwise import blockwise_pca
 from rdopt.encode.encode import aligned_source, encode_source
@@ -34,8 +35,6 @@ from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 from rdopt.transforms.stored.rotations import StoredRotations
-
-Say = Callable[[str], None]
 
 
 def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | None = None) -> list[Point]:
@@ -58,7 +57,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     subject, corpus = open_subject(config)
     open_run(out, config, "sweep", pool)
     say(f"model {config.model}: {coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
-    moments = moments_of(out, subject, corpus, config, _ticker(say, "second moments: sequence"))
+    moments = moments_of(out, subject, corpus, config, ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
     bench = Bench(
@@ -217,38 +216,11 @@ class _LearnedArm:
             train,
             devices=self._devices,
             store=store,
-            report=_steps(self._say, label),
+            report=milestones(self._say, 5, f"  {label}: "),
         )
         store.close()
         shutil.rmtree(state, ignore_errors=True)
         return learned
-
-
-def _steps(say: Say, label: str) -> Callable[[Progress], None]:
-    """A reporter that says how far a training is and the time left."""
-    begun: list[tuple[int, float]] = []
-
-    def report(p: Progress) -> None:
-        """Says every fifth of the steps."""
-        begun.append((p.step, time.perf_counter()))
-        if p.step % max(1, p.steps // 5) and p.step != p.steps:
-            return
-        done = begun[-1][0] - begun[0][0]
-        left = (begun[-1][1] - begun[0][1]) / done * (p.steps - p.step) if done else float("nan")
-        say(
-            f"  {label}: step {p.step}/{p.steps}  J {p.J:.4f}  R {p.rate:.4f} bits/weight  "
-            f"D {p.distortion:.5f} nats/token  {left:.0f} s left"
-        )
-
-    return report
-
-
-def _ticker(say: Say, what: str) -> Callable[[int, int], None]:
-    def tick(done: int, total: int) -> None:
-        if done * 4 // total != max(done - 8, 0) * 4 // total:
-            say(f"{what} {done} of {total}")
-
-    return tick
 
 
 def _scalars(point: Point) -> dict[str, object]:

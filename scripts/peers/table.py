@@ -16,12 +16,12 @@ from peers.report import Cell, row
 from peers.world import World, make_world, model_and_text
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.config.errors import UserError
+from rdopt.config.progress import Say
 from rdopt.config.schema import EvaluateConfig
 from rdopt.sweep.report import dumps
 
 TARGETS = (1.5, 2.0, 2.5, 3.0, 4.0)
 FINETUNE_STEPS = 120
-Say = Callable[[str], None]
 
 
 class Curve(NamedTuple):

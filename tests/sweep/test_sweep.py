@@ -127,7 +127,7 @@ def test_a_sweep_stopped_in_training_comes_to_the_same_points(world, tmp_path, m
 
     def stop(line):
         plain(line)
-        if line.startswith(f"  learned-lam60: step {STEPS * 4 // 5}/{STEPS}"):
+        if line.startswith(f"  learned-lam60: step {STEPS * 4 // 5} of {STEPS}"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

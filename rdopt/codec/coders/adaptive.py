@@ -11,9 +11,9 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
 from rdopt.codec.coders.rans import LARGEST, PRECISION, Blank, Coder, Lanes, Rans
+from rdopt.transforms.kernels import kernel
 
 CUT = 13  # greater-than flags before the Exp-Golomb code
 _EXPONENTS = 8  # contexts of its prefix, and as many of the first bit behind it
@@ -42,7 +42,7 @@ def starting_contexts(coder: Coder) -> Int[np.ndarray, "tables bins"]:
     return np.clip(np.where(inside > 0, zero, 1 << 15), _CERTAIN, (1 << 16) - _CERTAIN)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _adapt(context, bit):
     for at, memory in ((0, FAST), (1, SLOW)):
@@ -50,7 +50,7 @@ def _adapt(context, bit):
         context[at] = p - (p >> memory) if bit else p + ((_MOST - p) >> memory)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _shift_out(low, span, at, out):
     """Emits finished bytes; a carry runs back through those already out."""
@@ -69,7 +69,7 @@ def _shift_out(low, span, at, out):
     return low, span, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _put(low, span, at, out, context, bit):
     """Codes a bit in its context."""
@@ -80,7 +80,7 @@ def _put(low, span, at, out, context, bit):
     return _shift_out(low, bound, at, out)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _put_plain(low, span, at, out, value, count):
     """Codes `count` bits without context, eight at a time."""
@@ -93,7 +93,7 @@ def _put_plain(low, span, at, out, value, count):
     return low, span, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _put_high(low, span, at, out, contexts, high):
     """Codes the high part of a magnitude."""
@@ -113,7 +113,7 @@ def _put_high(low, span, at, out, contexts, high):
     return _put_plain(low, span, at, out, value & ((1 << digits) - 1), digits)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _encode(k, table_of, grids, shift, contexts, out, low, span, at):
     """Codes lanes; at < 0 if they do not fit."""
@@ -130,7 +130,7 @@ def _encode(k, table_of, grids, shift, contexts, out, low, span, at):
     return low, span, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _shift_in(code, span, at, data):
     while span < np.uint64(_TOP):
@@ -142,7 +142,7 @@ def _shift_in(code, span, at, data):
     return code, span, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _get(code, span, at, data, context):
     bound = (span * ((np.uint64(context[0]) + np.uint64(context[1])) >> np.uint64(1))) >> np.uint64(16)
@@ -155,7 +155,7 @@ def _get(code, span, at, data, context):
     return code, span, at, bit
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _get_plain(code, span, at, data, count):
     value = np.int64(0)
@@ -169,7 +169,7 @@ def _get_plain(code, span, at, data, count):
     return code, span, at, value
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _get_high(code, span, at, data, contexts):
     bit, high, digits = np.int64(1), np.int64(0), np.int64(0)
@@ -192,7 +192,7 @@ def _get_high(code, span, at, data, contexts):
     return code, span, at, high + value - 1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _decode(k, table_of, step, segment, shift, contexts, data, code, span, at):
     """Inverse of `_encode`; at < 0 where the bytes end too early or an index is beyond LARGEST."""

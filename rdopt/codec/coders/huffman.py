@@ -10,9 +10,9 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
 from rdopt.codec.coders.rans import LARGEST, Blank, Coder, Lanes
+from rdopt.transforms.kernels import kernel
 
 LIMIT = 16
 _FAST = 10  # leading bits that most codes are decoded by at once
@@ -82,7 +82,7 @@ def make_codes(coder: Coder) -> Codes:
     return Codes(lengths, codes, fast, limit, base, order)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _put(held, filled, at, words, bits, count):
     """Appends at most 31 bits to the `filled` < 32 ones held back."""
@@ -95,7 +95,7 @@ def _put(held, filled, at, words, bits, count):
     return held, filled, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _encode(k, table_of, grids, lengths, codes, symbols, shift, words, held, filled, at):
     """Codes lanes forwards; returns what the next ones go on with."""
@@ -118,7 +118,7 @@ def _encode(k, table_of, grids, lengths, codes, symbols, shift, words, held, fil
     return held, filled, at
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _peek(words, at):
     """32 bits from bit `at` on, zeros behind the end."""
@@ -127,7 +127,7 @@ def _peek(words, at):
     return np.int64(((both << np.uint64(at & 31)) >> np.uint64(32)) & np.uint64(0xFFFFFFFF))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _symbol(window, fast, limit, base, order):
     """(symbol, length) of the code that 32 bits begin with."""
@@ -140,7 +140,7 @@ def _symbol(window, fast, limit, base, order):
     return order[(top >> (LIMIT - length)) + base[length]], np.int64(length)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _decode(k, table_of, step, segment, fast, limit, base, order, symbols, shift, words, at, end):
     """Inverse of `_encode`: the next bit; -1 where the bits end or an index is beyond LARGEST."""

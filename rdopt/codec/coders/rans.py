@@ -12,7 +12,8 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
+
+from rdopt.transforms.kernels import kernel
 
 PRECISION = 14
 WAYS = 8
@@ -66,7 +67,7 @@ def make_coder(tables: list[Int[np.ndarray, " _"]], shifts: list[int]) -> Coder:
     return Coder(start, symbols, np.array(shifts, np.int32), slots)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _push_bits(x, at, words, bits, count):
     """Appends `count` raw bits (at most 16) to a state; words grow downwards."""
@@ -77,7 +78,7 @@ def _push_bits(x, at, words, bits, count):
     return (x << np.uint64(count)) | np.uint64(bits), at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _push_escape(x, at, words, value):
     """Appends value >= 0: 5 bits for the number of binary digits of value + 1, then those after the first."""
@@ -93,7 +94,7 @@ def _push_escape(x, at, words, value):
     return _push_bits(x, at, words, digits, 5)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 @no_type_check
 def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
     """Codes lanes in reverse order onto rANS states.
@@ -140,7 +141,7 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
     return at
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _refill(x, at, words):
     """Takes a word where the state is short; without a branch, which would be mispredicted half of the time."""
@@ -149,7 +150,7 @@ def _refill(x, at, words):
     return (x << (short << np.uint64(4))) | (word & (np.uint64(0) - short)), at + np.int64(short)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _pull_bits(x, at, words, count):
     bits = x & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
@@ -157,7 +158,7 @@ def _pull_bits(x, at, words, count):
     return x, at, np.int64(bits)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _pull_escape(x, at, words):
     x, at, digits = _pull_bits(x, at, words, 5)
@@ -172,7 +173,7 @@ def _pull_escape(x, at, words):
     return x, at, value - 1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, states, words, at):
     """Inverse of `encode_lanes`; the grids follow from the trellis.
@@ -224,7 +225,7 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
     return at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def code_lengths(k, table_of, grids, lengths, symbols, shift):
     """Ideal code length in bits of lanes whose table symbols take lengths[table, symbol], raw bits and signs too."""

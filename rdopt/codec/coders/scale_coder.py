@@ -12,7 +12,8 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Int
-from numba import njit
+
+from rdopt.transforms.kernels import kernel
 
 PRECISION = 14
 ONE = 16  # predictions, features and weights are multiples of 1 / ONE
@@ -94,7 +95,7 @@ def _frequencies(tails: list[int], fraction: int, reach: int) -> Int[np.ndarray,
     return np.array(freq, np.int64)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _predict(x, t, known, lags, weights, average):
     """The prediction of x[t] in 1 / ONE."""
@@ -111,7 +112,7 @@ def _predict(x, t, known, lags, weights, average):
     return (total + ONE // 2) // ONE
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _level(energy, level):
     """Two thirds of the way from the family's level to that of the errors so far (energy: mean |error| in 1/256)."""
@@ -122,14 +123,14 @@ def _level(energy, level):
     return min(max((level + 2 * local) // 3, 0), LEVELS - 1)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 @no_type_check
 def _update(energy, error):
     """Running mean of |error| (in 1 / ONE) over about 16 entries, in 1/256, never below 1/32."""
     return max(energy + (((abs(error) << 4) - energy) >> 4), 8)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def symbols_of(x, known, lags, weights, average, level, energy, start, reach, low, freq, escapes):
     """Slots (low, freq) of every entry of a list; returns how many escapes it wrote (zigzag of the difference)."""
@@ -150,7 +151,7 @@ def symbols_of(x, known, lags, weights, average, level, energy, start, reach, lo
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def encode_slots(low, freq, words):
     """rANS over slots in reverse order; fills words downwards and returns (state, first used word)."""
@@ -165,7 +166,7 @@ def encode_slots(low, freq, words):
     return x, at
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def decode_list(x, known, lags, weights, average, level, energy, start, reach, state, words, at, escapes, used):
     """Inverse of `symbols_of` and `encode_slots` for one list; returns (state, next word, next escape).

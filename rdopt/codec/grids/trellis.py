@@ -13,7 +13,8 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Int, Integer
-from numba import njit
+
+from rdopt.transforms.kernels import kernel
 
 # Parity checks (h0, h1) of Ungerboeck's codes, octal as in his table; 8 states give the standard's machine.
 _CODES = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10), 64: (0o103, 0o024)}
@@ -41,7 +42,7 @@ def next_states(states: int) -> Int[np.ndarray, "states 2"]:
     return (s >> 1) ^ np.where(high == 1, h1 >> 1, 0) ^ np.where(low == 1, h0 >> 1, 0)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def subset_index(a: float, subset: int) -> int:
     """The index k >= 0 of a subset (2 grid + parity) whose value is nearest to a >= 0, in steps."""
@@ -54,7 +55,7 @@ def subset_index(a: float, subset: int) -> int:
     return 2 * int(np.floor(max(a - 1, 0.0) / 4 + 0.5)) + 1  # 1, 5, 9, ...
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def subset_costs(a, bits, mu, costs, indices):
     """Cheapest squared error + mu bits, and its index, in each of the four subsets for a magnitude a."""
@@ -78,7 +79,7 @@ def subset_costs(a, bits, mu, costs, indices):
         indices[subset] = index
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def predecessors(step):
     """The two ways into every state, the lower state first: (state before, its subset 2 grid + parity)."""
@@ -93,7 +94,7 @@ def predecessors(step):
     return before, subset
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def viterbi(x, classes, bits, mu, step, start, k):
     """The index sequence of least sum of (x - value)^2 + mu bits(k); the path begins in `start`, its end is free.
@@ -134,7 +135,7 @@ def viterbi(x, classes, bits, mu, step, start, k):
     return end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def walk(k, step, start, values, grids):
     """Values and grids of an index sequence, and its last state: the decoder's table walk."""
@@ -148,7 +149,7 @@ def walk(k, step, start, values, grids):
     return s
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _walk_lanes(k, step, segment, values, grids):
     for lane in range(k.shape[0]):

@@ -19,6 +19,7 @@ from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
+from rdopt.config.progress import Say
 from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import token_kl
 from rdopt.evaluate.windows import windows
@@ -38,7 +39,6 @@ from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges
 
 JSON, TEXT, WORK = "analysis.json", "analysis.txt", "work"
-Say = Callable[[str], None]
 
 
 def analyze(

@@ -3,13 +3,13 @@
 Unlike the rest of an analysis this holds the model and all its checkpoints in memory.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdopt.calibration.subject import Corpus, Subject, load_subject
 from rdopt.config.errors import UserError
+from rdopt.config.progress import Say
 from rdopt.config.schema import Config
 from rdopt.runs.export import reference_of
 from rdopt.study.analyze.predictions import as_row
@@ -33,7 +33,7 @@ def open_run_of(steps: Path, config: Config) -> Run:
     return Run(subject, read_trajectory(steps, subject))
 
 
-def judge_trajectory(run: Run, config: Config, corpus: Corpus, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def judge_trajectory(run: Run, config: Config, corpus: Corpus, say: Say) -> list[dict[str, Any]]:
     """The rows of the predictions about a training run.
 
     Args:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.grids.steps import log_steps
+from rdopt.config.progress import Say
 from rdopt.study.toy.code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
 from rdopt.study.toy.concentration import concentration, energy_curve
 from rdopt.study.toy.curve import Point, bits_at
@@ -143,7 +144,7 @@ def arm_of(shown: Represented, turns: Turns, y: Signal) -> dict[str, Any]:
     }
 
 
-def run_toy(settings: ToySettings, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+def run_toy(settings: ToySettings, say: Say = lambda line: None) -> list[dict[str, Any]]:
     """The records of all seeds; the same settings give the same figures on the same machine.
 
     Args:

@@ -16,8 +16,8 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
+from rdopt.transforms.kernels import kernel
 from rdopt.transforms.matrices.givens import round_robin
 
 _WIDTH = 32  # axes of a block, at most: products of 64 x 64 x 64 stay in the cache and on their thread
@@ -128,7 +128,7 @@ def _meet(
     list(pool.map(lambda p: _turn_axes(tiles.axes, meeting[p], turns[p]), range(len(meeting))))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _turn_pair(C, pair, weights, n, crossing, turn):
     """Turns the axes of two blocks by the angles of least cost: their tiles in place, rows of `turn` the new axes."""
@@ -161,7 +161,7 @@ def _turn_pair(C, pair, weights, n, crossing, turn):
                 C[k, pair[s], pair[t]] = D[s * w : (s + 1) * w, t * w : (t + 1) * w, k]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _turn(D, i, j, c, s):
     """Turns axes i and j of the moments D[:, :, k], in place."""
@@ -177,7 +177,7 @@ def _turn(D, i, j, c, s):
             D[x, j, k] = D[j, x, k]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _turn_rows(a, b, c, s):
     for at in range(len(a)):
@@ -185,7 +185,7 @@ def _turn_rows(a, b, c, s):
         a[at], b[at] = c * x + s * y, c * y - s * x
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _turn_moment(C, meeting, turns, back):
     """R_p C_pq R_q^T for every two pairs p < q of blocks of one moment, in place; back_q = R_q^T."""
@@ -209,7 +209,7 @@ def _turn_moment(C, meeting, turns, back):
                         C[b, a] = part.T
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _turn_axes(axes, pair, turn):
     w = axes.shape[2]
@@ -220,7 +220,7 @@ def _turn_axes(axes, pair, turn):
         axes[pair[0], column], axes[pair[1], column] = Y[:w], Y[w:]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _cost(phi, mean, half, off, weights):
     """sum_k n_k log(m^2 - x^2), x = half cos phi + off sin phi: turned by phi / 2, a pair has the entries m + x, m - x.
@@ -232,7 +232,7 @@ def _cost(phi, mean, half, off, weights):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath={"reassoc", "contract", "nsz"})
 @no_type_check
 def _slopes(c, s, mean, half, off, weights):
     """First and second derivative of `_cost` in phi, both halved and with the sign turned, at cos and sin of phi."""
@@ -246,7 +246,7 @@ def _slopes(c, s, mean, half, off, weights):
     return first, second
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _best_angle(mean, half, off, weights):
     """The angle of least cost in [-pi/4, pi/4]: the best of the minima that a grid of slopes brackets; 0 if none is
@@ -266,7 +266,7 @@ def _best_angle(mean, half, off, weights):
     return best / 2
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 @no_type_check
 def _newton(low, high, mean, half, off, weights):
     """The zero of the slope between two phi, to 1e-6: Newton's steps, halving where they leave the bracket."""

@@ -10,8 +10,8 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
+from rdopt.transforms.kernels import kernel
 from rdopt.transforms.matrices.givens import Pairs, apply_givens
 
 _STEPS = 12  # of the angle of a pair, at most; the cost never rises from one to the next
@@ -101,7 +101,7 @@ def pairing_bits(n: int, layers: int = 1) -> float:
     return layers * (lgamma(n + 1) - lgamma(k + 1) - k * log(2)) / log(2)
 
 
-@njit(cache=True)
+@kernel()
 @no_type_check
 def _match(i, j, n):
     """Pairs in the given order, those with an axis already taken left out."""
@@ -116,7 +116,7 @@ def _match(i, j, n):
     return found
 
 
-@njit(cache=True)
+@kernel()
 @no_type_check
 def _gains_of_pairs(first, second, cross, weights):
     """Bits and angles of pairs whose moments are [[first, cross], [cross, second]], each (k, pairs).
@@ -153,7 +153,7 @@ def _gains_of_pairs(first, second, cross, weights):
     return gains, angles
 
 
-@njit(cache=True)
+@kernel()
 @no_type_check
 def _lean(theta, half, cross):
     """x, by which the turned entries differ from their mean."""
