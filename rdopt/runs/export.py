@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 
 from rdopt.calibration.subject import Corpus, Subject, load_subject, open_subject
+from rdopt.checkpoint.atomic import new_folder
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.write import carried_files, write_checkpoint
-from rdopt.checkpoint.atomic import new_folder
-from rdopt.config.schema import Config
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
+from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.evaluate.windows import windows
 from rdopt.operator.params import Params, params_to_tensors
