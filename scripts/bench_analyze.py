@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
     words = ["analyze", model, "--out", args.work / "analysis", "--bases", args.bases, "--analyze.bits", args.bits,
              "--sequences", args.sequences, "--seq-len", args.context, "--context", args.context,
              "--stride", args.context, "--max-tokens", args.max_tokens]
-    ended = subprocess.run([sys.executable, "-c", "from rdopt.cli import run; run()", *map(str, words)], check=False)
+    command = [sys.executable, "-c", "from rdopt.cli.main import run; run()"]
+    ended = subprocess.run([*command, *map(str, words)], check=False)
     seconds = time.perf_counter() - begun
     if ended.returncode:
         raise UserError(f"rdopt analyze ended with exit code {ended.returncode}: see its message above.")

@@ -9,7 +9,7 @@ import matplotlib
 
 from rdopt.checkpoint.atomic import new_file
 from rdopt.config.errors import UserError
-from rdopt.sweep.report import dumps
+from rdopt.runs.figures import dumps
 
 WIDTH = 3.4  # inches, of a column
 

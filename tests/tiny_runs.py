@@ -34,7 +34,8 @@ _LIBRARY = ("argparse", "statistics", "typing", "threading", "_pydecimal")
 # Runs a command that sends itself a signal when a printed line begins with a text.
 _SIGNALLED = """
 import os, signal, sys
-from rdopt.cli import commands, main
+from rdopt.cli import commands
+from rdopt.cli.main import main
 line, number, *words = sys.argv[1:]
 plain = commands.say
 def say(text):
@@ -91,7 +92,7 @@ def signalled(number: int, line: str, words: tuple) -> subprocess.CompletedProce
 
 def killed_after(words: tuple, line: str, seconds: float) -> None:
     """A command in a process of its own that is killed some time behind a printed line."""
-    argv = [sys.executable, "-c", "from rdopt.cli import run; run()", *map(str, words)]
+    argv = [sys.executable, "-c", "from rdopt.cli.main import run; run()", *map(str, words)]
     with subprocess.Popen(argv, env=_here(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any(said.startswith(line) for said in process.stdout)

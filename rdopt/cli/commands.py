@@ -1,37 +1,15 @@
-"""The commands: each calls one function of the same name and prints what it found."""
+"""The commands: each calls one function of a room and prints its figures."""
+
+# A command imports what it runs inside its function, and only there: JAX, numba and matplotlib take seconds to load,
+# which neither `rdopt --help` nor a command that needs none of them should cost.
 
 import argparse
 import time
-from pathlib import Path
-from typing import Any
 
-from rdopt.align.hosts import join, leads, together
-from rdopt.align.train import train
-from rdopt.calibration.moments import Moments
-from rdopt.calibration.subject import Subject
-from rdopt.checkpoint.atomic import new_folder
 from rdopt.cli.parser import TEXT, WINDOWS
-from rdopt.cli.plan import plan, toy_settings
-from rdopt.codec.encoder import coded_bits, structure_saved
-from rdopt.codec.streams.embeddings import embedding_distortion
 from rdopt.config.errors import UserError
 from rdopt.config.progress import milestones, ticker
 from rdopt.config.schema import Config
-from rdopt.encode.encode import decode, encode
-from rdopt.encode.quantize import estimated_distortion
-from rdopt.encode.trial import hard_cost
-from rdopt.integrations.model_card import decoded_card
-from rdopt.runs.export import KL_LIMIT, export
-from rdopt.study.analyze.report import report_lines
-from rdopt.study.analyze.run import analyze
-from rdopt.study.inspect import describe, inspect
-from rdopt.study.toy.experiment import run_toy as run_experiment
-from rdopt.study.toy.report import toy_sentences, toy_table, write_toy
-from rdopt.sweep.evaluate import evaluate, measure_file
-from rdopt.sweep.report import dumps
-from rdopt.sweep.sweep import sweep
-from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.stored.rotations import StoredRotations
 
 
 def say(line: str) -> None:
@@ -41,6 +19,9 @@ def say(line: str) -> None:
 
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
+    from rdopt.align.hosts import join, leads, together
+    from rdopt.align.train import train
+
     join(args.coordinator, args.processes, args.process)
     with together():
         if leads():
@@ -51,38 +32,52 @@ def run_train(args: argparse.Namespace, config: Config) -> None:
 
 def train_aloud(args: argparse.Namespace, config: Config) -> None:
     """Trains and says how it goes."""
+    from rdopt.align.train import train
+    from rdopt.calibration.moments import Moments
+    from rdopt.calibration.subject import Subject
+    from rdopt.cli.plan import plan
+    from rdopt.encode.trial import hard_cost
+    from rdopt.transforms.gauges.gauges import Gauges
+    from rdopt.transforms.stored.rotations import StoredRotations
+
     say(plan(args, config))
 
     def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: StoredRotations | None) -> float:
         """J by an encoding."""
         return hard_cost(subject, moments, config.encode, config.train.lam, gauges, stored).J
 
-    found = train(
-        config, args.out, report=milestones(say, 20), progress=ticker(say, "second moments: sequence"), trial=trial
-    )
-    if found.tie:
-        say(found.tie)
-    costs = ", ".join(f"{name} {J:.4f}" for name, J in found.costs.items())
-    say(f"J of a trial encoding, bits/weight: {costs}; kept: {found.kept}")
+    tick = ticker(say, "second moments: sequence")
+    trained = train(config, args.out, report=milestones(say, 20), progress=tick, trial=trial)
+    if trained.tie:
+        say(trained.tie)
+    costs = ", ".join(f"{name} {J:.4f}" for name, J in trained.costs.items())
+    say(f"J of a trial encoding, bits/weight: {costs}; kept: {trained.kept}")
     say(
-        f"J {found.start_J:.4f} -> {found.J:.4f}  bpw_relaxed {found.bpw_relaxed:.4f}  on selection text: "
-        f"D estimated {found.distortion:.5f}, KL of the relaxed model {found.kl:.5f} nats/token"
+        f"J {trained.start_J:.4f} -> {trained.J:.4f}  bpw_relaxed {trained.bpw_relaxed:.4f}  on selection text: "
+        f"D estimated {trained.distortion:.5f}, KL of the relaxed model {trained.kl:.5f} nats/token"
     )
     say(f"wrote {args.out}; next: rdopt encode {args.out} --out FILE")
 
 
 def run_export(args: argparse.Namespace, config: Config) -> None:
     """rdopt export."""
-    found = export(args.run, args.out)
+    from rdopt.runs.export import KL_LIMIT, export
+
+    exported = export(args.run, args.out)
     say(
-        f"KL(original || aligned) {found.kl:.2e} nats/token in float32 (limit {KL_LIMIT:g}); "
-        f"rounded to bfloat16 {found.kl_bf16:.2e}"
+        f"KL(original || aligned) {exported.kl:.2e} nats/token in float32 (limit {KL_LIMIT:g}); "
+        f"rounded to bfloat16 {exported.kl_bf16:.2e}"
     )
     say(f"wrote {args.out}: a plain checkpoint, transforms.json and transforms.safetensors")
 
 
 def run_encode(args: argparse.Namespace, config: Config) -> None:
     """rdopt encode."""
+    from rdopt.codec.encoder import coded_bits
+    from rdopt.encode.encode import encode
+    from rdopt.encode.measure import encode_figures
+    from rdopt.runs.figures import write_figures
+
     report = args.out.with_suffix(".json")
     if report == args.out:
         raise UserError(f"{report} would hold the model and its report; name the file *.rdopt.safetensors.")
@@ -93,42 +88,26 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     tuning = milestones(say, 20, "finetune: ")
     prepared, encoded, tuned = encode(args.source, args.out, config, ticker(say, "encode:"), tuning)
     seconds = time.perf_counter() - begun
-    source = prepared.source
-    found, decoded, floor = measure_file(args.out, args.source, prepared.config)
-    scales, low_rank = structure_saved(source, encoded)
-    figures: dict[str, Any] = {
-        "bpw": encoded.bpw(source),
-        "bpw_estimated": encoded.bpw_estimated(source),
-        "bpw_all": encoded.bpw_all(source),
-        "bytes": len(encoded.data),
-        "parts": {k: v / source.weights for k, v in encoded.bits.items()},
-        "structure_saved": {"scales": scales, "low_rank": low_rank},
-        "distortion_estimated": estimated_distortion(source.params, decoded, source.moments)
-        + embedding_distortion(source.params, decoded, source.moments),
-        "kl": found.kl_mean,
-        "perplexity_before": found.reference_perplexity.value,
-        "perplexity_after": found.perplexity.value,
-        "noise_floor_bf16": floor,
-        "seconds": seconds,
-    }
-    report.write_text(dumps(figures), encoding="utf-8")
+    figures = encode_figures(args.out, args.source, prepared, encoded) | {"seconds": seconds}
+    write_figures(report, figures)
     if tuned is not None:
         say(tuned.sentence)
     parts = "  ".join(f"{k} {v:.4f}" for k, v in figures["parts"].items())
     say(f"{len(encoded.data)} bytes in {seconds:.1f} s; bits per coded weight: {parts}")
+    saved = figures["structure_saved"]
     say(
-        f"structure saves (bits/weight): smooth scales {scales:.4f}, low-rank components "
-        f"{sum(saved for _, saved in low_rank.values()):.4f} in {len(low_rank)} matrices"
+        f"structure saves (bits/weight): smooth scales {saved['scales']:.4f}, low-rank components "
+        f"{sum(bits for _, bits in saved['low_rank'].values()):.4f} in {len(saved['low_rank'])} matrices"
     )
     say(
         f"bits/weight {figures['bpw']:.4f} (ideal {figures['bpw_estimated']:.4f}) in the matrices of the blocks, "
         f"{coded_bits(encoded.bits) // 8} bytes; whole file {figures['bpw_all']:.4f} per parameter, embedding and head "
         + (f"coded in {encoded.bits['embeddings'] // 8} bytes" if encoded.bits["embeddings"] else "in 16 bit")
     )
-    corrected = source.tokens is not None and prepared.config.encode.grid == "trellis"
+    corrected = prepared.source.tokens is not None and prepared.config.encode.grid == "trellis"
     counted = ", the drift's correction counted as error" if corrected else ""
     say(
-        f"KL {found.kl_mean:.5f} nats/token (D {figures['distortion_estimated']:.5f}{counted}), perplexity "
+        f"KL {figures['kl']:.5f} nats/token (D {figures['distortion_estimated']:.5f}{counted}), perplexity "
         f"{figures['perplexity_before']:.3f} -> {figures['perplexity_after']:.3f}"
     )
     say(f"wrote {args.out} and {report}")
@@ -146,16 +125,23 @@ def refuse_text_of_run(args: argparse.Namespace) -> None:
 
 def run_decode(args: argparse.Namespace, config: Config) -> None:
     """rdopt decode."""
+    from rdopt.encode.encode import decode
+    from rdopt.integrations.model_card import decoded_card
+
     begun = time.perf_counter()
-    found = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads, card=decoded_card)
-    weights = sum(z.size for z in found.indices.values())
+    decoded = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads, card=decoded_card)
+    weights = sum(z.size for z in decoded.indices.values())
     seconds = time.perf_counter() - begun
     say(f"decoded {weights} weights in {seconds:.2f} s; wrote {args.out}")
 
 
 def run_eval(args: argparse.Namespace, config: Config) -> None:
     """rdopt eval."""
-    figures, found, _ = evaluate(args.candidate, config)
+    from rdopt.encode.measure import eval_figures, measure
+    from rdopt.runs.figures import write_figures
+
+    measured = measure(args.candidate, config)
+    figures = eval_figures(measured, config)
     loss, kl = figures["perplexity"], figures["kl"]
     say(
         f"text: {', '.join(config.text.sources)}, test part, context {loss['context']}, stride {loss['stride']}, "
@@ -163,17 +149,20 @@ def run_eval(args: argparse.Namespace, config: Config) -> None:
     )
     say(
         f"perplexity {loss['value']:.4f} +- {loss['stderr']:.4f} on {loss['tokens']} tokens "
-        f"(reference {found.reference_perplexity.value:.4f})"
+        f"(reference {measured.comparison.reference_perplexity.value:.4f})"
     )
     say(
         f"KL(reference || candidate) mean {kl['mean']:.6f}, median {kl['median']:.6f}, p90 {kl['p90']:.6f} "
         f"nats/token; bf16 noise floor {kl['noise_floor_bf16']:.1e}"
     )
-    write_json(args.json, figures)
+    if args.json is not None:
+        write_figures(args.json, figures)
 
 
 def run_sweep(args: argparse.Namespace, config: Config) -> None:
     """rdopt sweep."""
+    from rdopt.sweep.sweep import sweep
+
     begun = time.perf_counter()
     sweep(config, args.out, say)
     say(f"wrote {args.out}/curve.json, curve.csv, curve.png in {time.perf_counter() - begun:.0f} s")
@@ -181,22 +170,33 @@ def run_sweep(args: argparse.Namespace, config: Config) -> None:
 
 def run_analyze(args: argparse.Namespace, config: Config) -> None:
     """rdopt analyze."""
+    from rdopt.study.analyze.report import report_lines
+    from rdopt.study.analyze.run import analyze
+
     begun = time.perf_counter()
-    found = analyze(config, args.out, args.learned, say, trajectory=args.trajectory)
-    for line in report_lines(found):
+    for line in report_lines(analyze(config, args.out, args.learned, say, trajectory=args.trajectory)):
         say(line)
     say(f"wrote {args.out}: analysis.json, analysis.txt and three PNGs in {time.perf_counter() - begun:.0f} s")
 
 
 def run_inspect(args: argparse.Namespace, config: Config) -> None:
     """rdopt inspect."""
-    found = inspect(args.path)
-    say(describe(found))
-    write_json(args.json, found)
+    from rdopt.runs.figures import write_figures
+    from rdopt.study.inspect import describe, inspect
+
+    figures = inspect(args.path)
+    say(describe(figures))
+    if args.json is not None:
+        write_figures(args.json, figures)
 
 
 def run_toy(args: argparse.Namespace, config: Config) -> None:
     """rdopt toy."""
+    from rdopt.checkpoint.atomic import new_folder
+    from rdopt.cli.plan import toy_settings
+    from rdopt.study.toy.experiment import run_toy as run_experiment
+    from rdopt.study.toy.report import toy_sentences, toy_table, write_toy
+
     settings, begun = toy_settings(args), time.perf_counter()
     with new_folder(args.out) as folder:
         seeds = run_experiment(settings, say)
@@ -205,12 +205,3 @@ def run_toy(args: argparse.Namespace, config: Config) -> None:
     for sentence in toy_sentences(seeds):
         say(sentence)
     say(f"wrote {args.out}/toy.json and toy.png in {time.perf_counter() - begun:.0f} s")
-
-
-def write_json(path: Path | None, figures: Any) -> None:
-    """Writes figures beside what was printed; an existing file is refused."""
-    if path is None:
-        return
-    if path.exists():
-        raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
-    path.write_text(dumps(figures), encoding="utf-8")

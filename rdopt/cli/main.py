@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from rdopt.cli import commands
 from rdopt.cli.parser import build_parser, resolve
-from rdopt.cli.plan import plan
 from rdopt.config.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -58,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: argparse.Namespace, rest: Sequence[str]) -> None:
     config = resolve(args, rest)
     if args.dry_run:
+        from rdopt.cli.plan import plan  # reads model headers
+
         commands.say(plan(args, config))
     else:
         COMMANDS[args.command](args, config)

@@ -1,7 +1,6 @@
 """What a sweep leaves: curve.json (one shape everywhere), curve.csv, and the table of gains."""
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from io import StringIO
@@ -109,16 +108,3 @@ def gain_table(rows: Sequence[dict[str, Any]]) -> str:
         saved = "  ".join(f"at {r:g}: {g:+.3f} +- {e:.3f}" for r, (g, e) in row["saved"].items())
         lines.append(f"{row['arm']:17s} {row['against']:10s} {rate:>9s}  {saved or 'n/a'}")
     return "\n".join(lines)
-
-
-def dumps(value: Any) -> str:
-    """JSON text with a final newline; null stands for nan, which JSON does not know."""
-    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -25,12 +25,13 @@ from rdopt.encode.source import Source
 from rdopt.encode.trial import hard_cost
 from rdopt.evaluate.divergence import noise_floor_bf16
 from rdopt.runs.export import check_alignment, reference_of, write_aligned
+from rdopt.runs.figures import dumps
 from rdopt.runs.folder import Metrics, finish_run, open_run
 from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point, with_target
-from rdopt.sweep.report import curve_csv, curve_json, dumps, gain_table, gains, point_table
+from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments

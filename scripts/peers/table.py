@@ -18,7 +18,7 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
 from rdopt.config.schema import EvaluateConfig
-from rdopt.sweep.report import dumps
+from rdopt.runs.figures import dumps
 
 TARGETS = (1.5, 2.0, 2.5, 3.0, 4.0)
 FINETUNE_STEPS = 120

@@ -23,7 +23,8 @@ LAUNCHER = ROOT / "scripts/launch_multihost.sh"
 # Runs the command; with DIE_AT set, it kills itself behind the line that begins so.
 PROGRAM = f"""#!{sys.executable}
 import os, signal, sys
-from rdopt.cli import commands, run
+from rdopt.cli import commands
+from rdopt.cli.main import run
 plain = commands.say
 def say(text):
     plain(text)

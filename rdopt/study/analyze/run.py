@@ -25,6 +25,7 @@ from rdopt.evaluate.divergence import token_kl
 from rdopt.evaluate.windows import windows
 from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
+from rdopt.runs.figures import dumps
 from rdopt.study.analyze.coordinates import LEARNED, coordinate_systems
 from rdopt.study.analyze.ends import Ends, changed_end, ends_in
 from rdopt.study.analyze.judge import judge_all
@@ -34,7 +35,6 @@ from rdopt.study.analyze.store import LayerStore
 from rdopt.study.analyze.trajectory import judge_trajectory, open_run_of
 from rdopt.study.analyze.variants import Variant, variants
 from rdopt.study.analyze.walk import Walk, stream_of_each, walk
-from rdopt.sweep.report import dumps
 from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges
 

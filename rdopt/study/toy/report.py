@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rdopt.runs.figures import dumps
 from rdopt.study.toy.curve import Mean, mean_of
 from rdopt.study.toy.experiment import ARMS, ENERGY_COUNTS, settings_json
 from rdopt.study.toy.plot import plot_toy
 from rdopt.study.toy.predictions import Seed, outcomes
 from rdopt.study.toy.settings import LEVELS, ToySettings
-from rdopt.sweep.report import dumps
 
 PROTOCOL = (
     "bits: of a file with everything that rebuilds the numbers, at an SNR in dB between the samples of the signal and "
