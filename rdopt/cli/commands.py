@@ -88,7 +88,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     tuning = milestones(say, 20, "finetune: ")
     prepared, encoded, tuned = encode(args.source, args.out, config, ticker(say, "encode:"), tuning)
     seconds = time.perf_counter() - begun
-    figures = encode_figures(args.out, args.source, prepared, encoded) | {"seconds": seconds}
+    figures = {**encode_figures(args.out, args.source, prepared, encoded), "seconds": seconds}
     write_figures(report, figures)
     if tuned is not None:
         say(tuned.sentence)
