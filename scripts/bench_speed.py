@@ -23,9 +23,10 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.align.learn import learn
-from rdopt.align.train import coded_weights, make_problem
+from rdopt.align.train import make_problem
 from rdopt.calibration.moments import second_moments
 from rdopt.calibration.subject import open_subject
+from rdopt.checkpoint.families import coded_weights
 from rdopt.checkpoint.write import carried_files
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import decode_indices, encode_indices
@@ -224,7 +225,7 @@ def model_figures(config: Config, repeats: int, steps: int) -> dict[str, float]:
     tokens = corpus.calibration[:32]
     moments = second_moments(subject.params, arch, tokens)
     calibration = median_seconds(lambda: second_moments(subject.params, arch, tokens), repeats)
-    weights = coded_weights(subject)
+    weights = coded_weights(subject.arch)
     source = make_source(
         subject.params, arch, checkpoint.config, carried_files(checkpoint.folder), moments, config.encode, 1
     )

@@ -1,4 +1,4 @@
-"""Several processes that train as one: how they find each other, and how process 0 tells the others.
+"""Several processes that train as one: how they find each other, and what process 0 broadcasts.
 
 Process 0 alone reads the model and the text and writes the run. What it computes reaches the others as bytes (float64
 too, which JAX would round on the way to a device), so that all of them start from the same numbers to the last bit.
@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from rdopt.config.errors import UserError
 
 T = TypeVar("T")
-Tell = Callable[[Any], None]
+Broadcast = Callable[[Any], None]
 AUTO = "auto"
 # Exit code of a process that another one left alone.
 LOST = 3
@@ -28,7 +28,7 @@ _PIECE = 2**28
 
 
 class _Stopped(NamedTuple):
-    """Told instead of a value when process 0 stops."""
+    """Broadcast instead of a value when process 0 stops."""
 
     sentence: str
     interrupted: bool
@@ -75,13 +75,13 @@ def _require_place(coordinator: str | None, processes: int | None, process: int 
         raise UserError(f"--process is {process}, but {processes} processes are numbered 0 to {processes - 1}.")
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which alone reads input, writes files and speaks."""
     return jax.process_index() == 0
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def abort_on_error() -> Iterator[None]:
     """Ends this process at once on an error that the others do not have, such as the loss of one of them.
 
     An orderly end would wait for the others, who wait for this one in a step.
@@ -100,8 +100,8 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def telling() -> Iterator[Tell]:
-    """Yields the function by which process 0 answers one `told` of all others; an error inside is the answer, too."""
+def broadcasting() -> Iterator[Broadcast]:
+    """Yields the function by which process 0 answers one `receive` of all others; an error inside is an answer, too."""
     try:
         yield _send
     except BaseException as error:
@@ -110,31 +110,33 @@ def telling() -> Iterator[Tell]:
         raise
 
 
-def told() -> Any:
-    """What process 0 tells, in every other process.
+def receive() -> Any:
+    """What process 0 broadcasts, in every other process.
 
     Raises:
         UserError: process 0 stopped with an error.
         KeyboardInterrupt: it was interrupted.
     """
-    found = _receive()
-    if isinstance(found, _Stopped):
-        raise KeyboardInterrupt if found.interrupted else UserError(found.sentence)
-    return found
+    value = _receive()
+    if isinstance(value, _Stopped):
+        raise KeyboardInterrupt if value.interrupted else UserError(value.sentence)
+    return value
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_primary(make: Callable[[], T]) -> T:
     """What `make` gives in process 0, where alone it is called, in every process."""
-    if not leads():
-        return told()
-    with telling() as tell:
-        found = make()
-        tell(found)
-    return found
+    if not is_primary():
+        return receive()
+    with broadcasting() as broadcast:
+        made = make()
+        broadcast(made)
+    return made
 
 
-def anywhere(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 

@@ -13,7 +13,6 @@ from rdopt.align.objective import (
     Settings,
     Terms,
     Variables,
-    base_step,
     block_distortion,
     block_terms,
     layers_of,
@@ -21,6 +20,7 @@ from rdopt.align.objective import (
     with_errors,
 )
 from rdopt.operator.llama import block, embed_tokens, rope_tables
+from rdopt.rate.steps import base_step
 
 
 @partial(jax.jit, static_argnames="settings")

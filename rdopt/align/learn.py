@@ -151,7 +151,7 @@ def learn(
     stored = Starts(NO_SITES, {}) if plan is None else stored_starts(plan, problem.params, arch, start)
     rotations = starting_rotations(start, arch)._replace(stored=stored.sites)
     state = _first_state(module, rotations, train)
-    begin, state, history = hosts.from_first(partial(_restored, store, state, train.steps))
+    begin, state, history = hosts.from_primary(partial(_restored, store, state, train.steps))
     compiled: Any = _compiled
     step = compiled(module, settings, _schedule_only(train), tuple(devices))
     problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
@@ -163,7 +163,7 @@ def learn(
             history[number] = pool.first(out)
             _require_finite(float(history[number, 0]), number)
             done = number + 1
-            stop = hosts.anywhere(interrupt.requested) and done < train.steps
+            stop = hosts.any_process(interrupt.requested) and done < train.steps
             if store is not None and (stop or done % train.checkpoint_every == 0 or done == train.steps):
                 store.save(done, {"state": pool.first(copies), "history": history})
             if report is not None:

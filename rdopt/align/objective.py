@@ -16,11 +16,13 @@ from rdopt.align.coordinates import OutputMetric, Side, Turned, input_sides, out
 from rdopt.align.relaxation import Relaxed, analytic_distortion, relax, unit_noise, weight_error
 from rdopt.align.stored_sites import NO_SITES, Sites
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
+from rdopt.evaluate.divergence import token_kl
 from rdopt.operator.llama import block, embed_tokens, head_logits, rope_tables
 from rdopt.operator.params import Params
 from rdopt.rate.densities import Density
 from rdopt.rate.operational import Curve
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
+from rdopt.rate.steps import base_step
 from rdopt.transforms.gauges.block import BlockGauges, sides_of
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotation import RotatedSides
@@ -118,11 +120,6 @@ class Terms(NamedTuple):
 
     rate: Any
     distortion: Any
-
-
-def base_step(lam: Float[Array, ""], weights: int) -> Float[Array, ""]:
-    """c with c^2 = 12 / (N ln2 lam), the encoder's."""
-    return jnp.sqrt(12.0 / (weights * jnp.log(2.0) * lam))
 
 
 def rate_and_distortion(
@@ -230,9 +227,8 @@ def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d
 
 def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture) -> Float[Array, ""]:
     """Mean KL(original || relaxed) of the next token from the two last hidden states; nats/token."""
-    logp = jax.nn.log_softmax(head_logits(params, x, arch))
-    logq = jax.nn.log_softmax(head_logits(params, noisy, arch))
-    return jnp.mean(jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1))
+    logp, logq = (jax.nn.log_softmax(head_logits(params, state, arch)) for state in (x, noisy))
+    return jnp.mean(token_kl(logp, logq))
 
 
 def block_terms(

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from rdopt.calibration.subject import Subject
-from rdopt.checkpoint.families import MATRICES
+from rdopt.checkpoint.families import coded_weights
 from rdopt.config.schema import Config, TrainConfig
 from rdopt.transforms.gauges.gauges import Gauges
 
@@ -41,17 +39,17 @@ def without_stream(gauges: Gauges) -> Gauges:
 
 
 def weigh_tie(
-    subject: Subject, start: Gauges, weights: int, cost: Callable[[Gauges], float], table_bits: float = TABLE_BITS
+    subject: Subject, start: Gauges, cost: Callable[[Gauges], float], table_bits: float = TABLE_BITS
 ) -> Tie:
     """Total bits of both ways in the starting coordinates.
 
     Args:
         subject: the model.
         start: the coordinates.
-        weights: N, the number of coded weights.
         cost: J of coordinates in bits/weight.
         table_bits: of an entry of the second table.
     """
+    weights = coded_weights(subject.arch)
     table = table_bits * subject.arch.vocab_size * subject.arch.hidden_size
     return Tie(weights * cost(without_stream(start)), weights * cost(start) + table)
 
@@ -66,9 +64,8 @@ def settle_tie(
     train = config.train
     if not subject.arch.tied or not (start.unties or set(STREAM) & set(train.sites)):
         return train, start, None
-    weights = sum(int(np.prod(np.shape(subject.params["blocks"][k]))) for k in MATRICES)
     entry = TABLE_BITS if config.encode.embeddings == "16bit" else cost(start)
-    tie = weigh_tie(subject, start, weights, cost, entry)
+    tie = weigh_tie(subject, start, cost, entry)
     if train.tie == "untie" or (train.tie == "auto" and tie.untie < tie.keep):
         return train, start, tie
     sites = tuple(site for site in train.sites if site not in STREAM)

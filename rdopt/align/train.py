@@ -25,7 +25,7 @@ from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_moments, open_subject, save_moments
 from rdopt.calibration.tokens import fingerprint, token_batch
-from rdopt.checkpoint.families import MATRICES
+from rdopt.checkpoint.families import MATRICES, coded_weights
 from rdopt.config.load import config_yaml
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, TrainConfig
@@ -65,11 +65,6 @@ class Trained(NamedTuple):
     tie: str = ""
 
 
-def coded_weights(subject: Subject) -> int:
-    """N, the number of weights in the coded matrices."""
-    return sum(int(np.prod(np.shape(subject.params["blocks"][k]))) for k in MATRICES)
-
-
 def moments_of(
     folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Tick | None = None
 ) -> Moments:
@@ -100,7 +95,7 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         feedback=encode.grid != "round",
         damping=train.damping,
         outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
-        weights=coded_weights(subject),
+        weights=coded_weights(arch),
         activations=train.activations,
         remat=train.remat,
     )
@@ -137,18 +132,18 @@ def train(
         KeyboardInterrupt: after the state was saved.
     """
     pool = tuple(devices or jax.devices())
-    if not hosts.leads():
-        heard: _Inputs = hosts.told()
+    if not hosts.is_primary():
+        heard: _Inputs = hosts.receive()
         for start in heard.starts.values():
             learn(heard.problem, heard.settings, heard.tokens, start, heard.train, devices=pool)
-        return hosts.told()
-    with hosts.telling() as tell:
+        return hosts.receive()
+    with hosts.broadcasting() as broadcast:
         desk, inputs = _open(config, out, pool, progress)
-        tell(inputs)
+        broadcast(inputs)
     found = candidates(inputs.starts, _learner(desk, inputs, pool, report), _cost(desk, inputs, trial))
-    with hosts.telling() as tell:
+    with hosts.broadcasting() as broadcast:
         trained = _finish(desk, inputs, found, config)
-        tell(trained)
+        broadcast(trained)
     return trained
 
 

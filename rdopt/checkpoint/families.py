@@ -5,6 +5,7 @@ Llama, Mistral, Qwen2 and Qwen3; defaults for absent keys are those of transform
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +139,12 @@ def block_shapes(arch: Architecture) -> dict[str, Shape]:
     if arch.qk_norm:
         shapes |= {"q_norm": (h,), "k_norm": (h,)}
     return shapes
+
+
+def coded_weights(arch: Architecture) -> int:
+    """N, the number of weights in the matrices of all blocks: the denominator of bits/weight."""
+    shapes = block_shapes(arch)
+    return arch.num_layers * sum(math.prod(shapes[name]) for name in MATRICES)
 
 
 def expected_tensors(arch: Architecture) -> dict[str, Shape]:

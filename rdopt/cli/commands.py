@@ -19,12 +19,12 @@ def say(line: str) -> None:
 
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
-    from rdopt.align.hosts import join, leads, together
+    from rdopt.align.hosts import abort_on_error, is_primary, join
     from rdopt.align.train import train
 
     join(args.coordinator, args.processes, args.process)
-    with together():
-        if leads():
+    with abort_on_error():
+        if is_primary():
             train_aloud(args, config)
         else:
             train(config, args.out)
@@ -125,12 +125,13 @@ def refuse_text_of_run(args: argparse.Namespace) -> None:
 
 def run_decode(args: argparse.Namespace, config: Config) -> None:
     """rdopt decode."""
+    from rdopt.checkpoint.families import coded_weights
     from rdopt.encode.encode import decode
     from rdopt.integrations.model_card import decoded_card
 
     begun = time.perf_counter()
     decoded = decode(args.file, args.out, dtype=args.dtype, threads=config.encode.threads, card=decoded_card)
-    weights = sum(z.size for z in decoded.indices.values())
+    weights = coded_weights(decoded.arch)
     seconds = time.perf_counter() - begun
     say(f"decoded {weights} weights in {seconds:.2f} s; wrote {args.out}")
 

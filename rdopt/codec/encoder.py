@@ -17,7 +17,6 @@ from rdopt.checkpoint.families import EMBED, HEAD, hf_name
 from rdopt.codec.coders.bits import BitWriter
 from rdopt.codec.coders.constriction import encode_indices
 from rdopt.codec.coders.lanes import Order
-from rdopt.codec.grids.steps import base_step
 from rdopt.codec.streams.container import pack
 from rdopt.codec.streams.embeddings import code_embeddings
 from rdopt.codec.streams.gains import Gains, pack_gains
@@ -34,6 +33,7 @@ from rdopt.encode.lloyd_model import quantize_lloyd, write_levels
 from rdopt.encode.quantize import Key, index_spreads, matrix_shapes, quantize_model
 from rdopt.encode.source import Source
 from rdopt.encode.trellis_model import quantize_trellis
+from rdopt.rate.steps import base_step
 
 SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded
 

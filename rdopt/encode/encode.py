@@ -16,7 +16,6 @@ from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.codec.decoder import Decoded, decode_model
 from rdopt.codec.encoder import Encoded, encode_at_step
-from rdopt.codec.grids.steps import base_step
 from rdopt.codec.streams.container import write_container
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Tick
@@ -28,6 +27,7 @@ from rdopt.encode.target import search_file, size_goal
 from rdopt.evaluate.divergence import Reference
 from rdopt.evaluate.windows import windows
 from rdopt.operator.params import Params
+from rdopt.rate.steps import base_step
 from rdopt.runs.export import aligned_config, open_trained
 from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import fold, fold_moments

@@ -16,6 +16,7 @@ from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import Gains
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.encode.quantize import matrix_shapes
+from rdopt.evaluate.divergence import token_kl
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rope_tables, run_blocks
 from rdopt.operator.params import Params
 from rdopt.transforms.stored.rotation import Rotation
@@ -106,7 +107,7 @@ def divergence(
     def one(states: tuple[Array, Array]) -> Float[Array, ""]:
         logp = jax.nn.log_softmax(head_logits(teacher, states[0][None], teacher_arch))
         logq = jax.nn.log_softmax(head_logits(params, states[1][None], arch))
-        return jnp.mean(jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1))
+        return jnp.mean(token_kl(logp, logq))
 
     return jnp.mean(jax.lax.map(one, (jax.lax.stop_gradient(true), ours)))
 

@@ -13,7 +13,6 @@ from rdopt.calibration.tokens import fingerprint
 from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import Coded, Encoded, assemble
-from rdopt.codec.grids.steps import lam_of_base_step
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.finetune import Finetuned, finetune
@@ -22,6 +21,7 @@ from rdopt.encode.source import Source
 from rdopt.encode.target import Goal, Part, divergence_goal
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.params import Params, params_from_tensors
+from rdopt.rate.steps import lam_of_base_step
 from rdopt.runs.states import StateStore
 
 Report = Callable[[FinetuneProgress], None]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, Architecture, hf_name
+from rdopt.checkpoint.families import INPUT_OF, Architecture, coded_weights, hf_name
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.uncoded import pack_files
 from rdopt.config.errors import UserError
@@ -76,10 +76,8 @@ def make_source(
     Raises:
         UserError: weights or moments are not finite.
     """
-    weights = 0
     for layer, name in coded_matrices(arch.num_layers):
         W = params["blocks"][name][layer]
-        weights += W.size
         if not np.isfinite(W).all():
             raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
     coded = moments if stored is None else fold_stored_moments(moments, stored)
@@ -89,7 +87,7 @@ def make_source(
         arch=arch,
         files=pack_files(config, files),
         grid=make_grid(coded, arch.num_layers, encode),
-        weights=weights,
+        weights=coded_weights(arch),
         parameters=parameters,
         moments=moments,
         coded=coded,

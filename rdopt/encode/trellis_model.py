@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF
-from rdopt.codec.grids.steps import exp_steps, lam_of_base_step
+from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.streams.gains import Gains, quantize_gains
 from rdopt.codec.streams.structured import Gain, Structured, component, fit_structured, rebuild
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
@@ -26,6 +26,7 @@ from rdopt.encode.gain_fit import fit_gains, gain_precision
 from rdopt.encode.quantize import Grid, Key, input_groups, matrix_shapes
 from rdopt.encode.source import Source
 from rdopt.encode.wavefront import quantize_wavefront
+from rdopt.rate.steps import lam_of_base_step
 
 # A trellis of this step has the distortion of a scalar grid of step one at high rate: its error is 0.26 of a
 # squared step (1.09 dB of granular gain on grids of step two), the scalar grid's 1/12.
@@ -208,10 +209,10 @@ def _finish(
 def _gain_precision(source: Source, c: float, kind: Correction) -> int:
     """The precision of the gains, by their number and what rounding them costs."""
     matrices = [source.params["blocks"][name] for name in MATRICES]
-    weights, (heights, widths) = sum(W.size for W in matrices), np.sum([W.shape[1:] for W in matrices], axis=0)
+    heights, widths = np.sum([W.shape[1:] for W in matrices], axis=0)
     sides = (heights, widths) if kind == "least-squares" else (heights,)
     gains = int(sum(sides)) * source.arch.num_layers
-    return gain_precision(gains, weights, lam_of_base_step(c, weights), len(sides) * source.signal)
+    return gain_precision(gains, source.weights, lam_of_base_step(c, source.weights), len(sides) * source.signal)
 
 
 class _Counter:

@@ -10,10 +10,10 @@ from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Subject
 from rdopt.codec.decoder import decode_matrices
 from rdopt.codec.encoder import code_matrices, coded_streams, write_index
-from rdopt.codec.grids.steps import base_step
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.quantize import estimated_distortion, group_widths, matrix_shapes
+from rdopt.rate.steps import base_step
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 from rdopt.transforms.stored.rotations import StoredRotations
 

@@ -190,13 +190,17 @@ def as_eval_json(comparison: Comparison, noise_floor: float, context: int, strid
 def token_kl(logp: Float[Array, "*n V"], logq: Float[Array, "*n V"]) -> Float[Array, "*n"]:
     """sum p (log p - log q) over the last axis for normalised float32 log-probabilities; never negative.
 
-    An error e in a normalisation adds only e^2 / 2, because the mean of f'(d) under p is zero.
+    An error e in a normalisation adds only e^2 / 2, because the mean of f'(d) under p is zero. Differentiable: the
+    slope in log q is q - p.
     """
     d = logp - logq
     p, q = jnp.exp(logp), jnp.exp(logq)
-    series = d * d * (1 / 2 + d * (-1 / 6 + d * (1 / 24 + d * (-1 / 120 + d * (1 / 720)))))
+    close = jnp.abs(d) < _SERIES
+    # Where the series is not taken it must not overflow: infinity times a slope of zero is no number.
+    e = jnp.where(close, d, 0.0)
+    series = e * e * (1 / 2 + e * (-1 / 6 + e * (1 / 24 + e * (-1 / 120 + e * (1 / 720)))))
     # p f(d) written with q = p exp(-d), which stays finite where exp(-d) would overflow.
-    return jnp.sum(jnp.where(jnp.abs(d) < _SERIES, p * series, p * (d - 1) + q), axis=-1)
+    return jnp.sum(jnp.where(close, p * series, p * (d - 1) + q), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="arch")

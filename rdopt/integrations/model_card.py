@@ -3,6 +3,7 @@
 The front matter follows the Hugging Face hub's model card metadata.
 """
 
+from rdopt.checkpoint.families import coded_weights
 from rdopt.codec.decoder import Decoded
 from rdopt.codec.encoder import coded_bits
 
@@ -70,7 +71,7 @@ def decoded_card(decoded: Decoded, *, original: str | None = None, kl: float | N
         original: name of the original model, if known.
         kl: measured KL, if known.
     """
-    weights = sum(z.size for z in decoded.indices.values())
+    weights = coded_weights(decoded.arch)
     bits = sum(decoded.bits.values())
     return model_card(
         model_type=decoded.arch.model_type,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.checkpoint.families import MATRICES, block_shapes, hf_name
+from rdopt.checkpoint.families import MATRICES, block_shapes, coded_weights, hf_name
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
 from rdopt.codec.decoder import Decoded
 from rdopt.codec.streams.container import VERSION
@@ -39,7 +39,7 @@ def inspect(path: str) -> dict[str, Any]:
 
 
 def _of_file(path: Path, decoded: Decoded) -> dict[str, Any]:
-    weights = sum(z.size for z in decoded.indices.values())
+    weights = coded_weights(decoded.arch)
     tensors = [
         {
             "name": hf_name(*key),

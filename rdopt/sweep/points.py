@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject
 from rdopt.checkpoint.atomic import new_file
-from rdopt.codec.grids.steps import lam_of_base_step
 from rdopt.codec.streams.container import write_container
 from rdopt.codec.streams.embeddings import embedding_distortion
 from rdopt.config.schema import Config, EncodeConfig
@@ -21,6 +20,7 @@ from rdopt.encode.quantize import estimated_distortion
 from rdopt.encode.source import Source
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.params import Params, params_from_tensors
+from rdopt.rate.steps import lam_of_base_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.devices import Device
 from rdopt.align.learn import Learned, learn
 from rdopt.align.tie import settle_tie
-from rdopt.align.train import coded_weights, fingerprints, make_problem, moments_of
+from rdopt.align.train import fingerprints, make_problem, moments_of
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import open_subject
-from rdopt.codec.grids.steps import lam_of_base_step
+from rdopt.checkpoint.families import coded_weights
 from rdopt.config.progress import Say, milestones, ticker
 from rdopt.config.schema import Config, EncodeConfig, Grid
 from rdopt.encode.blockwise import blockwise_pca
@@ -24,6 +24,7 @@ from rdopt.encode.encode import aligned_source, encode_source
 from rdopt.encode.source import Source
 from rdopt.encode.trial import hard_cost
 from rdopt.evaluate.divergence import noise_floor_bf16
+from rdopt.rate.steps import lam_of_base_step
 from rdopt.runs.export import check_alignment, reference_of, write_aligned
 from rdopt.runs.figures import dumps
 from rdopt.runs.folder import Metrics, finish_run, open_run
@@ -57,7 +58,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     pool = tuple(devices or jax.local_devices())
     subject, corpus = open_subject(config)
     open_run(out, config, "sweep", pool)
-    say(f"model {config.model}: {coded_weights(subject) / 1e6:.2f} M weights to code, {corpus.description}")
+    say(f"model {config.model}: {coded_weights(subject.arch) / 1e6:.2f} M weights to code, {corpus.description}")
     moments = moments_of(out, subject, corpus, config, ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)

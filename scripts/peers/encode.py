@@ -14,13 +14,13 @@ import numpy as np
 
 from peers.allocation import relative_steps, watersic_steps
 from peers.gptq import gptq
-from peers.model import Coded, Key, Model, Moment, PeerSettings, Weights, weight_count, with_matrices
+from peers.model import Coded, Key, Model, Moment, PeerSettings, Weights, with_matrices
 from peers.peer_file import Packed, PeerMatrix, pack, unpack
 from peers.prefix import quantize_behind_prefix
 from peers.rtn import row_rms, rtn
 from peers.scales import COARSE, FINE, snap
 from peers.watersic import make_problem, watersic
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, coded_weights
 from rdopt.encode.quantize import coded_matrices
 from rdopt.encode.target import search_step, size_goal
 from rdopt.transforms.bases import starting_gauges
@@ -83,7 +83,7 @@ def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> Code
     """
     keys = list(coded_matrices(model.arch.num_layers))
     method = {"rtn": uniform, "gptq": uniform, "watersic": interference_cancellation}[settings.method](model, settings)
-    weights, goal = weight_count(model), size_goal(target_bpw)
+    weights, goal = coded_weights(model.arch), size_goal(target_bpw)
 
     def file_at(lead: float, behind: bool) -> File:
         found = _behind_prefix(model, settings, method, lead) if behind else quantize_alone(model, method, lead)

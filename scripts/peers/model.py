@@ -13,7 +13,6 @@ from peers.rtn import Rows
 from peers.watersic import Shrink
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import Architecture
-from rdopt.encode.quantize import coded_matrices
 from rdopt.operator.params import Params
 
 Key = tuple[int, str]
@@ -68,11 +67,6 @@ class Coded(NamedTuple):
     params: Params
     arch: Architecture
     more: Mapping[str, Any] = {}
-
-
-def weight_count(model: Model) -> int:
-    """Number of coded weights."""
-    return sum(model.params["blocks"][name][layer].size for layer, name in coded_matrices(model.arch.num_layers))
 
 
 def with_matrices(params: Params, matrices: Mapping[Key, Float[np.ndarray, "_ _"]]) -> Params:

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from peers.allocation import relative_steps
-from peers.model import Coded, Key, Model, PeerSettings, weight_count, with_matrices
+from peers.model import Coded, Key, Model, PeerSettings, with_matrices
+from rdopt.checkpoint.families import coded_weights
 from rdopt.encode.quantize import coded_matrices
 
 QPS_PER_OCTAVE = 4
@@ -86,7 +87,7 @@ def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "p
     def bpw(qp: int) -> float:
         if qp not in tried:
             size, decoded = nncodec_round_trip(matrices, (qp + offsets).tolist(), python)
-            tried[qp] = (8 * size / weight_count(model), decoded)
+            tried[qp] = (8 * size / coded_weights(model.arch), decoded)
         return tried[qp][0]
 
     spread = np.exp2(np.mean([np.log2(np.sqrt(np.mean(W**2))) for W in matrices.values()]))

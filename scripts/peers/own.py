@@ -6,12 +6,12 @@ from peers.model import Coded, Model
 from peers.world import World
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import encode_at_step
-from rdopt.codec.grids.steps import base_step
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.judge import Judge, finetune_file
 from rdopt.encode.target import search_step, size_goal
 from rdopt.operator.params import params_from_tensors
+from rdopt.rate.steps import base_step
 
 NEAR = 0.05  # bits/weight; curves are read between their points
 _TRIALS = 3

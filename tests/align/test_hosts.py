@@ -138,13 +138,13 @@ def test_a_process_that_alone_has_an_error_ends_at_once(monkeypatch, capsys):
     def leave(code):
         raise SystemExit(code)
 
-    with pytest.raises(OSError, match="full"), hosts.together():
+    with pytest.raises(OSError, match="full"), hosts.abort_on_error():
         raise OSError("full")
     monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts.os, "_exit", leave)
-    with pytest.raises(UserError), hosts.together():
+    with pytest.raises(UserError), hosts.abort_on_error():
         raise UserError("which every process has")
-    with pytest.raises(SystemExit, match=str(hosts.LOST)), hosts.together():
+    with pytest.raises(SystemExit, match=str(hosts.LOST)), hosts.abort_on_error():
         raise OSError("full")
     assert "process 0 of 2 cannot go on: OSError('full'); start all" in capsys.readouterr().err
 

@@ -12,7 +12,6 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, hf_name
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import encode_at_step
-from rdopt.codec.grids.steps import base_step
 from rdopt.codec.streams.container import pack, unpack
 from rdopt.codec.streams.stored import _octaves, pack_pairing, pack_stored, unpack_pairing, unpack_stored
 from rdopt.config.errors import UserError
@@ -21,6 +20,7 @@ from rdopt.encode.blockwise import BITS, blockwise_pca
 from rdopt.encode.quantize import dequantize, group_widths, matrix_shapes
 from rdopt.encode.source import make_source
 from rdopt.operator.params import load_params
+from rdopt.rate.steps import base_step
 from rdopt.transforms.matrices.givens import round_robin
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.angles import angle_pairs, block_angle_count

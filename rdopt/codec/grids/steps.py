@@ -19,26 +19,6 @@ _SINGULAR = (
 )
 
 
-def base_step(lam: float, weights: int) -> float:
-    """The base step c of the optimum of R + lam D: c^2 = 12 / (N ln2 lam).
-
-    At high rate D = N c^2 / 24 nats/token and dR/dlog2(c) = -1 bit/weight (DESIGN section 1).
-
-    Args:
-        lam: bits/weight per nat/token.
-        weights: N, the number of coded weights of the model.
-
-    Returns:
-        c as the float32 value that the file holds.
-    """
-    return float(np.float32(np.sqrt(12.0 / (weights * np.log(2.0) * lam))))
-
-
-def lam_of_base_step(c: float, weights: int) -> float:
-    """The lambda whose base step is c (inverse of `base_step`)."""
-    return 12.0 / (weights * np.log(2.0) * c * c)
-
-
 def log_steps(scale: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Nearest integers k with exp2(k / STEPS_PER_OCTAVE) close to the positive scales."""
     return np.rint(STEPS_PER_OCTAVE * np.log2(scale)).astype(np.int32)
