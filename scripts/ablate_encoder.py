@@ -21,7 +21,7 @@ from peers.report import Cell, curves
 from peers.table import Curve, add_arguments, run_table
 from peers.world import World
 
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.quantize import coded_matrices

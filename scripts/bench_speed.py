@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from rdopt.align.learn import learn
 from rdopt.align.train import make_problem
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.checkpoint.write import carried_files

@@ -28,7 +28,7 @@ from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, starting_rotations
 from rdopt.align.learn import State, _compiled, _schedule_only, optimizer
 from rdopt.align.train import make_problem
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.load import load_config

@@ -34,7 +34,8 @@ CHECKED_ROOMS = (
 )
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
-from rdopt.calibration.moments import Moments, second_moments  # noqa: E402 - after the hook
+from rdopt.calibration.backward import second_moments  # noqa: E402 - after the hook
+from rdopt.calibration.moments import Moments  # noqa: E402 - after the hook
 from rdopt.checkpoint.families import (  # noqa: E402
     INPUT_OF,
     MATRICES,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration.moments import EmbeddingMoments, head_sums, probed_linear, zero_probes
+from rdopt.calibration.backward import head_sums, probed_linear, zero_probes
+from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.progress import Tick

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 
-from rdopt.calibration.moments import EmbeddingMoments, Moments, second_moments
+from rdopt.calibration.backward import second_moments
+from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.calibration.text import read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
 from rdopt.checkpoint.atomic import new_file

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import load_moments, save_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF
 from rdopt.checkpoint.folder import open_checkpoint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import random_tensors, tiny_config
 
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.calibration.streamed import lazy_params, read_block, run_block, streamed_moments, streams
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import write_checkpoint

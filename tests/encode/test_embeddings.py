@@ -9,7 +9,8 @@ import pytest
 import scipy.special
 from conftest import synthetic_moments
 
-from rdopt.calibration.moments import EmbeddingMoments, second_moments
+from rdopt.calibration.backward import second_moments
+from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.calibration.subject import load_moments, save_moments
 from rdopt.checkpoint.families import EMBED, HEAD
 from rdopt.checkpoint.folder import open_checkpoint

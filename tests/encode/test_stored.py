@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rdopt.calibration.moments import Moments, second_moments
+from rdopt.calibration.backward import second_moments
+from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, hf_name
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model

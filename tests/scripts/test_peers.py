@@ -23,7 +23,7 @@ from peers.scales import COARSE, FINE, exp_scales, log_scales, snap
 from peers.tuning import CHOICES, tune
 from peers.watersic import cancel, make_problem, rescale, step_at_rate, watersic
 
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.grids.steps import damped_cholesky

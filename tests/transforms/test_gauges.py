@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import FAMILIES, synthetic_moments
 
-from rdopt.calibration.moments import second_moments
+from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.encode.quantize import estimated_distortion
