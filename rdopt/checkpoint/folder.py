@@ -21,7 +21,7 @@ from rdopt.config.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-STORED = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2")}
+NUMPY_TYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2")}
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -79,7 +79,7 @@ class Checkpoint:
             raise UserError(f"{entry.file} cannot be read ({error.strerror}); restore the file.") from error
         if len(data) != entry.end - entry.start:
             raise UserError(f"{entry.file} ends inside tensor {name}: truncated; copy or download it again.")
-        values = np.frombuffer(data, STORED[entry.dtype]).astype(np.float32).reshape(entry.shape)
+        values = np.frombuffer(data, NUMPY_TYPES[entry.dtype]).astype(np.float32).reshape(entry.shape)
         finite = np.isfinite(values)
         if not finite.all():
             raise UserError(
@@ -169,9 +169,9 @@ def _entry(path: Path, value: dict[str, Any], data: int) -> Entry:
 
 
 def _check_entry(name: str, entry: Entry, size: int) -> None:
-    if entry.dtype not in STORED:
+    if entry.dtype not in NUMPY_TYPES:
         raise UserError(
-            f"Tensor {name} in {entry.file} is stored as {entry.dtype}; supported are {', '.join(STORED)}: "
+            f"Tensor {name} in {entry.file} is stored as {entry.dtype}; supported are {', '.join(NUMPY_TYPES)}: "
             "convert the checkpoint to one of them."
         )
     if entry.end > size:
@@ -179,7 +179,7 @@ def _check_entry(name: str, entry: Entry, size: int) -> None:
             f"{entry.file} has {size} bytes but tensor {name} ends at byte {entry.end}: the file is "
             "truncated; copy or download it again."
         )
-    fits = entry.end - entry.start == math.prod(entry.shape) * STORED[entry.dtype].itemsize
+    fits = entry.end - entry.start == math.prod(entry.shape) * NUMPY_TYPES[entry.dtype].itemsize
     if not fits or entry.start < 8 or min(entry.shape, default=1) < 0:
         raise UserError(
             f"{entry.file} is damaged: the bytes of tensor {name} do not fit its shape; copy it again."

@@ -13,20 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.atomic import new_folder
 from rdopt.checkpoint.families import Shape, architecture_from_config, expected_tensors
-from rdopt.checkpoint.folder import INDEX, SINGLE
+from rdopt.checkpoint.folder import INDEX, NUMPY_TYPES, SINGLE
 from rdopt.config.errors import UserError
 
-DTYPES = {
-    "float32": ("F32", np.dtype("<f4")),
-    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
-    "float16": ("F16", np.dtype("<f2")),
-}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 CARRIED = (
     "tokenizer*",
     "generation_config.json",
@@ -71,11 +66,12 @@ def write_checkpoint(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}.")
     shapes = expected_tensors(architecture_from_config(config))
-    shards = plan_shards(shapes, DTYPES[dtype][1].itemsize, shard_bytes)
+    itemsize = NUMPY_TYPES[DTYPES[dtype]].itemsize
+    shards = plan_shards(shapes, itemsize, shard_bytes)
     with new_folder(out) as folder:
         _write_json(folder / "config.json", _with_dtype(config, dtype))
         if len(shards) > 1:
-            _write_json(folder / INDEX, _index(shards, DTYPES[dtype][1].itemsize))
+            _write_json(folder / INDEX, _index(shards, itemsize))
         _write_shards(folder, shards, tensors, dtype)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
@@ -111,7 +107,7 @@ def carried_files(source: Path) -> dict[str, bytes]:
     }
 
 
-def encode(name: str, values: Float[np.ndarray, " ..."], dtype: str) -> bytes:
+def tensor_bytes(name: str, values: Float[np.ndarray, " ..."], dtype: str) -> bytes:
     """The little-endian bytes of a tensor in a stored type.
 
     Raises:
@@ -119,7 +115,7 @@ def encode(name: str, values: Float[np.ndarray, " ..."], dtype: str) -> bytes:
     """
     # An overflow is reported below, as a sentence.
     with np.errstate(over="ignore", invalid="ignore"):
-        stored = np.ascontiguousarray(values).astype(DTYPES[dtype][1])
+        stored = np.ascontiguousarray(values).astype(NUMPY_TYPES[DTYPES[dtype]])
     if not np.isfinite(stored.astype(np.float32)).all():
         if np.isfinite(values).all():
             raise UserError(
@@ -144,7 +140,7 @@ def _write_shards(
             _check_tensor(name, np.shape(values), missing)
             file, offset = places[name]
             file.seek(offset)
-            file.write(encode(name, np.asarray(values), dtype))
+            file.write(tensor_bytes(name, np.asarray(values), dtype))
             del missing[name]
     if missing:
         raise UserError(
@@ -163,12 +159,12 @@ def _check_tensor(name: str, shape: Shape, missing: Mapping[str, Shape]) -> None
 
 def _write_header(file: BinaryIO, shard: Shard, dtype: str) -> dict[str, int]:
     """Writes a safetensors header; returns where each tensor's bytes begin in the file."""
-    code, stored = DTYPES[dtype]
+    code = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     end = 0
     for name, shape in shard.shapes.items():
-        starts[name], end = end, end + math.prod(shape) * stored.itemsize
+        starts[name], end = end, end + math.prod(shape) * NUMPY_TYPES[code].itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [starts[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes

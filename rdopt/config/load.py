@@ -3,7 +3,7 @@
 A later source wins: defaults, then the file, then the overrides in their order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -41,21 +41,6 @@ def load_config(path: Path | str | None = None, overrides: Overrides = ()) -> Co
         (parts[section] if section else top)[name] = value
     built: dict[str, Any] = {name: kind(**parts[name]) for name, kind in sections().items()}
     return Config(**top, **built)
-
-
-def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Splits "train.steps=20" at its first equals sign.
-
-    Raises:
-        UserError: a word without one.
-    """
-    pairs = []
-    for word in words:
-        key, sign, text = word.partition("=")
-        if not sign:
-            raise UserError(f"The override {word!r} has no value: write KEY=VALUE, such as train.steps=20.")
-        pairs.append((key.strip(), text))
-    return pairs
 
 
 def to_dict(config: Config) -> dict[str, Any]:
