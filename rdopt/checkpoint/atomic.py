@@ -15,6 +15,16 @@ from pathlib import Path
 from rdopt.config.errors import UserError
 
 
+def refuse_existing(path: Path | None) -> None:
+    """Refuses an output that is already there, before anything is computed for it; None asks for no output.
+
+    Raises:
+        UserError: `path` exists.
+    """
+    if path is not None and os.path.lexists(path):
+        raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary folder that becomes `path` when the block ends without an exception.
@@ -40,7 +50,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _renamed(final: Path) -> Iterator[Path]:
-    _refuse_existing(final)
+    refuse_existing(final)
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +58,7 @@ def _renamed(final: Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         # A rename would replace a file silently: another run may have finished first.
-        _refuse_existing(final)
+        refuse_existing(final)
         os.rename(partial, final)
         _sync_entry(final.parent)
     except Exception as error:
@@ -57,11 +67,6 @@ def _renamed(final: Path) -> Iterator[Path]:
         raise
     finally:
         _remove(partial)
-
-
-def _refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
-        raise UserError(f"{path} already exists and is never overwritten; remove it or choose another name.")
 
 
 def _sentence(error: Exception, final: Path, partial: Path) -> str | None:

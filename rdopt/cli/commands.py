@@ -6,6 +6,7 @@
 import argparse
 import time
 
+from rdopt.checkpoint.atomic import refuse_existing
 from rdopt.cli.parser import TEXT, WINDOWS
 from rdopt.config.errors import UserError
 from rdopt.config.progress import milestones, ticker
@@ -81,8 +82,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     report = args.out.with_suffix(".json")
     if report == args.out:
         raise UserError(f"{report} would hold the model and its report; name the file *.rdopt.safetensors.")
-    if report.exists():
-        raise UserError(f"{report} already exists and is never overwritten; remove it or choose another name.")
+    refuse_existing(report)
     refuse_text_of_run(args)
     begun = time.perf_counter()
     tuning = milestones(say, 20, "finetune: ")
@@ -141,6 +141,7 @@ def run_eval(args: argparse.Namespace, config: Config) -> None:
     from rdopt.encode.measure import eval_figures, measure
     from rdopt.runs.figures import write_figures
 
+    refuse_existing(args.json)
     measured = measure(args.candidate, config)
     figures = eval_figures(measured, config)
     loss, kl = figures["perplexity"], figures["kl"]
@@ -185,6 +186,7 @@ def run_inspect(args: argparse.Namespace, config: Config) -> None:
     from rdopt.runs.figures import write_figures
     from rdopt.study.inspect import describe, inspect
 
+    refuse_existing(args.json)
     figures = inspect(args.path)
     say(describe(figures))
     if args.json is not None:

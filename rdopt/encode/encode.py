@@ -12,6 +12,7 @@ from jaxtyping import Int
 from rdopt.align.train import moments_of
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_corpus, load_subject
+from rdopt.checkpoint.atomic import refuse_existing
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.codec.decoder import Decoded, decode_model
@@ -184,8 +185,7 @@ def encode(
     Raises:
         UserError: bad input, a target out of reach, or an existing output.
     """
-    if out.exists():
-        raise UserError(f"{out} already exists and is never overwritten; remove it or choose another name.")
+    refuse_existing(out)
     prepared = prepare(path, config, progress)
     settings = prepared.config.encode
     judge, folder = None, out.with_name(out.name + ".finetune")
