@@ -6,6 +6,8 @@ encoder finds. Finished cells lie in --cells.
 
     python scripts/ablate_transforms.py --cells cells --json transforms.json --plots plots \\
         --model ref-llama:docs_valid.txt:blank2
+
+scripts/results/transforms.json comes from this for ref-llama and from `--arms telling` for its other models.
 """
 
 import argparse

@@ -7,6 +7,8 @@ in --cells and are not measured twice.
 
     python scripts/bench_arms.py --cells cells --json table.json \\
         --model stories260k:stories_sampled.txt:line --model ref-llama:docs_valid.txt:blank2
+
+scripts/results/peers_kl.json and peers_saved.json come from `--targets 1.2 1.5 2 2.5 3 4 5 --nncodec-python PYTHON`.
 """
 
 import argparse

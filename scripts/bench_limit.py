@@ -5,6 +5,8 @@ or in a random one. R(D) is reverse water-filling on the eigenvalues (Cover and 
 of the entropy-coded bytes with tables, spreads, steps and index, and every row is decoded again before it counts.
 
     python scripts/bench_limit.py --json limit.json
+
+scripts/results/limit.json holds its gaps.
 """
 
 import argparse

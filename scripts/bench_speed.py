@@ -3,6 +3,10 @@
 Each figure is the median of repeats after a warm-up. Beside it stands what a weight costs in things measured in the
 same run, copies of a float32 and multiply-adds of a float32 matrix product, so that machines can be compared, and
 how the time grows with the width n of a square matrix: 2.0 is linear in its n^2 weights, 3.0 that of a product.
+
+    python scripts/bench_speed.py --json speed.json
+
+scripts/results/speed.json holds its rates.
 """
 
 import os

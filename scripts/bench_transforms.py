@@ -3,6 +3,10 @@
 Times are medians of repeats after a warm-up. Structured rotations and Cayley stand as ratios to a float32 matrix
 product of their width, the training step as a ratio to its floor: the multiply-adds of its necessary matrix products at
 the rate of a product measured in the same run.
+
+    python scripts/bench_transforms.py --json rotations.json
+
+scripts/results/rotations.json holds its ratios.
 """
 
 import os

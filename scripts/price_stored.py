@@ -7,6 +7,9 @@ which use up the free gauges; other tensors in their own coordinates. Ends with 
 what the JSON file lacks.
 
     python scripts/price_stored.py --model FOLDER --model FOLDER --tensors FILE.safetensors --json price.json
+
+scripts/results/stored_price.json comes from `--model stories260k --model ref-llama --model ref-llama-muon --tensors
+all-MiniLM-L6-v2/model.safetensors`.
 """
 
 import argparse
