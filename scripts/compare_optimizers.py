@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from equal_distortion import (
+from optimizers.equal_distortion import (
     COORDINATES,
     all_gauges,
+    in_coordinates,
     matrix_names,
     matrix_spectra,
     matrix_weights,
     per_weight,
     savings,
     terms_by_slope,
-    turned,
 )
+from optimizers.spectra import Spectra, chance_gain
 from outputs import check_new, exit_code, write_json
 from peers.world import model_and_text
 
@@ -40,7 +41,6 @@ from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config
 from rdopt.study.predictions import Estimate, Prediction, mean_of
-from rdopt.study.spectra import Spectra, chance_gain
 
 LAMS = (24.0, 200.0)
 ALIGNED, BASELINES = ("pca", "joint"), ("identity", "hadamard")
@@ -82,7 +82,7 @@ def measure(spec: str, args: argparse.Namespace) -> Measured:
     moments = corpus_moments(subject, corpus, text)
     figures, terms, weights = {}, {}, matrix_weights(subject.params)
     for name, gauges in all_gauges(subject, moments).items():
-        here, its = turned(subject, moments, gauges)
+        here, its = in_coordinates(subject, moments, gauges)
         rows = matrix_spectra(here)
         figures[name] = {key: np.array([getattr(r, key) for r in rows]) for key in Spectra._fields}
         terms[name] = terms_by_slope(here, its)

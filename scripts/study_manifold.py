@@ -6,7 +6,7 @@ between checkpoints beside those of a random walk with the same steps, which PCA
 KL(original || noisy) on held-out text of noise along J and across it, of equal norm in every matrix and in total.
 Controls: the same with random directions for J, where along and across must agree; and noise along J whose matrices
 keep their singular values behind random rotations of outputs and inputs, which asks whether it is where J points that
-harms, or that its matrices have few large singular values. rdopt/study/tangent.py holds the predictions.
+harms, or that its matrices have few large singular values. rdopt/study/manifold/hypotheses.py holds the predictions.
 
     python scripts/train_demo_lm.py --text my_texts/ --tokens 8e6 --keep-checkpoints --out my-model
     python scripts/study_manifold.py --model my-model --steps my-model.steps --text my_texts/ --split-on file \\
@@ -29,19 +29,18 @@ from rdopt.calibration.subject import open_subject
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EvaluateConfig, TextConfig
 from rdopt.runs.export import reference_of
-from rdopt.study.manifold.manifold import gram_dimension, norms, powers, tangent
-from rdopt.study.manifold.tangent import (
-    DRAWS,
-    PREDICTIONS,
-    SIZES,
-    Dimensions,
+from rdopt.study.figures import entropy_dimension
+from rdopt.study.manifold.dimension import Dimensions, dimensions_of, gram_dimension, powers
+from rdopt.study.manifold.hypotheses import (
+    MANIFOLD_PREDICTIONS,
+    NOISE_DRAWS,
+    NOISE_SIZES,
     dimension_estimates,
-    dimensions_of,
     harm_estimates,
 )
-from rdopt.study.manifold.trajectory import ARMS, Harm, directions, measure_harm, read_trajectory
-from rdopt.study.predictions import Estimate, Prediction, log_ratio
-from rdopt.study.spectra import entropy_dimension
+from rdopt.study.manifold.tangent import norms, tangent
+from rdopt.study.manifold.trajectory import NOISE_ARMS, Harm, directions, measure_harm, read_trajectory
+from rdopt.study.predictions import Estimate, Prediction, mean_log_ratio
 
 CONTROL = "control: along and across random directions, ln KL ratio"
 DRAWN = {  # arm: colour, line, label
@@ -63,19 +62,19 @@ def harm_lines(harm: Harm, sizes: Sequence[float]) -> Iterator[str]:
     """KL of every arm at every size, its error over draws, and along over across at that size."""
     yield "KL in nats/token of noise of a norm relative to the weights, mean over draws +- standard error"
     yield f"{'arm':18s}" + "".join(f"{size:>26g}" for size in sizes)
-    for arm in ARMS:
+    for arm in NOISE_ARMS:
         mean = harm.mean(arm)
         error = mean.std(axis=1, ddof=1) / math.sqrt(mean.shape[1])
         yield f"{arm:18s}" + "".join(f"{m:14.6f} +- {e:.6f}" for m, e in zip(mean.mean(axis=1), error, strict=True))
     for name, a, b in (("ln along/across", "along", "across"), ("ln along/turned", "along", "along, turned"),
                         ("ln control", "control along", "control across")):
-        each = [log_ratio(harm.sums[a][[i]], harm.sums[b][[i]], harm.counts) for i in range(len(sizes))]
+        each = [mean_log_ratio(harm.sums[a][[i]], harm.sums[b][[i]], harm.counts) for i in range(len(sizes))]
         yield f"{name:18s}" + "".join(f"{x!s:>26s}" for x in each)
 
 
 def verdict_lines(found: Mapping[str, Estimate]) -> Iterator[str]:
     """Every prediction with its verdict, then the control."""
-    for key, prediction in PREDICTIONS.items():
+    for key, prediction in MANIFOLD_PREDICTIONS.items():
         yield f"{prediction.verdict(found[key]):10s} {found[key]}  {prediction.claim}"
     yield f"{_control(found['control']):10s} {found['control']}  {CONTROL}"
 
@@ -172,9 +171,9 @@ def run(args: argparse.Namespace) -> None:
         "tokens": int(harm.counts.sum()), "tangent": J.shape[1], "share_of_matrices": share.tolist(),
         "spectra": {k: powers(x.sum(axis=0)).tolist() for k, x in dimensions._asdict().items()},
         "dimension": {k: gram_dimension(x.sum(axis=0)) for k, x in dimensions._asdict().items()},
-        "kl": {arm: harm.mean(arm).tolist() for arm in ARMS},
+        "kl": {arm: harm.mean(arm).tolist() for arm in NOISE_ARMS},
         "predictions": {k: {"claim": p.claim, "sign": p.sign, **found[k]._asdict(), "verdict": p.verdict(found[k])}
-                        for k, p in PREDICTIONS.items()},
+                        for k, p in MANIFOLD_PREDICTIONS.items()},
         "control": {**found["control"]._asdict(), "verdict": _control(found["control"])},
     })
     save_picture(args.png, lambda fig: draw(fig, dimensions, harm, args.sizes), height=4.6)
@@ -204,8 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--text", nargs="+", required=True, metavar="PATH", help="what it was trained on; its test part")
     p.add_argument("--split-on", default="file", choices=("line", "blank", "blank2", "file"))
     p.add_argument("--last", type=int, metavar="N", help="checkpoints from the end; default: all")
-    p.add_argument("--sizes", type=float, nargs="+", default=list(SIZES), help="of the noise over the weights")
-    p.add_argument("--draws", type=int, default=DRAWS, help="of the noise")
+    p.add_argument("--sizes", type=float, nargs="+", default=list(NOISE_SIZES), help="of the noise over the weights")
+    p.add_argument("--draws", type=int, default=NOISE_DRAWS, help="of the noise")
     p.add_argument("--context", type=int, default=256, help="tokens in a sequence")
     p.add_argument("--max-tokens", type=int, default=8192, help="test tokens")
     p.add_argument("--seed", type=int, default=0)

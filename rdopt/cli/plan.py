@@ -9,7 +9,7 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.streams.container import read_container
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
-from rdopt.study.analyze.variants import variants
+from rdopt.study.analyze.networks import networks_of
 from rdopt.study.toy.settings import ToySettings, plan_toy
 
 _FLOAT = 4
@@ -79,7 +79,7 @@ def _streamed(config: Config, arch: Architecture, weights: int, moments: int) ->
 
     Measured peaks lie within a third of this.
     """
-    networks = len(variants(config.analyze.bases, config.analyze.bits, config.analyze.protected))
+    networks = len(networks_of(config.analyze.bases, config.analyze.bits, config.analyze.protected))
     tokens = max(networks * config.evaluate.max_tokens,
                  (arch.num_layers + 1) * config.text.calibration_sequences * config.text.seq_len)
     ends = 2 * arch.vocab_size * arch.hidden_size

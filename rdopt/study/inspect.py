@@ -13,7 +13,7 @@ from rdopt.codec.streams.container import VERSION
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
 from rdopt.encode.encode import decode_file
-from rdopt.study.statistics import weight_statistics
+from rdopt.study.figures import weight_statistics
 from rdopt.transforms.files import load_alignment
 
 PARTS = ("codes", "tables", "scales", "structured", "gains", "transforms", "headers", "embeddings", "uncoded")

@@ -1,7 +1,10 @@
-"""Predictions with a sign, and what a measurement makes of them: supported or refuted beyond two standard errors."""
+"""Predictions with a sign, and what a measurement makes of them: supported or refuted beyond two standard errors.
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+A claim and the sign of its figure are written down before the figure is measured.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,28 +26,65 @@ class Estimate(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A claim that a figure is above (+1) or below (-1) zero, written down before the figure is measured."""
+    """A claim that a figure lies above or below zero.
+
+    Attributes:
+        claim: in a sentence.
+        sign: +1 or -1, what the claim says of the figure.
+        figure: what is measured, with its unit, where the claim does not say it.
+    """
 
     claim: str
     sign: Literal[-1, 1]
+    figure: str = ""
 
-    def verdict(self, found: Estimate) -> Verdict:
-        """What the figure makes of the claim."""
-        return verdict(self.sign, *found)
+    def verdict(self, estimate: Estimate, least: float = 0.0) -> Verdict:
+        """Supported or refuted when the figure lies beyond two standard errors; an unknown error decides nothing.
+
+        Args:
+            estimate: the figure.
+            least: what rounding alone could make of it.
+        """
+        value, error = estimate
+        if not abs(value) > max(BEYOND * error, least) or np.isnan(error):
+            return "undecided"
+        return "supported" if self.sign * value > 0 else "refuted"
 
 
-def verdict(sign: int, value: float, error: float, least: float = 0.0) -> Verdict:
-    """Supported or refuted when a figure lies beyond two standard errors; an unknown error decides nothing.
+class Judgement(NamedTuple):
+    """A prediction beside the figure that was measured.
 
-    Args:
-        sign: +1 or -1, what the claim says of the figure.
-        value: the figure.
-        error: its standard error.
-        least: what rounding alone could make of it.
+    Attributes:
+        name: short name of the prediction.
+        prediction: the claim.
+        estimate: its figure.
     """
-    if not abs(value) > max(BEYOND * error, least) or np.isnan(error):
-        return "undecided"
-    return "supported" if sign * value > 0 else "refuted"
+
+    name: str
+    prediction: Prediction
+    estimate: Estimate
+
+    @property
+    def expected(self) -> str:
+        """Which side of zero the claim puts the figure on."""
+        return "above 0" if self.prediction.sign > 0 else "below 0"
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the figure makes of the claim."""
+        return self.prediction.verdict(self.estimate)
+
+    def to_json(self) -> Mapping[str, Any]:
+        """One line of a summary."""
+        return {
+            "name": self.name,
+            "claim": self.prediction.claim,
+            "figure": self.prediction.figure,
+            "predicted": self.expected,
+            "value": self.estimate.value,
+            "error": self.estimate.error,
+            "verdict": self.verdict,
+        }
 
 
 def mean_of(values: Float[np.ndarray, " m"]) -> Estimate:
@@ -66,7 +106,21 @@ def jackknife(figure: Callable[[Float[np.ndarray, "..."]], float], parts: Float[
     return Estimate(figure(total), float(error))
 
 
-def log_ratio(
+def log_ratio_of_sums(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) -> Estimate:
+    """ln(sum a / sum b), its error by the delta method over sequences and, where there are several, over seeds.
+
+    Args:
+        a: KL sums by seed of the noise and sequence.
+        b: of the other network on the same sequences.
+    """
+    sequences = a.sum(axis=0) / a.sum() - b.sum(axis=0) / b.sum()
+    variance = float(np.sum(sequences**2))
+    if len(a) > 1:
+        variance += mean_of(np.log(a.sum(axis=1) / b.sum(axis=1))).error ** 2
+    return Estimate(float(np.log(a.sum() / b.sum())), variance**0.5)
+
+
+def mean_log_ratio(
     a: Float[np.ndarray, "sizes draws N"], b: Float[np.ndarray, "sizes draws N"], counts: Int[np.ndarray, " N"]
 ) -> Estimate:
     """Mean over sizes of ln(sum a / sum b), with its error over draws and over sequences (delta method).

@@ -11,15 +11,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.study.predictions import mean_of, verdict
+from rdopt.study.predictions import Prediction, mean_of
 
 ALIGNED = "joint"
 _BUDGET = 0.05  # of the numbers; the excess is read at the size next to it
 _ROUNDING = 1e-6  # shares and bits/weight; the folded weights are float32, so that less says nothing
 
 
-class Prediction(NamedTuple):
-    """One claim with its sign.
+class IndexPrediction(NamedTuple):
+    """A prediction about one figure of one family.
 
     Attributes:
         claim: the sentence.
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     family: str | None
     system: str
     against: str | None
-    sign: int
+    sign: Literal[-1, 1]
 
 
 _FAMILIES = (
@@ -43,23 +43,26 @@ _FAMILIES = (
     *("channel index", "channel index, channels sorted", "low rank"),
 )
 _BEYOND = f"explains more beyond chance in {ALIGNED} axes than in"
-PREDICTIONS = (
-    *(Prediction(f"{f}: {_BEYOND} original ones", "excess", f, ALIGNED, "identity", 1) for f in _FAMILIES),
-    *(Prediction(f"{f}: {_BEYOND} flattened ones", "excess", f, ALIGNED, "hadamard", 1) for f in _FAMILIES),
+INDEX_PREDICTIONS = (
+    *(IndexPrediction(f"{f}: {_BEYOND} original ones", "excess", f, ALIGNED, "identity", 1) for f in _FAMILIES),
+    *(IndexPrediction(f"{f}: {_BEYOND} flattened ones", "excess", f, ALIGNED, "hadamard", 1) for f in _FAMILIES),
     *(
-        Prediction(f"{f}: explains more than chance in {ALIGNED} axes", "excess", f, ALIGNED, None, 1)
+        IndexPrediction(f"{f}: explains more than chance in {ALIGNED} axes", "excess", f, ALIGNED, None, 1)
         for f in _FAMILIES
     ),
-    *(Prediction(f"{f}: f + r saves bits in {ALIGNED} axes", "difference", f, ALIGNED, None, -1) for f in _FAMILIES),
     *(
-        Prediction(
+        IndexPrediction(f"{f}: f + r saves bits in {ALIGNED} axes", "difference", f, ALIGNED, None, -1)
+        for f in _FAMILIES
+    ),
+    *(
+        IndexPrediction(
             f"{f}: f + r saves more in {ALIGNED} axes than in original ones", "difference", f, ALIGNED, "identity", -1
         )
         for f in _FAMILIES
     ),
     # What the encoder does already: the spread, not the weight, is a function of the channel.
     *(
-        Prediction(
+        IndexPrediction(
             f"spreads by channel: r alone takes fewer bits in {ALIGNED} axes than in {other} ones", "alone", None,
             ALIGNED, basis, -1,
         )
@@ -70,19 +73,20 @@ PREDICTIONS = (
 
 def judge(systems: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every prediction whose coordinate systems were measured, with mean, standard error and verdict."""
-    out = []
-    for p in PREDICTIONS:
+    judged = []
+    for p in INDEX_PREDICTIONS:
         if p.system not in systems or p.against not in (None, *systems):
             continue
         values = _figure(systems[p.system], p)
         if p.against is not None:
             values = values - _figure(systems[p.against], p)
-        mean, error = mean_of(values)
-        out.append({**p._asdict(), "mean": mean, "error": error, "verdict": verdict(p.sign, mean, error, _ROUNDING)})
-    return out
+        estimate = mean_of(values)
+        verdict = Prediction(p.claim, p.sign).verdict(estimate, least=_ROUNDING)
+        judged.append({**p._asdict(), "mean": estimate.value, "error": estimate.error, "verdict": verdict})
+    return judged
 
 
-def _figure(system: Mapping[str, Any], p: Prediction) -> Float[np.ndarray, " units"]:
+def _figure(system: Mapping[str, Any], p: IndexPrediction) -> Float[np.ndarray, " units"]:
     if p.family is None:
         return np.array(system["alone"]["units"])
     family = system["families"][p.family]

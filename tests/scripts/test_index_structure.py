@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from index_functions.bits import bits_at_error, error_at, rate_at, spread_histogram, step_at_rate
 from index_functions.channels import blocks_in, gaussian_like, matched_channels, sorted_channels
 from index_functions.functions import Corner, LayerModes, LowRank
-from index_functions.predictions import PREDICTIONS, judge
+from index_functions.predictions import INDEX_PREDICTIONS, judge
 from index_functions.structure import KINDS, cheapest, index_structure, yardsticks
 from tiny_runs import load_script, strict_json
 
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.operator.params import load_params
-from rdopt.study.predictions import verdict
+from rdopt.study.predictions import Estimate, Prediction
 from rdopt.transforms.matrices.frequency import dct
 from rdopt.transforms.matrices.random import random_orthogonal
 
@@ -199,7 +199,7 @@ def test_rotations_of_layers_share_the_energy_of_their_mean():
      (1e-8, 1e-10, 1, "undecided")],
 )  # fmt: skip
 def test_a_verdict_needs_two_standard_errors_and_the_sign(mean, error, sign, expected):
-    assert verdict(sign, mean, error, 1e-6) == expected
+    assert Prediction("", sign).verdict(Estimate(mean, error), least=1e-6) == expected
 
 
 def test_a_planted_function_of_the_layer_is_found_and_pays(tiny_llama):
@@ -229,7 +229,7 @@ def test_predictions_are_judged_where_their_systems_were_measured():
         return {"families": families, "alone": {"units": [bits + 2, bits + 2.1, bits + 1.9]}}
 
     judged = judge({"joint": system(0.3, -0.2), "identity": system(0.1, 0.1)})
-    assert len(judged) == sum(p.against != "hadamard" for p in PREDICTIONS)
+    assert len(judged) == sum(p.against != "hadamard" for p in INDEX_PREDICTIONS)
     assert {p["verdict"] for p in judged} == {"supported"}
     assert {p["verdict"] for p in judge({"joint": system(0.1, 0.1), "identity": system(0.3, -0.2)})} >= {"refuted"}
     assert judge({"pca": system(0.1, 0.1)}) == []

@@ -17,24 +17,37 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.operator.params import params_to_tensors
-from rdopt.study.manifold.manifold import (
+from rdopt.study.manifold.dimension import (
+    difference_gram_of_steps,
+    difference_grams,
+    dimensions_of,
+    gram_dimension,
+    powers,
+    sampled_step_gram,
+    sampled_step_grams,
+    step_grams,
+)
+from rdopt.study.manifold.hypotheses import MANIFOLD_PREDICTIONS, dimension_estimates, harm_estimates
+from rdopt.study.manifold.tangent import (
     across,
     across_in_total,
     along,
-    difference_grams,
-    gram_dimension,
     matrix_bases,
     norms,
-    powers,
     random_tangent,
+    rotated_at_random,
     slices,
-    step_grams,
     tangent,
-    turned,
 )
-from rdopt.study.manifold.random_walk import difference_gram_of_steps, sampled_step_gram, sampled_step_grams
-from rdopt.study.manifold.tangent import PREDICTIONS, dimension_estimates, dimensions_of, harm_estimates
-from rdopt.study.manifold.trajectory import ARMS, Harm, Trajectory, directions, params_of, read_trajectory, vector_of
+from rdopt.study.manifold.trajectory import (
+    NOISE_ARMS,
+    Harm,
+    Trajectory,
+    directions,
+    params_of,
+    read_trajectory,
+    vector_of,
+)
 
 SHAPES = ((12, 20), (10, 40), (30, 30))
 SIZES = np.prod(SHAPES, axis=1)
@@ -105,7 +118,7 @@ def test_noise_along_stays_in_the_tangent_and_noise_across_has_no_component_in_i
 def test_turned_noise_keeps_the_singular_values_of_every_matrix_and_nothing_else():
     rng = np.random.default_rng(0)
     x = along(tangent(walk()).J, rng)
-    y = turned(x, SHAPES, STARTS, rng)
+    y = rotated_at_random(x, SHAPES, STARTS, rng)
     for shape, place in zip(SHAPES, slices(STARTS, N), strict=True):
         values = [np.linalg.svd(v[place].reshape(shape), compute_uv=False) for v in (x, y)]
         assert values[0] == pytest.approx(values[1])
@@ -133,11 +146,11 @@ def test_a_quadratic_kl_is_found_curved_along_the_tangent_or_across_it(inside, e
         return tilt * (x @ x + (inside - 1) * part @ part) / 2
 
     draws = list(directions(J, run, 0, 6))
-    sums = {arm: np.array([[kl(size * d[arm]) for d in draws] for size in (0.1, 0.2)]) for arm in ARMS}
+    sums = {arm: np.array([[kl(size * d[arm]) for d in draws] for size in (0.1, 0.2)]) for arm in NOISE_ARMS}
     found = harm_estimates(Harm(sums, counts))
     for name in ("across", "across in total"):
         assert found[name].value == pytest.approx(np.log(inside), abs=1e-6)
-    assert PREDICTIONS["across"].verdict(found["across"]) == expected
+    assert MANIFOLD_PREDICTIONS["across"].verdict(found["across"]) == expected
     assert abs(found["control"].value) < 0.3  # random directions meet the tangent by chance only
 
 
@@ -157,7 +170,7 @@ def test_a_random_walk_is_undecided_and_a_turn_back_to_a_plane_is_supported(scri
     plane = tangent(walk(3)).J
     flat = Trajectory((free.points - free.points[-1]) @ plane @ plane.T * 9, STARTS, SHAPES, ())
     found = {k: dimension_estimates(dimensions_of(run, 0)) for k, run in (("free", free), ("flat", flat))}
-    steps = PREDICTIONS["steps"]
+    steps = MANIFOLD_PREDICTIONS["steps"]
     assert abs(found["free"]["steps"].value) < 0.1 and abs(found["free"]["walk"].value) < 0.1
     assert found["flat"]["steps"].value < -1 and steps.verdict(found["flat"]["steps"]) == "supported"
     # the walk compared with keeps the length of every step in every matrix
@@ -236,7 +249,7 @@ def test_an_analysis_judges_the_checkpoints_of_a_run_beside_its_own_hypotheses(r
     command = ("analyze", run / "model", "--bases", "identity,hadamard", "--analyze.bits", "8", *text)
     assert rdopt(*command, "--trajectory", run / "steps", "--out", tmp_path / "found") == 0
     rows = {p["name"]: p for p in strict_json(tmp_path / "found" / "analysis.json")["predictions"]}
-    assert set(PREDICTIONS) < set(rows) and rows["across"]["figure"] == "4 checkpoints"
+    assert set(MANIFOLD_PREDICTIONS) < set(rows) and rows["across"]["figure"] == "4 checkpoints"
     assert f"{rows['walk']['value']:+.4g}" in capsys.readouterr().out
     few = dimension_estimates(dimensions_of(read_trajectory(run / "steps", load_subject(run / "model")), 0))["few"]
     assert (rows["few"]["value"], rows["few"]["error"]) == pytest.approx(few)

@@ -11,26 +11,41 @@ import pytest
 from rdopt.cli.main import main
 from rdopt.codec.coders.constriction import unpack_integers
 from rdopt.config.errors import UserError
-from rdopt.study.predictions import verdict
-from rdopt.study.toy.code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
-from rdopt.study.toy.concentration import concentration, energy_curve, index_entropy, top_share
-from rdopt.study.toy.curve import Mean, Point, bits_at, mean_of
-from rdopt.study.toy.experiment import represented
-from rdopt.study.toy.fourier import fit_fourier, fit_to_snr, fourier_basis
-from rdopt.study.toy.learn import learn_axes
-from rdopt.study.toy.mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
-from rdopt.study.toy.predictions import PREDICTIONS
-from rdopt.study.toy.report import shown
-from rdopt.study.toy.settings import ToySettings
-from rdopt.study.toy.signal import Sinusoids, cell_middles, draw, snr, unit_power
-from rdopt.study.toy.turns import (
-    TurnPair,
-    free_turns,
-    hadamard_turns,
+from rdopt.study.toy.coding import (
+    CodedPoint,
+    TableClasses,
+    bits_at,
+    cheapest_classes,
+    decode_arrays,
+    encode_arrays,
+    quantized,
+    steps_of,
+)
+from rdopt.study.toy.coordinates import (
+    Axes,
+    free_coordinates,
+    hadamard_coordinates,
     high_rate_bits,
+    learn_axes,
     pack_angles,
     principal_axes,
-    stored_turns,
+    stored_coordinates,
+)
+from rdopt.study.toy.experiment import representation_of
+from rdopt.study.toy.figures import coefficient_figures, energy_curve, index_entropy, top_share
+from rdopt.study.toy.mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
+from rdopt.study.toy.predictions import TOY_PREDICTIONS, SeedMean, mean_over_seeds
+from rdopt.study.toy.report import mean_cell
+from rdopt.study.toy.settings import ToySettings
+from rdopt.study.toy.signal import (
+    Sinusoids,
+    cell_middles,
+    draw_sinusoids,
+    fit_fourier,
+    fit_to_snr,
+    fourier_basis,
+    snr,
+    unit_power,
 )
 
 X = cell_middles(64)
@@ -61,7 +76,7 @@ def test_every_column_of_the_basis_has_unit_power():
 
 
 def test_the_basis_is_the_smallest_that_reaches_the_snr():
-    y = unit_power(draw(np.random.default_rng(1), 5, 6.0).at(X))
+    y = unit_power(draw_sinusoids(np.random.default_rng(1), 5, 6.0).at(X))
     errors = [snr(y, fourier_basis(X, k) @ fit_fourier(X, y, k)) for k in range(32)]
     for least in (3.0, 12.0, errors[20]):
         first = next(k for k, reached in enumerate(errors) if reached >= least - 1e-9)
@@ -103,7 +118,7 @@ def test_training_bends_the_mlp_to_a_cosine():
     assert snr(np.asarray(y[0]), np.asarray(run_mlp([p[0] for p in params], x))) > 10
 
 
-@pytest.mark.parametrize("classes", [Classes(0, 1), Classes(1, 1), Classes(4, 2)])
+@pytest.mark.parametrize("classes", [TableClasses(0, 1), TableClasses(1, 1), TableClasses(4, 2)])
 def test_decoded_coefficients_are_the_rounded_ones(classes):
     arrays, c = matrices(), 0.05
     decoded = decode_arrays(encode_arrays(arrays, LOGS, c, classes).data)
@@ -123,26 +138,26 @@ def test_real_bytes_lie_within_two_words_of_the_ideal_bits():
 
 
 def test_altered_bytes_are_refused():
-    data = encode_arrays(matrices(), LOGS, 0.05, Classes(0, 1)).data
+    data = encode_arrays(matrices(), LOGS, 0.05, TableClasses(0, 1)).data
     with pytest.raises(ValueError):
         decode_arrays(data + b"\0\0\0\0")
 
 
 def test_a_hadamard_undone_gives_the_weights_and_costs_nothing():
     arrays = matrices()
-    turns = hadamard_turns([W.shape for W in arrays], np.random.default_rng(0))
-    assert turns.data == b""
-    for pair, W in zip(turns.pairs, arrays, strict=True):
-        turned = pair.turn(W)
-        assert np.abs(turned - W).max() > 0.01
-        np.testing.assert_allclose(pair.undo(turned), W, atol=1e-12)
+    coordinates = hadamard_coordinates([W.shape for W in arrays], np.random.default_rng(0))
+    assert coordinates.data == b""
+    for axes, W in zip(coordinates.axes, arrays, strict=True):
+        rotated = axes.rotate(W)
+        assert np.abs(rotated - W).max() > 0.01
+        np.testing.assert_allclose(axes.undo(rotated), W, atol=1e-12)
 
 
 def test_a_hadamard_flattens_one_outlier():
     W = np.zeros((16, 16))
     W[3, 5] = 1.0
-    (pair,) = hadamard_turns([(16, 16)], np.random.default_rng(0)).pairs
-    np.testing.assert_allclose(np.abs(pair.turn(W)), 1 / 16, atol=1e-12)
+    (axes,) = hadamard_coordinates([(16, 16)], np.random.default_rng(0)).axes
+    np.testing.assert_allclose(np.abs(axes.rotate(W)), 1 / 16, atol=1e-12)
 
 
 def test_principal_axes_leave_orthogonal_columns():
@@ -153,19 +168,19 @@ def test_principal_axes_leave_orthogonal_columns():
 
 def test_stored_axes_are_orthogonal_and_their_angles_counted():
     arrays = matrices()
-    turns = stored_turns(arrays, [principal_axes(arrays[0])], np.full(3, 1e-6))
-    V = turns.pairs[0].V
-    assert V is not None and turns.pairs[1:] == [TurnPair(), TurnPair()]
+    coordinates = stored_coordinates(arrays, [principal_axes(arrays[0])], np.full(3, 1e-6))
+    V = coordinates.axes[0].V
+    assert V is not None and coordinates.axes[1:] == [Axes(), Axes()]
     np.testing.assert_allclose(V.T @ V, np.eye(8), atol=1e-12)
-    codes, rest = unpack_integers(turns.data[1:], 8 * 7 // 2)
-    assert rest == b"" and turns.data == pack_angles([codes], turns.data[0])
-    np.testing.assert_allclose(turns.pairs[0].undo(turns.pairs[0].turn(arrays[0])), arrays[0], atol=1e-12)
+    codes, rest = unpack_integers(coordinates.data[1:], 8 * 7 // 2)
+    assert rest == b"" and coordinates.data == pack_angles([codes], coordinates.data[0])
+    np.testing.assert_allclose(coordinates.axes[0].undo(coordinates.axes[0].rotate(arrays[0])), arrays[0], atol=1e-12)
 
 
 def test_free_axes_turn_the_named_matrices_only():
     V = principal_axes(matrices()[0])
-    turns = free_turns(3, [0], [V])
-    assert turns.data == b"" and turns.pairs[0].V is V and turns.pairs[1:] == [TurnPair(), TurnPair()]
+    coordinates = free_coordinates(3, [0], [V])
+    assert coordinates.data == b"" and coordinates.axes[0].V is V and coordinates.axes[1:] == [Axes(), Axes()]
 
 
 def test_high_rate_bits_are_half_a_log2_of_the_variances():
@@ -187,12 +202,12 @@ def test_learned_axes_are_orthogonal_and_undo_a_rotation_of_sparse_weights():
 
 
 def test_concentration_of_equal_and_of_single_coefficients():
-    equal = concentration([np.full((2, 10), -3.0)], np.ones(1))
+    equal = coefficient_figures([np.full((2, 10), -3.0)], np.ones(1))
     assert equal.participation == pytest.approx(20) and equal.entropy_dimension == pytest.approx(20)
     assert equal.kurtosis == pytest.approx(1) and equal.top[25] == pytest.approx(0.25) and equal.entropy == 0
     one = np.zeros((1, 100))
     one[0, 7] = 4.0
-    single = concentration([one], np.ones(1))
+    single = coefficient_figures([one], np.ones(1))
     assert single.participation == pytest.approx(1) and single.top[1] == pytest.approx(1)
     assert single.peak == pytest.approx(10) and single.kurtosis == pytest.approx(100)
     assert single.beyond_6_sigma == pytest.approx(0.01)
@@ -205,34 +220,26 @@ def test_energy_curves_and_entropy_agree_with_their_closed_forms():
 
 
 def test_bits_at_an_snr_are_linear_between_points_and_unknown_beyond():
-    points = [Point(snr, snr, bits, bits) for snr, bits in ((10, 100), (20, 300), (15, 400), (30, 500))]
+    points = [CodedPoint(snr, snr, bits, bits) for snr, bits in ((10, 100), (20, 300), (15, 400), (30, 500))]
     assert bits_at(points, 12.5) == pytest.approx(150)
     assert bits_at(points, 25) == pytest.approx(400)  # the point at 15 dB is beaten by a smaller file
     assert math.isnan(bits_at(points, 9)) and math.isnan(bits_at(points, 31)) and math.isnan(bits_at([], 10))
 
 
 def test_a_mean_leaves_out_what_is_unknown():
-    found = mean_of([1.0, math.nan, 3.0])
+    found = mean_over_seeds([1.0, math.nan, 3.0])
     assert found.mean == 2 and found.error == pytest.approx(1) and found.count == 2
-    assert mean_of([math.nan]).count == 0
+    assert mean_over_seeds([math.nan]).count == 0
 
 
 def test_a_cell_of_the_table_says_how_many_seeds_it_lacks():
-    assert shown(Mean(2.0, 0.5, 3), 1, 3) == "2.0 +- 0.5"
-    assert shown(Mean(2.0, 0.5, 2), 1, 3) == "2.0 +- 0.5 (2)"
-    assert shown(Mean(7.0, 0.0, 3), 0, 3) == "7" and shown(Mean(math.nan, math.nan, 0), 0, 3) == "n/a"
-
-
-@pytest.mark.parametrize(
-    ("mean", "sign", "expected"),
-    [(3, 1, "supported"), (3, -1, "refuted"), (-3, -1, "supported"), (1, 1, "undecided"), (math.nan, 1, "undecided")],
-)
-def test_a_verdict_needs_two_standard_errors(mean, sign, expected):
-    assert verdict(sign, mean, 1.0) == expected
+    assert mean_cell(SeedMean(2.0, 0.5, 3), 1, 3) == "2.0 +- 0.5"
+    assert mean_cell(SeedMean(2.0, 0.5, 2), 1, 3) == "2.0 +- 0.5 (2)"
+    assert mean_cell(SeedMean(7.0, 0.0, 3), 0, 3) == "7" and mean_cell(SeedMean(math.nan, math.nan, 0), 0, 3) == "n/a"
 
 
 def test_steps_follow_the_inverse_root_of_the_sensitivity_and_meet_the_level():
-    shown = represented([np.zeros((3, 4)), np.zeros((1, 2))], np.array([4.0, 1.0]), lambda arrays: np.zeros(1))
+    shown = representation_of([np.zeros((3, 4)), np.zeros((1, 2))], np.array([4.0, 1.0]), lambda arrays: np.zeros(1))
     fine, coarse = shown.steps(20.0)
     assert coarse / fine == pytest.approx(2, rel=1e-6)
     assert (12 * 4 * fine**2 + 2 * coarse**2) / 12 == pytest.approx(0.01, rel=1e-5)
@@ -260,7 +267,7 @@ def test_the_same_seed_gives_the_same_json(twice):
 def test_the_json_holds_settings_points_summary_and_predictions(twice):
     found = json.loads((twice / "a" / "toy.json").read_text())
     assert found["settings"]["width"] == 8 and len(found["seeds"]) == 2
-    assert [p["claim"] for p in found["predictions"]] == [p.claim for p in PREDICTIONS]
+    assert [p["claim"] for p in found["predictions"]] == [p.prediction.claim for p in TOY_PREDICTIONS]
     for record in found["seeds"]:
         arms = record["arms"]
         assert arms["fourier"]["snr_unquantized"] >= arms["mlp"]["snr_unquantized"]

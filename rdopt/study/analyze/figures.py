@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.huffman import code_sizes
-from rdopt.study.spectra import entropy_dimension, participation_ratio
+from rdopt.study.figures import entropy_dimension, entropy_of_counts, participation_ratio
 
 TOP = (1, 5, 10, 25)  # per cent
 BINS = 256
@@ -21,7 +21,7 @@ STEP = 0.5  # of the rms; about 3 bits for a Gaussian
 COARSE = 2.0  # of the rms; about 1.2 bits, where a dead zone shows
 
 
-class Figures(NamedTuple):
+class MatrixFigures(NamedTuple):
     """One matrix in one basis.
 
     Attributes:
@@ -51,7 +51,7 @@ class Figures(NamedTuple):
     rows: Mapping[str, float]
 
 
-def figures(W: Float[np.ndarray, "out in"]) -> Figures:
+def matrix_figures(W: Float[np.ndarray, "out in"]) -> MatrixFigures:
     """The figures of a matrix that is not zero; sums in float64.
 
     Raises:
@@ -63,18 +63,18 @@ def figures(W: Float[np.ndarray, "out in"]) -> Figures:
         raise ValueError("a matrix of zeros has no shares of energy")
     rms, largest = mean**0.5, float(np.abs(W).max())
     fine = counts_of(W, STEP * rms)
-    return Figures(
+    return MatrixFigures(
         l2=float(power.sum()) ** 0.5,
         l_inf=largest,
         peak=largest / rms,
         kurtosis=float(np.vdot(power, power)) / power.size / mean**2,
         beyond_6_sigma=float(np.mean(power > 36 * mean)),
-        entropy_step=entropy(fine),
+        entropy_step=entropy_of_counts(fine),
         huffman_step=huffman_bits(fine),
-        entropy_bins=entropy(counts_of(W, 2 * largest / BINS)),
+        entropy_bins=entropy_of_counts(counts_of(W, 2 * largest / BINS)),
         zeros=float(np.mean(np.abs(W) <= 0.5 * COARSE * rms)),
-        columns=concentration(power.sum(axis=0)),
-        rows=concentration(power.sum(axis=1)),
+        columns=energy_concentration(power.sum(axis=0)),
+        rows=energy_concentration(power.sum(axis=1)),
     )
 
 
@@ -82,12 +82,6 @@ def counts_of(W: Float[np.ndarray, "out in"], step: float) -> Int[np.ndarray, " 
     """How many entries round to each multiple of a step, in order."""
     z = np.rint(W / step).astype(np.int64).ravel()
     return np.bincount(z - z.min())
-
-
-def entropy(counts: Int[np.ndarray, " n"]) -> float:
-    """Bits per symbol of an ideal code."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-np.sum(p * np.log2(p)))
 
 
 def huffman_bits(counts: Int[np.ndarray, " n"]) -> float:
@@ -98,7 +92,7 @@ def huffman_bits(counts: Int[np.ndarray, " n"]) -> float:
     return float(np.vdot(code_sizes(present), present)) / float(present.sum())
 
 
-def concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
+def energy_concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
     """How unevenly energy lies over n directions.
 
     Args:

@@ -1,12 +1,14 @@
 """Three pictures of an analysis, readable at column width."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from rdopt.study.analyze.analysis import Analysis, Row
+from rdopt.study.analyze.figures import TOP
+from rdopt.study.analyze.networks import Network
 from rdopt.study.labels import name_ends
 
 COLOURS = {
@@ -17,11 +19,11 @@ OTHER = "#e69f00"
 SIZE = (3.4, 2.6)
 
 
-def plot_analysis(result: Mapping[str, Any], folder: Path) -> None:
+def plot_analysis(analysis: Analysis, folder: Path) -> None:
     """Writes outliers.png, concentration.png and rounding.png.
 
     Args:
-        result: of `analyze`.
+        analysis: what was measured.
         folder: an existing one.
     """
     matplotlib.use("Agg")
@@ -30,24 +32,21 @@ def plot_analysis(result: Mapping[str, Any], folder: Path) -> None:
     for name, draw in (("outliers", _outliers), ("concentration", _concentration), ("rounding", _rounding)):
         with plt.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}):
             fig, ax = plt.subplots(figsize=SIZE, dpi=200, layout="constrained")
-            draw(ax, result)
+            draw(ax, analysis)
             ax.grid(True, color="#ececec", linewidth=0.5)
             ax.set_axisbelow(True)
             fig.savefig(folder / f"{name}.png")
             plt.close(fig)
 
 
-def _rows(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in result["tensors"]:
-        if row["layer"] is not None:
-            found.setdefault(row["basis"], []).append(row)
-    return found
+def _rows(analysis: Analysis) -> dict[str, list[Row]]:
+    """The rows of the blocks by basis."""
+    return {basis: [row for row in analysis.block_rows if row["basis"] == basis] for basis in analysis.bases}
 
 
-def _outliers(ax: Any, result: Mapping[str, Any]) -> None:
+def _outliers(ax: Any, analysis: Analysis) -> None:
     """The largest weight of every matrix, sorted; a line a basis, named at its end."""
-    rows = _rows(result)
+    rows = _rows(analysis)
     ends = []
     for basis, own in rows.items():
         peaks = -np.sort([-r["peak"] for r in own])
@@ -64,29 +63,31 @@ def _outliers(ax: Any, result: Mapping[str, Any]) -> None:
     ax.set_ylabel("largest weight over rms")
 
 
-def _concentration(ax: Any, result: Mapping[str, Any]) -> None:
+def _concentration(ax: Any, analysis: Analysis) -> None:
     """Energy that the strongest columns hold."""
-    ends, shares = [], (1, 5, 10, 25)
-    for basis, own in _rows(result).items():
-        y = [float(np.mean([r["columns"][f"top {k}"] for r in own])) for k in shares]
-        ax.plot(shares, y, "o-", color=COLOURS.get(basis, OTHER), linewidth=1.1, markersize=2.5)
-        ends.append((basis, shares[-1], y[-1], COLOURS.get(basis, OTHER)))
+    ends = []
+    for basis, own in _rows(analysis).items():
+        y = [float(np.mean([r["columns"][f"top {k}"] for r in own])) for k in TOP]
+        ax.plot(TOP, y, "o-", color=COLOURS.get(basis, OTHER), linewidth=1.1, markersize=2.5)
+        ends.append((basis, TOP[-1], y[-1], COLOURS.get(basis, OTHER)))
     name_ends(ax, ends, "right")
     ax.set_xlim(0, 33)
     ax.set_xlabel("strongest columns, % of the columns")
     ax.set_ylabel("share of the energy, mean of matrices")
 
 
-def _rounding(ax: Any, result: Mapping[str, Any]) -> None:
+def _rounding(ax: Any, analysis: Analysis) -> None:
     """KL of rounding at fixed length, plain (line) and with protected outliers (ring)."""
     ends: list[tuple[str, float, float, str]] = []
-    for basis in _rows(result):
-        own = [n for n in result["networks"] if n["basis"] == basis and n["kind"] == "rounded"]
-        plain = {int(n["about"].split()[0]): n["kl"] for n in own if "protected" not in n["about"]}
-        kept = {int(n["about"].split()[0]): n["kl"] for n in own if "protected" in n["about"]}
+    for basis in analysis.bases:
+        plain, protected = (
+            {r.bits: analysis.kl[Network(basis, r)] for r in analysis.roundings if (r.protected is None) == unprotected}
+            for unprotected in (True, False)
+        )
         colour = COLOURS.get(basis, OTHER)
         ax.plot(list(plain), list(plain.values()), "o-", color=colour, linewidth=1.1, markersize=2.5)
-        ax.plot(list(kept), list(kept.values()), "o", color=colour, markersize=4.5, fillstyle="none", linewidth=0.6)
+        rings = list(protected.values())
+        ax.plot(list(protected), rings, "o", color=colour, markersize=4.5, fillstyle="none", linewidth=0.6)
         ends.append((basis, max(plain), plain[max(plain)], colour))
     ax.set_yscale("log")
     name_ends(ax, ends, "right")

@@ -1,108 +1,144 @@
-"""Predictions of the project's concept, their signs written down before anything is measured, and their verdicts.
+"""Predictions of the project's concept, their signs written down before anything was measured, and their judgement."""
 
-Two standard errors decide; see `rdopt.study.predictions`.
-"""
-
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from rdopt.study.predictions import Estimate, mean_of, verdict
+from rdopt.config.schema import AnalyzeConfig
+from rdopt.study.analyze.analysis import Row
+from rdopt.study.analyze.networks import SHARES, EntryNoise, InputNoise, Network, Rounding
+from rdopt.study.predictions import Estimate, Judgement, Prediction, log_ratio_of_sums, mean_of
 
-
-class Prediction(NamedTuple):
-    """One claim.
-
-    Attributes:
-        claim: of the concept, in a sentence.
-        figure: what is measured, with its unit.
-        sign: +1 or -1, what the claim says of the figure.
-    """
-
-    claim: str
-    figure: str
-    sign: int
-
-
-PREDICTIONS = {
-    "outliers": Prediction(
-        "A rotation removes outliers", "log2 of max/rms, Hadamard less original, over matrices", -1
-    ),
+ALIGNED_BASES = ("learned", "joint", "pca", "pca-act")  # the first one that is at hand is the aligned one
+LOSS_LIMIT = 1e-6  # nats/token; float32 rounding of a rotated model stays below, a changed network does not
+PROTECTED_BITS = 4  # of the codes beside protected weights
+CONCEPT_PREDICTIONS: Mapping[str, Prediction] = {
+    "outliers": Prediction("A rotation removes outliers", -1, "log2 of max/rms, Hadamard less original, over matrices"),
     "tails": Prediction(
-        "A rotation removes heavy tails", "excess kurtosis, |Hadamard| less |original|, over matrices", -1
+        "A rotation removes heavy tails", -1, "excess kurtosis, |Hadamard| less |original|, over matrices",
     ),
     "lossless": Prediction(
-        "at no loss", "KL of the rotated model less 1e-6 nats/token, which float32 rounding stays below", -1
+        "at no loss", -1, "KL of the rotated model less 1e-6 nats/token, which float32 rounding stays below",
     ),
     "entropy at fixed range": Prediction(
-        "Flattening lowers the entropy at fixed range",
-        "bits with 256 bins over the range, Hadamard less original, over matrices", -1,
+        "Flattening lowers the entropy at fixed range", -1,
+        "bits with 256 bins over the range, Hadamard less original, over matrices",
     ),
     "entropy at fixed distortion": Prediction(
-        "but not at fixed distortion", "bits at a step of half the rms, Hadamard less original, over matrices", 1
+        "but not at fixed distortion", 1, "bits at a step of half the rms, Hadamard less original, over matrices",
     ),
     "concentration": Prediction(
-        "Aligned coordinates concentrate energy",
-        "share of the top 10 % of the columns, {aligned} less the larger of original and Hadamard, over matrices", 1,
+        "Aligned coordinates concentrate energy", 1,
+        "share of the top 10 % of the columns, {aligned} less the larger of original and Hadamard, over matrices",
     ),
     "dead zone": Prediction(
-        "A dead zone appears in aligned coordinates",
-        "share of zeros at a step of two rms, {aligned} less Hadamard, over matrices", 1,
+        "A dead zone appears in aligned coordinates", 1,
+        "share of zeros at a step of two rms, {aligned} less Hadamard, over matrices",
     ),
     "large weights": Prediction(
-        "Large weights are not the sensitive ones",
-        "log of KL, noise on the largest 0.5 % less equal noise on random 0.5 %", -1,
+        "Large weights are not the sensitive ones", -1,
+        "log of KL, noise on the largest 0.5 % less equal noise on random 0.5 %",
     ),
     "low sensitivity": Prediction(
-        "The network is robust to noise along directions of low sensitivity",
-        "log of KL, noise along weak input directions less equal noise along all", -1,
+        "The network is robust to noise along directions of low sensitivity", -1,
+        "log of KL, noise along weak input directions less equal noise along all",
     ),
     "curvature": Prediction(
-        "Outliers lie where curvature projects on few axes",
-        "rank correlation of |W_ij| with G_ii sigma_jj in original coordinates, over matrices", 1,
+        "Outliers lie where curvature projects on few axes", 1,
+        "rank correlation of |W_ij| with G_ii sigma_jj in original coordinates, over matrices",
     ),
     "curvature spread": Prediction(
-        "and a rotation dissolves that", "the same, |Hadamard| less |original|, over matrices", -1
+        "and a rotation dissolves that", -1, "the same, |Hadamard| less |original|, over matrices",
     ),
     "protection": Prediction(
-        "In {aligned} coordinates nothing needs protection",
-        "log of KL at 4 bits, unprotected less protected, less what the protection's bits are worth", -1,
+        "In {aligned} coordinates nothing needs protection", -1,
+        "log of KL at 4 bits, unprotected less protected, less what the protection's bits are worth",
     ),
-    "protection rotated": Prediction(
-        "nor behind a rotation", "the same in Hadamard coordinates", -1
-    ),
+    "protection rotated": Prediction("nor behind a rotation", -1, "the same in Hadamard coordinates"),
 }
 
 
-def log_ratio(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) -> Estimate:
-    """log(sum a / sum b), its error by the delta method over sequences and, where there are several, over seeds.
+def judge_all(
+    rows: Sequence[Row],
+    networks: Sequence[Network],
+    kl: Float[np.ndarray, "networks n"],
+    counts: Int[np.ndarray, " n"],
+    config: AnalyzeConfig,
+) -> list[Judgement]:
+    """Every prediction with its figure.
 
     Args:
-        a: KL sums by seed of the noise and sequence.
-        b: of the other network on the same sequences.
+        rows: figures of all matrices in all bases.
+        networks: what ran beside the original.
+        kl: their summed KL by sequence.
+        counts: scored tokens of the sequences.
+        config: bases and rounding.
     """
-    sequences = a.sum(axis=0) / a.sum() - b.sum(axis=0) / b.sum()
-    variance = float(np.sum(sequences**2))
-    if len(a) > 1:
-        variance += mean_of(np.log(a.sum(axis=1) / b.sum(axis=1))).error ** 2
-    return Estimate(float(np.log(a.sum() / b.sum())), variance**0.5)
+    aligned = next((b for b in ALIGNED_BASES if b in config.bases), "hadamard")
+    of_rows = [row for row in rows if row["layer"] is not None]
 
+    def matrices(basis: str, figure: str, part: str | None = None) -> Float[np.ndarray, " matrices"]:
+        """A figure of all matrices of the blocks, in one order for all bases."""
+        own = {r["name"]: r[figure] if part is None else r[figure][part] for r in of_rows if r["basis"] == basis}
+        return np.array([own[name] for name in sorted(own)], np.float64)
 
-def judged(name: str, found: Estimate, aligned: str) -> dict[str, Any]:
-    """One of the predictions above as a line of the summary."""
-    p = PREDICTIONS[name]
-    return as_row(name, p.claim.format(aligned=aligned), p.figure.format(aligned=aligned), p.sign, found)
+    def rotated_less_plain(figure: str) -> Float[np.ndarray, " matrices"]:
+        return matrices("hadamard", figure) - matrices("identity", figure)
 
+    def sums(basis: str, change: Any) -> Float[np.ndarray, "seeds n"]:
+        """KL sums of the networks that differ in nothing but their seed."""
+        return np.array([k for n, k in zip(networks, kl, strict=True) if (n.basis, n.change) == (basis, change)])
 
-def as_row(name: str, claim: str, figure: str, sign: int, found: Estimate) -> dict[str, Any]:
-    """One line of the summary as a dict."""
-    return {
-        "name": name,
-        "claim": claim,
-        "figure": figure,
-        "predicted": "above 0" if sign > 0 else "below 0",
-        "value": found.value,
-        "error": found.error,
-        "verdict": verdict(sign, *found),
+    def protection(basis: str) -> Estimate:
+        """What protection gains in log KL beyond what its bits would gain if codes were longer."""
+        plain, protected = (sums(basis, Rounding("blocks", PROTECTED_BITS, p)) for p in (None, config.protected))
+        gain = log_ratio_of_sums(plain, protected)
+        return Estimate(gain.value - protection_worth(config.protected, PROTECTED_BITS), gain.error)
+
+    flat_top = np.maximum(matrices("identity", "columns", "top 10"), matrices("hadamard", "columns", "top 10"))
+    estimates = {
+        "outliers": mean_of(np.log2(matrices("hadamard", "peak") / matrices("identity", "peak"))),
+        "tails": mean_of(np.abs(matrices("hadamard", "kurtosis") - 3) - np.abs(matrices("identity", "kurtosis") - 3)),
+        "lossless": _beyond_rounding(sums("hadamard", None), counts),
+        "entropy at fixed range": mean_of(rotated_less_plain("entropy_bins")),
+        "entropy at fixed distortion": mean_of(rotated_less_plain("entropy_step")),
+        "concentration": mean_of(matrices(aligned, "columns", "top 10") - flat_top),
+        "dead zone": mean_of(matrices(aligned, "zeros") - matrices("hadamard", "zeros")),
+        "large weights": log_ratio_of_sums(
+            *(sums("identity", EntryNoise(entries, SHARES[0])) for entries in ("largest", "random"))
+        ),
+        "low sensitivity": log_ratio_of_sums(*(sums("identity", InputNoise(which)) for which in ("weak", "all"))),
+        "curvature": mean_of(matrices("identity", "curvature")),
+        "curvature spread": mean_of(
+            np.abs(matrices("hadamard", "curvature")) - np.abs(matrices("identity", "curvature"))
+        ),
     }
+    if PROTECTED_BITS in config.bits:
+        estimates["protection"] = protection(aligned)
+        estimates["protection rotated"] = protection("hadamard")
+    return [Judgement(name, _worded(CONCEPT_PREDICTIONS[name], aligned), found) for name, found in estimates.items()]
+
+
+def _worded(prediction: Prediction, aligned: str) -> Prediction:
+    """The prediction with the name of the aligned basis."""
+    claim, figure = (text.format(aligned=aligned) for text in (prediction.claim, prediction.figure))
+    return prediction._replace(claim=claim, figure=figure)
+
+
+def _beyond_rounding(sums: Float[np.ndarray, "1 n"], counts: Int[np.ndarray, " n"]) -> Estimate:
+    """Mean KL of the rotated network less LOSS_LIMIT."""
+    mean = float(sums.sum() / counts.sum())
+    error = mean_of(sums[0] / counts).error if len(counts) > 1 else 0.0
+    return Estimate(mean - LOSS_LIMIT, error)
+
+
+def protection_worth(share: float, bits: int) -> float:
+    """The log KL that longer codes would gain for the bits of protection: KL falls by 2^(-2 bits).
+
+    A protected weight takes 16 bits instead of `bits`, and its place the entropy of a coin that falls with `share`.
+    """
+    place = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return 2 * math.log(2) * ((16 - bits) * share + place)

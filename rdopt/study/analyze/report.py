@@ -1,72 +1,70 @@
 """An analysis as a page of text: figures by basis, KL of rounded networks, verdicts."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from rdopt.study.analyze.figures import BINS, STEP
-from rdopt.study.analyze.variants import ENDS
+from rdopt.study.analyze.analysis import Analysis, Row
+from rdopt.study.analyze.figures import BINS, STEP, TOP
+from rdopt.study.analyze.networks import EntryNoise, InputNoise, Network, RoundedPart, Rounding
+from rdopt.study.predictions import Judgement
 
-COLUMNS: Mapping[str, tuple[str, str | None]] = {
-    "max/rms": ("peak", None),
-    "kurtosis": ("kurtosis", None),
-    ">6 rms": ("beyond_6_sigma", None),
-    "H step": ("entropy_step", None),
-    "Huffman": ("huffman_step", None),
-    "H bins": ("entropy_bins", None),
-    "zeros": ("zeros", None),
-    "top 1 %": ("columns", "top 1"),
-    "top 10 %": ("columns", "top 10"),
-    "top 25 %": ("columns", "top 25"),
-    "dim cols": ("columns", "entropy dimension"),
-    "dim rows": ("rows", "entropy dimension"),
-    "dim sigma": ("inputs", "entropy dimension"),
-    "dim G": ("outputs", "entropy dimension"),
-    "curv": ("curvature", None),
+# Title of a column -> its figure of a row.
+COLUMNS: Mapping[str, Callable[[Row], float]] = {
+    "max/rms": lambda row: row["peak"],
+    "kurtosis": lambda row: row["kurtosis"],
+    ">6 rms": lambda row: row["beyond_6_sigma"],
+    "H step": lambda row: row["entropy_step"],
+    "Huffman": lambda row: row["huffman_step"],
+    "H bins": lambda row: row["entropy_bins"],
+    "zeros": lambda row: row["zeros"],
+    "top 1 %": lambda row: row["columns"]["top 1"],
+    "top 10 %": lambda row: row["columns"]["top 10"],
+    "top 25 %": lambda row: row["columns"]["top 25"],
+    "dim cols": lambda row: row["columns"]["entropy dimension"],
+    "dim rows": lambda row: row["rows"]["entropy dimension"],
+    "dim sigma": lambda row: row["inputs"]["entropy dimension"],
+    "dim G": lambda row: row["outputs"]["entropy dimension"],
+    "curv": lambda row: row["curvature"],
 }
+Key = Literal["kind", "layer"]  # what rows are grouped by
 
 
-def report_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def report_lines(analysis: Analysis) -> Iterator[str]:
     """The page."""
-    rows = [r for r in result["tensors"] if r["layer"] is not None]
-    bases = list(dict.fromkeys(r["basis"] for r in rows))
-    yield f"{result['model']}; {result['text']}; {result['tokens']} tokens scored"
+    rows, bases = analysis.block_rows, analysis.bases
+    yield f"{analysis.model}; {analysis.text}; {analysis.tokens} tokens scored"
     yield ""
     yield "Figures of the blocks' matrices, means over all of them (norm gains folded: L2 is the same in every basis)"
     yield f"{'basis':12s} {'L2':>9s} {'L inf':>7s} " + " ".join(f"{name:>9s}" for name in COLUMNS)
     for basis in bases:
-        own = [r for r in rows if r["basis"] == basis]
-        yield _line(basis, own)
-    yield from _by(rows, bases, "kind", "kind of matrix")
-    yield from _by(rows, bases, "layer", "layer, its matrices together")
-    yield from _by([r for r in result["tensors"] if r["layer"] is None], bases, "kind", "end of the network")
-    yield from _singular(result, bases[0])
-    yield from _rounding(result, bases)
-    shown = _shown_length(list(rows[0]["output_error"]))
-    yield from _errors_by(rows, bases, "kind", f"kind of matrix, {shown}", shown)
-    yield from _errors_by(rows, bases, "layer", f"layer, {shown}", shown)
-    yield from _noise(result["networks"])
+        yield _means(basis, [r for r in rows if r["basis"] == basis])
+    yield from _peaks_by(rows, bases, "kind", "kind of matrix")
+    yield from _peaks_by(rows, bases, "layer", "layer, its matrices together")
+    yield from _peaks_by(analysis.end_rows, bases, "kind", "end of the network")
+    yield from _singular(analysis)
+    yield from _rounding(analysis)
+    shown = next((r for r in analysis.roundings if r.label == "4 bits"), analysis.roundings[0])
+    yield from _errors_by(rows, bases, "kind", f"kind of matrix, {shown.label}", shown)
+    yield from _errors_by(rows, bases, "layer", f"layer, {shown.label}", shown)
+    yield from _noise(analysis.kl)
     yield ""
     yield "Why the two entropies disagree:"
     yield entropy_sentence(rows)
     yield ""
-    yield from verdict_lines(result["predictions"])
+    yield from verdict_lines(analysis.judgements)
 
 
-def _value(row: Mapping[str, Any], key: tuple[str, str | None]) -> float:
-    found = row[key[0]]
-    return found if key[1] is None else found[key[1]]
-
-
-def _line(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _means(label: str, rows: Sequence[Row]) -> str:
+    """The mean of every column over some rows."""
     l2 = float(np.sqrt(np.sum([r["l2"] ** 2 for r in rows])))
     top = max(r["l_inf"] for r in rows)
-    means = " ".join(f"{np.mean([_value(r, key) for r in rows]):9.4g}" for key in COLUMNS.values())
+    means = " ".join(f"{np.mean([figure(r) for r in rows]):9.4g}" for figure in COLUMNS.values())
     return f"{label:12s} {l2:9.4f} {top:7.3f} {means}"
 
 
-def _by(rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str) -> Iterator[str]:
+def _peaks_by(rows: Sequence[Row], bases: Sequence[str], key: Key, what: str) -> Iterator[str]:
     """Two of the figures, a line for every value of a key of the rows."""
     yield ""
     yield f"By {what}: max/rms | share of the top 10 % of the columns"
@@ -75,58 +73,48 @@ def _by(rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what:
         cells = []
         for basis in bases:
             own = [r for r in rows if r[key] == value and r["basis"] == basis]
-            peak, top = (np.mean([_value(r, COLUMNS[c]) for r in own]) for c in ("max/rms", "top 10 %"))
+            peak, top = (np.mean([COLUMNS[title](r) for r in own]) for title in ("max/rms", "top 10 %"))
             cells.append(f"{peak:9.2f} | {top:5.3f}")
         yield f"{value!s:6s} " + " ".join(f"{c:>17s}" for c in cells)
 
 
-def _singular(result: Mapping[str, Any], basis: str) -> Iterator[str]:
+def _singular(analysis: Analysis) -> Iterator[str]:
     """Concentration over singular directions; one basis speaks for all."""
-    parts: dict[str, list[Mapping[str, float]]] = {}
-    for row in result["tensors"]:
-        if row["basis"] == basis:
-            parts.setdefault("blocks" if row["layer"] is not None else row["kind"], []).append(row["singular"])
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for row in analysis.rows:
+        if row["basis"] == analysis.bases[0]:
+            groups.setdefault("blocks" if row["layer"] is not None else row["kind"], []).append(row["singular"])
     yield ""
     yield "Singular directions (the same in all bases): share of the top 1/5/10/25 %; effective dimension of 1"
-    for name, own in parts.items():
-        shares = " ".join(f"{np.mean([s[f'top {k}'] for s in own]):.3f}" for k in (1, 5, 10, 25))
+    for name, own in groups.items():
+        shares = " ".join(f"{np.mean([s[f'top {k}'] for s in own]):.3f}" for k in TOP)
         entropy, ratio = (np.mean([s[k] for s in own]) for k in ("entropy dimension", "participation"))
         yield f"{name:6s} {shares}; {entropy:.3f} (entropy), {ratio:.3f} (participation)"
 
 
-def _rounding(result: Mapping[str, Any], bases: Sequence[str]) -> Iterator[str]:
+def _rounding(analysis: Analysis) -> Iterator[str]:
     """What rounding all blocks costs, and embedding or head alone."""
-    networks = {(n["basis"], n["kind"], n["about"]): n["kl"] for n in result["networks"]}
-    blocks = [r for r in result["tensors"] if r["layer"] is not None]
-    ends = {kind: [r for r in result["tensors"] if r["kind"] == kind] for kind in ENDS}
-    parts = [("All blocks", "rounded", blocks), *((f"Only {k}", ENDS[k], rows) for k, rows in ends.items())]
-    kinds = list(blocks[0]["output_error"])
-    for title, network, rows in parts:
+    titles: Mapping[RoundedPart, str] = {"blocks": "All blocks", "embed": "Only embed", "head": "Only head"}
+    for part, title in titles.items():
+        rows = analysis.block_rows if part == "blocks" else [r for r in analysis.end_rows if r["kind"] == part]
+        roundings = [Rounding(part, r.bits, r.protected) for r in analysis.roundings]
         yield ""
         yield f"{title} rounded at a fixed length: KL in nats/token (D, its estimate; relative output error, mean)"
-        yield f"{'basis':12s} " + " ".join(f"{k:>28s}" for k in kinds)
-        for basis in bases:
+        yield f"{'basis':12s} " + " ".join(f"{r.label:>28s}" for r in roundings)
+        for basis in analysis.bases:
             own = [r for r in rows if r["basis"] == basis]
-            yield f"{basis:12s} " + " ".join(f"{_cost(networks, own, network, about):>28s}" for about in kinds)
+            cells = (_cost(analysis.kl[Network(basis, rounding)], own, rounding) for rounding in roundings)
+            yield f"{basis:12s} " + " ".join(f"{cell:>28s}" for cell in cells)
 
 
-def _cost(
-    networks: Mapping[tuple[str, str, str], float], rows: Sequence[Mapping[str, Any]], network: str, about: str
-) -> str:
-    """KL of one network in the basis of some rows, D summed over them and their mean output error."""
-    estimate = sum(r["kl_estimated"][about] for r in rows)
-    error = np.mean([r["output_error"][about] for r in rows])
-    return f"{networks[rows[0]['basis'], network, about]:9.5f} ({estimate:.5f}; {error:.1e})"
+def _cost(kl: float, rows: Sequence[Row], rounding: Rounding) -> str:
+    """KL of a rounded network, D summed over its rounded matrices and their mean output error."""
+    estimate = sum(r["kl_estimated"][rounding.label] for r in rows)
+    error = np.mean([r["output_error"][rounding.label] for r in rows])
+    return f"{kl:9.5f} ({estimate:.5f}; {error:.1e})"
 
 
-def _shown_length(kinds: Sequence[str]) -> str:
-    """The length of codes that tables by kind and layer show: 4 bits where they are there."""
-    return "4 bits" if "4 bits" in kinds else kinds[0]
-
-
-def _errors_by(
-    rows: Sequence[Mapping[str, Any]], bases: Sequence[str], key: str, what: str, about: str
-) -> Iterator[str]:
+def _errors_by(rows: Sequence[Row], bases: Sequence[str], key: Key, what: str, rounding: Rounding) -> Iterator[str]:
     """Errors of one rounding, a line for every value of a key of the rows."""
     yield ""
     yield f"By {what}: relative output error, mean | D in nats/token, sum"
@@ -135,24 +123,24 @@ def _errors_by(
         cells = []
         for basis in bases:
             own = [r for r in rows if r[key] == value and r["basis"] == basis]
-            error, estimate = (np.array([r[k][about] for r in own]) for k in ("output_error", "kl_estimated"))
+            error, estimate = (np.array([r[k][rounding.label] for r in own]) for k in ("output_error", "kl_estimated"))
             cells.append(f"{error.mean():9.2e} | {estimate.sum():7.5f}")
         yield f"{value!s:6s} " + " ".join(f"{c:>19s}" for c in cells)
 
 
-def _noise(networks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _noise(kl: Mapping[Network, float]) -> Iterator[str]:
+    """Mean KL over the seeds of every noise."""
     yield ""
     yield "Noise of a tenth of every matrix's norm, in original coordinates: mean KL in nats/token"
-    for kind in ("entries", "inputs"):
-        found: dict[str, list[float]] = {}
-        for n in networks:
-            if n["kind"] == kind:
-                found.setdefault(n["about"], []).append(n["kl"])
-        label = "on entries" if kind == "entries" else "along directions of the inputs"
-        yield f"  {label}: " + ", ".join(f"{about} {np.mean(kl):.5f}" for about, kl in found.items())
+    for kind, title in ((EntryNoise, "on entries"), (InputNoise, "along directions of the inputs")):
+        by_label: dict[str, list[float]] = {}
+        for network, value in kl.items():
+            if isinstance(network.change, kind):
+                by_label.setdefault(network.change.label, []).append(value)
+        yield f"  {title}: " + ", ".join(f"{label} {np.mean(values):.5f}" for label, values in by_label.items())
 
 
-def entropy_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+def entropy_sentence(rows: Sequence[Row]) -> str:
     """Both entropies of original and Hadamard coordinates, and the step that explains their difference."""
     mean = {
         (b, k): float(np.mean([r[k] if k != "log peak" else np.log2(r["peak"]) for r in rows if r["basis"] == b]))
@@ -167,11 +155,12 @@ def entropy_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def verdict_lines(predictions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def verdict_lines(judgements: Sequence[Judgement]) -> Iterator[str]:
     """A line a hypothesis."""
     yield "Hypotheses, their signs written down before measuring; two standard errors decide"
-    for p in predictions:
+    for judgement in judgements:
+        claim, (value, error) = judgement.prediction, judgement.estimate
         yield (
-            f"{p['verdict']:10s} {p['claim']}: {p['figure']}: {p['value']:+.4g} +- {p['error']:.2g} "
-            f"(predicted {p['predicted']})"
+            f"{judgement.verdict:10s} {claim.claim}: {claim.figure}: {value:+.4g} +- {error:.2g} "
+            f"(predicted {judgement.expected})"
         )

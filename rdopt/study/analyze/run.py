@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rdopt.align.train import train
+from rdopt.calibration.moments import Moments
 from rdopt.calibration.streamed import lazy_params, streamed_moments, streams
 from rdopt.calibration.subject import load_corpus
 from rdopt.checkpoint.families import Architecture
@@ -26,24 +27,25 @@ from rdopt.evaluate.windows import windows
 from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
 from rdopt.runs.figures import dumps
-from rdopt.study.analyze.coordinates import LEARNED, coordinate_systems
-from rdopt.study.analyze.ends import Ends, changed_end, ends_in
-from rdopt.study.analyze.judge import judge_all
+from rdopt.study.analyze.analysis import Analysis
+from rdopt.study.analyze.blocks import BlockPass, pass_all_blocks, stream_of_each
+from rdopt.study.analyze.ends import Ends, ends_in
+from rdopt.study.analyze.networks import Network, networks_of
 from rdopt.study.analyze.plot import plot_analysis
+from rdopt.study.analyze.predictions import judge_all
 from rdopt.study.analyze.report import report_lines
 from rdopt.study.analyze.store import LayerStore
-from rdopt.study.analyze.trajectory import judge_trajectory, open_run_of
-from rdopt.study.analyze.variants import Variant, variants
-from rdopt.study.analyze.walk import Walk, stream_of_each, walk
+from rdopt.study.manifold.hypotheses import judge_training_run, open_training_run
+from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import gauges_of, load_alignment
 from rdopt.transforms.gauges.gauges import Gauges
 
-JSON, TEXT, WORK = "analysis.json", "analysis.txt", "work"
+JSON, TEXT, WORK, LEARNED = "analysis.json", "analysis.txt", "work", "learned"
 
 
 def analyze(
     config: Config, out: Path, learned: Path | None, say: Say, *, trajectory: Path | None = None
-) -> dict[str, Any]:
+) -> Analysis:
     """Looks at a model in every basis and judges the hypotheses.
 
     Args:
@@ -55,7 +57,7 @@ def analyze(
             they are left out.
 
     Returns:
-        what analysis.json holds: {"model", "text", "tensors": rows, "networks": KL of each, "predictions"}.
+        what was measured; analysis.json holds its `to_json`.
 
     Raises:
         UserError: bad input, or a folder that holds something else.
@@ -64,33 +66,50 @@ def analyze(
     arch, params = checkpoint.arch, lazy_params(checkpoint)
     run_folder.open_run(out, config, "analyze", jax.local_devices())
     corpus = load_corpus(config.text, checkpoint.folder, arch.vocab_size)
-    found = windows(corpus.test, config.evaluate.context, config.evaluate.stride, config.evaluate.max_tokens)
-    run = None if trajectory is None else open_run_of(trajectory, config)
+    tokens, scored = windows(corpus.test, config.evaluate.context, config.evaluate.stride, config.evaluate.max_tokens)
+    training = None if trajectory is None else open_training_run(trajectory, config)
     store = LayerStore(out / WORK, arch.num_layers)
     if not store.complete:
         say(f"second moments of {corpus.calibration.size} tokens, block by block")
         store.keep_ends(streamed_moments(params, arch, corpus.calibration, store.keep, seed=config.text.seed))
-    gauges = _learned(config, out, learned, checkpoint)
-    bases = coordinate_systems(config.analyze.bases, params, arch, store, gauges)
-    networks = variants(config.analyze.bases, config.analyze.bits, config.analyze.protected)
-    say(f"{len(bases)} coordinate systems, {len(networks)} networks beside the original on {found[0].size} tokens")
-    steps = Walk(params, arch, bases, networks, store)
-    state = walk(steps, found[0], arch.num_layers, out / WORK / "state", config_yaml(config), say)
+    bases = coordinate_systems(config.analyze.bases, params, arch, store, _learned(config, out, learned, checkpoint))
+    networks = networks_of(config.analyze.bases, config.analyze.bits, config.analyze.protected)
+    say(f"{len(bases)} coordinate systems, {len(networks)} networks beside the original on {tokens.size} tokens")
+    steps = BlockPass(params, arch, bases, networks, store)
+    state = pass_all_blocks(steps, tokens, arch.num_layers, out / WORK / "state", config_yaml(config), say)
     moments = store.read_ends()
     ends = {basis: partial(ends_in, dict(params), gauges, moments) for basis, gauges in bases.items()}
-    kl = divergences(params, arch, ends, networks, stream_of_each(networks, state.streams), *found)
-    result = {
-        "model": Path(config.model).name,
-        "text": corpus.description,
-        "tokens": int(found[1].sum()),
-        "tensors": state.rows,
-        "networks": [_network(v, sums, found[1]) for v, sums in zip(networks, kl, strict=True)],
-        "predictions": judge_all(state.rows, networks, kl, found[1].sum(axis=1), config.analyze),
-    }
-    if run is not None:
-        result["predictions"] += judge_trajectory(run, config, corpus, say)
-    _write(out, result)
-    return result
+    kl = divergences(params, arch, ends, networks, stream_of_each(networks, state.streams), tokens, scored)
+    judgements = judge_all(state.rows, networks, kl, scored.sum(axis=1), config.analyze)
+    if training is not None:
+        judgements += judge_training_run(training, config, corpus, say)
+    analysis = Analysis(
+        Path(config.model).name, corpus.description, int(scored.sum()), state.rows,
+        {network: float(sums.sum() / scored.sum()) for network, sums in zip(networks, kl, strict=True)}, judgements,
+    )
+    _write(out, analysis)
+    return analysis
+
+
+def coordinate_systems(
+    names: Sequence[str], params: Mapping[str, Any], arch: Architecture, store: LayerStore, learned: Gauges | None
+) -> dict[str, Gauges]:
+    """Gauges by name, norm gains folded into the consumers in all of them, so that none can move the L2 norm.
+
+    Args:
+        names: of fixed bases, or "learned".
+        params: of `lazy_params`.
+        arch: of the model.
+        store: its moments.
+        learned: the coordinates of a finished training, if asked for.
+    """
+    moments = Moments(store.lazy("sigma"), store.lazy("G"), 0)
+    systems = {}
+    for name in names:
+        gauges = learned if name == LEARNED else starting_gauges(name, dict(params), arch, moments)
+        assert gauges is not None
+        systems[name] = gauges if gauges.residual is not None else gauges._replace(residual=np.eye(arch.hidden_size))
+    return systems
 
 
 def _learned(config: Config, out: Path, run: Path | None, checkpoint: Checkpoint) -> Gauges | None:
@@ -113,7 +132,7 @@ def divergences(
     params: Mapping[str, Any],
     arch: Architecture,
     ends: Mapping[str, Callable[[], Ends]],
-    networks: Sequence[Variant],
+    networks: Sequence[Network],
     last: Sequence[Float[np.ndarray, "n T d"]],
     tokens: Int[np.ndarray, "n T"],
     scored: Bool[np.ndarray, "n T"],
@@ -135,12 +154,12 @@ def divergences(
     whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
     for basis, make in ends.items():
-        held = make()
+        both = make()
         own = [k for k, network in enumerate(networks) if network.basis == basis]
-        plain = [k for k in own if networks[k].of_stream]
+        plain = [k for k in own if networks[k].has_stream]
         for group in (plain, *([k] for k in own if k not in plain)):
-            W = changed_end(held.head, networks[group[0]])
-            head = jax.device_put({"head": W, "final_norm": held.final_norm})
+            W = both.head.changed(networks[group[0]])
+            head = jax.device_put({"head": W, "final_norm": both.final_norm})
             for i in range(len(tokens)):
                 logp = _log_probabilities(original, arch, whole[i : i + 1])
                 for k in group:
@@ -158,14 +177,10 @@ def _normalised(ends: Mapping[str, Any], x: Any, arch: Architecture) -> Any:
     return jax.nn.log_softmax(head_logits(dict(ends), x, arch), axis=-1)
 
 
-def _network(v: Variant, sums: Float[np.ndarray, " n"], scored: Bool[np.ndarray, "n T"]) -> dict[str, Any]:
-    return {"basis": v.basis, "kind": v.kind, "about": v.about, "seed": v.seed, "kl": float(sums.sum() / scored.sum())}
-
-
-def _write(out: Path, result: Mapping[str, Any]) -> None:
+def _write(out: Path, analysis: Analysis) -> None:
     """The report's files; what they were made from goes."""
-    plot_analysis(result, out)
-    (out / TEXT).write_text("\n".join(report_lines(result)) + "\n", encoding="utf-8")
-    (out / JSON).write_text(dumps(result), encoding="utf-8")
+    plot_analysis(analysis, out)
+    (out / TEXT).write_text("\n".join(report_lines(analysis)) + "\n", encoding="utf-8")
+    (out / JSON).write_text(dumps(analysis.to_json()), encoding="utf-8")
     (out / run_folder.DONE).touch()
     shutil.rmtree(out / WORK)

@@ -12,9 +12,16 @@ from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.config.errors import UserError
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.params import Params
-from rdopt.study.manifold.manifold import across, across_in_total, along, matrix_bases, random_tangent, turned
+from rdopt.study.manifold.tangent import (
+    across,
+    across_in_total,
+    along,
+    matrix_bases,
+    random_tangent,
+    rotated_at_random,
+)
 
-ARMS = ("along", "along, turned", "across", "across in total", "control along", "control across")
+NOISE_ARMS = ("along", "along, turned", "across", "across in total", "control along", "control across")
 
 
 class Trajectory(NamedTuple):
@@ -104,11 +111,11 @@ def _check_end(end: Float[np.ndarray, " N"], points: Float[np.ndarray, "k N"], f
 
 
 def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
-    found = load_subject(folder)
-    if found.arch != arch:
-        raise UserError(f"{folder} holds another network ({found.arch}) than the model ({arch}): name the checkpoints "
-                        "of the model's own run.")
-    return vector_of(found.params)
+    checkpoint = load_subject(folder)
+    if checkpoint.arch != arch:
+        raise UserError(f"{folder} holds another network ({checkpoint.arch}) than the model ({arch}): name the "
+                        "checkpoints of the model's own run.")
+    return vector_of(checkpoint.params)
 
 
 def directions(
@@ -132,7 +139,7 @@ def directions(
         inside, outside = along(J, rng), along(control, rng)
         yield {
             "along": inside,
-            "along, turned": turned(inside, run.shapes, starts, rng),
+            "along, turned": rotated_at_random(inside, run.shapes, starts, rng),
             "across": across(bases, inside, starts, rng),
             "across in total": across_in_total(J, rng),
             "control along": outside,
@@ -164,7 +171,7 @@ def measure_harm(
                       for arm, x in draw.items()})
         if report is not None:
             report(done)
-    sums = {arm: np.swapaxes(np.array([draw[arm] for draw in draws]), 0, 1) for arm in ARMS}
+    sums = {arm: np.swapaxes(np.array([draw[arm] for draw in draws]), 0, 1) for arm in NOISE_ARMS}
     return Harm(sums, np.asarray(reference.counts))
 
 

@@ -18,25 +18,58 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.grids.steps import log_steps
 from rdopt.config.progress import Say
-from rdopt.study.toy.code import Classes, cheapest_classes, decode_arrays, encode_arrays, quantized, steps_of
-from rdopt.study.toy.concentration import concentration, energy_curve
-from rdopt.study.toy.curve import Point, bits_at
-from rdopt.study.toy.fourier import fit_to_snr, fourier_basis
-from rdopt.study.toy.learn import learn_axes
+from rdopt.study.toy.coding import (
+    CodedPoint,
+    TableClasses,
+    bits_at,
+    cheapest_classes,
+    decode_arrays,
+    encode_arrays,
+    quantized,
+    steps_of,
+)
+from rdopt.study.toy.coordinates import (
+    Coordinates,
+    free_coordinates,
+    hadamard_coordinates,
+    hidden_matrices,
+    learn_axes,
+    plain_coordinates,
+    principal_axes,
+    stored_coordinates,
+)
+from rdopt.study.toy.figures import coefficient_figures, energy_curve
 from rdopt.study.toy.mlp import mean_sensitivities, run_mlp, train_mlps
-from rdopt.study.toy.settings import LADDER, LAYERS, LEVELS, NEAR, REFERENCE, SAMPLES, SPREAD, ToySettings
-from rdopt.study.toy.signal import cell_middles, decibels, draw, noise_power, snr, unit_power
-from rdopt.study.toy.turns import Turns, free_turns, hadamard_turns, hidden, no_turns, principal_axes, stored_turns
+from rdopt.study.toy.settings import (
+    HIDDEN_LAYERS,
+    NEARBY_OCTAVES,
+    NEARBY_STEPS,
+    REFERENCE_DB,
+    SAMPLES,
+    SNR_AIMS,
+    SNR_LEVELS,
+    ToySettings,
+)
+from rdopt.study.toy.signal import (
+    cell_middles,
+    decibels,
+    draw_sinusoids,
+    fit_to_snr,
+    fourier_basis,
+    noise_power,
+    snr,
+    unit_power,
+)
 
-ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
-_NEARBY = 2.0 ** np.linspace(-SPREAD, SPREAD, NEAR)
-_CHOICE = LADDER[1]  # dB: the steps at which classes are chosen, alike for all representations
+TOY_ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
+_NEARBY = 2.0 ** np.linspace(-NEARBY_OCTAVES, NEARBY_OCTAVES, NEARBY_STEPS)
+_CHOICE = SNR_AIMS[1]  # dB: the steps at which classes are chosen, alike for all representations
 ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
 Signal = Float[np.ndarray, " n"]
 _run_mlp = jax.jit(run_mlp)
 
 
-class Represented(NamedTuple):
+class Representation(NamedTuple):
     """A signal in some numbers.
 
     Attributes:
@@ -60,17 +93,17 @@ class Represented(NamedTuple):
         return steps_of(self.log_steps, self.base_step(level)).astype(np.float64)
 
 
-def represented(
+def representation_of(
     arrays: Sequence[Float[np.ndarray, "_ _"]], slopes: Float[np.ndarray, " k"], run: Callable[..., Signal]
-) -> Represented:
+) -> Representation:
     """Numbers with the steps that their mean squared slopes ask for."""
     ks = log_steps(1 / np.sqrt(np.maximum(slopes, 1e-12 * slopes.max())))
     counts = np.array([W.size for W in arrays])
     weight = float(np.sum(counts * slopes * steps_of(ks, 1.0).astype(np.float64) ** 2))
-    return Represented([np.asarray(W, np.float64) for W in arrays], ks, weight, run)
+    return Representation([np.asarray(W, np.float64) for W in arrays], ks, weight, run)
 
 
-def mlp_of(params: Sequence[Any], x: Signal) -> Represented:
+def mlp_of(params: Sequence[Any], x: Signal) -> Representation:
     """A trained MLP."""
     places = jnp.asarray(x, jnp.float32)
     slopes = np.array([float(s) for s in mean_sensitivities(params, places)])
@@ -78,68 +111,77 @@ def mlp_of(params: Sequence[Any], x: Signal) -> Represented:
     def run(arrays: Sequence[np.ndarray]) -> Signal:
         return np.asarray(_run_mlp([jnp.asarray(W, jnp.float32) for W in arrays], places), np.float64)
 
-    return represented([np.asarray(W) for W in params], slopes, run)
+    return representation_of([np.asarray(W) for W in params], slopes, run)
 
 
-def fourier_of(x: Signal, y: Signal, least: float) -> Represented:
+def fourier_of(x: Signal, y: Signal, least: float) -> Representation:
     """The Fourier coefficients that reach `least` dB, as a matrix of one row; every column of the basis has slope 1."""
     coefficients = fit_to_snr(x, y, least)
     basis = fourier_basis(x, len(coefficients) // 2)
-    return represented([coefficients[None]], np.ones(1), lambda arrays: basis @ np.asarray(arrays[0][0], np.float64))
+
+    def run(arrays: Sequence[np.ndarray]) -> Signal:
+        return basis @ np.asarray(arrays[0][0], np.float64)
+
+    return representation_of([coefficients[None]], np.ones(1), run)
 
 
-def turns_of(mlp: Represented, settings: ToySettings, seed: int) -> dict[str, Turns]:
+def coordinates_of(mlp: Representation, settings: ToySettings, seed: int) -> dict[str, Coordinates]:
     """The coordinates that an MLP is coded in, by the name of the arm."""
-    shapes, steps = [(len(W), W.shape[1]) for W in mlp.arrays], mlp.steps(REFERENCE)
-    places = hidden(shapes)
+    shapes, steps = [(len(W), W.shape[1]) for W in mlp.arrays], mlp.steps(REFERENCE_DB)
+    places = hidden_matrices(shapes)
     axes = [principal_axes(mlp.arrays[at]) for at in places]
     learned = [
         learn_axes(mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(places) * seed + number)
         for number, (at, V) in enumerate(zip(places, axes, strict=True))
     ]
     return {
-        "mlp": no_turns(len(shapes)),
-        "hadamard": hadamard_turns(shapes, np.random.default_rng(seed)),
-        "pca": free_turns(len(shapes), places, axes),
-        "learned": free_turns(len(shapes), places, learned),
-        "pca-stored": stored_turns(mlp.arrays, axes, steps),
-        "learned-stored": stored_turns(mlp.arrays, learned, steps),
+        "mlp": plain_coordinates(len(shapes)),
+        "hadamard": hadamard_coordinates(shapes, np.random.default_rng(seed)),
+        "pca": free_coordinates(len(shapes), places, axes),
+        "learned": free_coordinates(len(shapes), places, learned),
+        "pca-stored": stored_coordinates(mlp.arrays, axes, steps),
+        "learned-stored": stored_coordinates(mlp.arrays, learned, steps),
     }
 
 
 def coded_point(
-    shown: Represented, turns: Turns, coordinates: Sequence[np.ndarray], classes: Classes, level: float, y: Signal
-) -> Point:
-    """Codes, decodes, undoes the turns and compares with the signal; the same for steps nearby, without bytes."""
+    representation: Representation,
+    coordinates: Coordinates,
+    rotated: Sequence[np.ndarray],
+    classes: TableClasses,
+    level: float,
+    y: Signal,
+) -> CodedPoint:
+    """Codes, decodes, undoes the rotations and compares with the signal; the same for steps nearby, without bytes."""
 
     def noise(decoded: Sequence[np.ndarray]) -> float:
-        undone = [pair.undo(np.asarray(W, np.float64)) for pair, W in zip(turns.pairs, decoded, strict=True)]
-        return noise_power(y, shown.run(undone))
+        undone = [axes.undo(np.asarray(W, np.float64)) for axes, W in zip(coordinates.axes, decoded, strict=True)]
+        return noise_power(y, representation.run(undone))
 
-    c = shown.base_step(level)
-    coded = encode_arrays(coordinates, shown.log_steps, c, classes)
-    mean = np.mean([noise(quantized(coordinates, shown.log_steps, c * near)) for near in _NEARBY])
+    c, logs = representation.base_step(level), representation.log_steps
+    coded = encode_arrays(rotated, logs, c, classes)
+    mean = np.mean([noise(quantized(rotated, logs, c * near)) for near in _NEARBY])
     decoded = noise(decode_arrays(coded.data))
-    price = 8.0 * len(turns.data)
-    return Point(decibels(float(mean)), decibels(decoded), price + 8.0 * len(coded.data), price + coded.ideal)
+    price = 8.0 * len(coordinates.data)
+    return CodedPoint(decibels(float(mean)), decibels(decoded), price + 8.0 * len(coded.data), price + coded.ideal)
 
 
-def arm_of(shown: Represented, turns: Turns, y: Signal) -> dict[str, Any]:
+def arm_of(representation: Representation, coordinates: Coordinates, y: Signal) -> dict[str, Any]:
     """The record of one representation in one system of coordinates."""
-    coordinates = [pair.turn(W) for pair, W in zip(turns.pairs, shown.arrays, strict=True)]
-    classes = cheapest_classes(coordinates, shown.log_steps, shown.base_step(_CHOICE))
-    points = [coded_point(shown, turns, coordinates, classes, level, y) for level in LADDER]
-    steps = shown.steps(REFERENCE)
-    in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(coordinates, steps, strict=True)])
+    rotated = [axes.rotate(W) for axes, W in zip(coordinates.axes, representation.arrays, strict=True)]
+    classes = cheapest_classes(rotated, representation.log_steps, representation.base_step(_CHOICE))
+    points = [coded_point(representation, coordinates, rotated, classes, level, y) for level in SNR_AIMS]
+    steps = representation.steps(REFERENCE_DB)
+    in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(rotated, steps, strict=True)])
     energy = energy_curve(in_steps)
     return {
-        "snr_unquantized": snr(y, shown.run(shown.arrays)),
-        "price": 8.0 * len(turns.data),
+        "snr_unquantized": snr(y, representation.run(representation.arrays)),
+        "price": 8.0 * len(coordinates.data),
         "classes": classes._asdict(),
         "points": [p._asdict() for p in points],
-        "bits": {f"{level:g}": bits_at(points, level) for level in LEVELS},
-        "reference_bits": bits_at(points, REFERENCE),
-        "concentration": concentration(coordinates, steps)._asdict(),
+        "bits": {f"{level:g}": bits_at(points, level) for level in SNR_LEVELS},
+        "reference_bits": bits_at(points, REFERENCE_DB),
+        "concentration": coefficient_figures(rotated, steps)._asdict(),
         "energy_curve": [float(energy[min(n, len(energy)) - 1]) for n in ENERGY_COUNTS],
     }
 
@@ -153,30 +195,36 @@ def run_toy(settings: ToySettings, say: Say = lambda line: None) -> list[dict[st
     """
     x, seeds = cell_middles(SAMPLES), range(settings.seed, settings.seed + settings.seeds)
     rngs = [np.random.default_rng(seed) for seed in seeds]
-    signals = [unit_power(draw(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
+    signals = [unit_power(draw_sinusoids(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
     mlps = trained_mlps(x, signals, settings)
     say(f"trained {len(seeds)} MLPs of {settings.parameters} parameters, {settings.steps} steps")
     records = []
     for seed, y, mlp in zip(seeds, signals, mlps, strict=True):
         limit = snr(y, mlp.run(mlp.arrays))
         fourier = fourier_of(x, y, limit)
-        arms = {"fourier": arm_of(fourier, no_turns(1), y)}
-        arms |= {name: arm_of(mlp, turned, y) for name, turned in turns_of(mlp, settings, seed).items()}
+        arms = {"fourier": arm_of(fourier, plain_coordinates(1), y)}
+        arms |= {name: arm_of(mlp, own, y) for name, own in coordinates_of(mlp, settings, seed).items()}
         records.append({"seed": seed, "harmonics": fourier.arrays[0].size // 2, "arms": arms})
         reached = arms["fourier"]["snr_unquantized"]
         say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {reached:.1f} dB with {fourier.arrays[0].size} coefficients")
     return records
 
 
-def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Represented]:
+def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Representation]:
     """An MLP for every signal."""
     keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.seeds))
     places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
-    params = train_mlps(keys, places, samples, width=settings.width, layers=LAYERS, steps=settings.steps)
+    params = train_mlps(keys, places, samples, width=settings.width, layers=HIDDEN_LAYERS, steps=settings.steps)
     return [mlp_of([W[number] for W in params], x) for number in range(settings.seeds)]
 
 
 def settings_json(settings: ToySettings) -> dict[str, Any]:
     """The settings and what is fixed beside them."""
-    fixed = {"samples": SAMPLES, "layers": LAYERS, "levels_dB": LEVELS, "ladder_dB": LADDER, "reference_dB": REFERENCE}
+    fixed = {
+        "samples": SAMPLES,
+        "layers": HIDDEN_LAYERS,
+        "levels_dB": SNR_LEVELS,
+        "ladder_dB": SNR_AIMS,
+        "reference_dB": REFERENCE_DB,
+    }
     return {**asdict(settings), **fixed, "energy_counts": ENERGY_COUNTS}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 _SLOPE = 4.0  # of the first layer's units at the beginning
 _LEARNING_RATE = 0.005
 _LAST = 0.002  # of the learning rate at the end, as a share of the first
-Params = Sequence[Float[Array, "..."]]
+Layers = Sequence[Float[Array, "..."]]
 
 
 def mlp_shapes(width: int, layers: int) -> list[tuple[int, int]]:
@@ -42,7 +42,7 @@ def start_mlp(key: PRNGKeyArray, width: int, layers: int) -> list[Float[Array, "
     return params
 
 
-def run_mlp(params: Params, x: Float[Array, " n"]) -> Float[Array, " n"]:
+def run_mlp(params: Layers, x: Float[Array, " n"]) -> Float[Array, " n"]:
     """The network at the places x of [0, 1), which it sees as [-1, 1)."""
     h = 2 * x[:, None] - 1
     for W, b in zip(params[:-2:2], params[1:-2:2], strict=True):
@@ -67,7 +67,7 @@ def train_mlps(
     adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps, _LAST))
     params = jax.vmap(partial(start_mlp, width=width, layers=layers))(keys)
 
-    def loss(params: Params) -> Array:
+    def loss(params: Layers) -> Array:
         return jnp.sum(jnp.mean((jax.vmap(run_mlp, (0, None))(params, x) - y) ** 2, axis=1))
 
     def step(_: int, held: tuple) -> tuple:
@@ -79,7 +79,7 @@ def train_mlps(
 
 
 @jax.jit
-def mean_sensitivities(params: Params, x: Float[Array, " n"]) -> list[Float[Array, ""]]:
+def mean_sensitivities(params: Layers, x: Float[Array, " n"]) -> list[Float[Array, ""]]:
     """Mean square of d output / d parameter over the samples and over the entries of each array."""
     slopes = jax.vmap(jax.grad(lambda p, at: run_mlp(p, at[None])[0]), (None, 0))(params, x)
     return [jnp.mean(s**2) for s in slopes]

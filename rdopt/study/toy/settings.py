@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields
 from rdopt.config.check import Limits, checked
 
 SAMPLES = 256  # of a signal, at the middles of equal cells of [0, 1)
-LAYERS = 3  # hidden layers of the MLP
-LEVELS = (8.0, 12.0, 16.0, 20.0)  # dB at which bits are compared
-LADDER = (-5.0, 3.0, 7.0, 11.0, 15.0, 19.0, 24.0)  # dB that the steps aim at, to first order
-NEAR = 12  # steps over which the distortion of one is averaged
-SPREAD = 0.25  # octaves that they lie away from it at most
-REFERENCE = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
+HIDDEN_LAYERS = 3  # hidden layers of the MLP
+SNR_LEVELS = (8.0, 12.0, 16.0, 20.0)  # dB at which bits are compared
+SNR_AIMS = (-5.0, 3.0, 7.0, 11.0, 15.0, 19.0, 24.0)  # dB that the steps aim at, to first order
+NEARBY_STEPS = 12  # steps over which the distortion of one is averaged
+NEARBY_OCTAVES = 0.25  # octaves that they lie away from it at most
+REFERENCE_DB = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
 _LIMITS = {
     "seeds": Limits(low=2, high=64),
     "seed": Limits(low=0, high=10**8),
@@ -52,17 +52,17 @@ class ToySettings:
     @property
     def parameters(self) -> int:
         """Numbers in the MLP."""
-        hidden = (LAYERS - 1) * (self.width + 1) * self.width
+        hidden = (HIDDEN_LAYERS - 1) * (self.width + 1) * self.width
         return 2 * self.width + hidden + self.width + 1
 
 
 def plan_toy(settings: ToySettings) -> str:
     """What the experiment would do, in two lines."""
-    files = 7 * len(LADDER) * settings.seeds
+    files = 7 * len(SNR_AIMS) * settings.seeds
     flops = 6 * SAMPLES * settings.parameters * settings.steps * settings.seeds
     return (
         f"{settings.seeds} signals of {settings.sinusoids} sinusoids up to {settings.cycles:g} cycles, {SAMPLES} "
-        f"samples each; an MLP of {LAYERS} hidden layers of {settings.width}, {settings.parameters} parameters, "
+        f"samples each; an MLP of {HIDDEN_LAYERS} hidden layers of {settings.width}, {settings.parameters} parameters, "
         f"{settings.steps} steps of Adam\n"
         f"about {flops / 1e9:.0f} GFLOP of training, {files} files coded; under 1 MiB of disk"
     )

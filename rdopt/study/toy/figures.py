@@ -6,13 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.study.spectra import entropy_dimension, participation_ratio
+from rdopt.study.figures import entropy_dimension, entropy_of_counts, participation_ratio
 
-TOPS = (1, 5, 10, 25)  # percent of the coefficients
+_TOPS = (1, 5, 10, 25)  # percent of the coefficients
 _FAR = 6.0  # root mean squares
 
 
-class Concentration(NamedTuple):
+class CoefficientFigures(NamedTuple):
     """Figures of all coefficients of a representation.
 
     Energies are those of the coefficients in steps, so that they count by what an error of theirs costs; outliers
@@ -39,7 +39,9 @@ class Concentration(NamedTuple):
     entropy: float
 
 
-def concentration(arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.ndarray, " k"]) -> Concentration:
+def coefficient_figures(
+    arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.ndarray, " k"]
+) -> CoefficientFigures:
     """The figures of some matrices.
 
     Args:
@@ -48,9 +50,9 @@ def concentration(arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.nd
     """
     x = np.concatenate([np.ravel(W) / step for W, step in zip(arrays, steps, strict=True)]).astype(np.float64)
     r = np.concatenate([over_rms(W) for W in arrays])
-    return Concentration(
+    return CoefficientFigures(
         coefficients=len(x),
-        top={percent: top_share(x, percent / 100) for percent in TOPS},
+        top={percent: top_share(x, percent / 100) for percent in _TOPS},
         participation=participation_ratio(x**2),
         entropy_dimension=entropy_dimension(x**2),
         kurtosis=float(np.mean(r**4) / np.mean(r**2) ** 2),
@@ -80,6 +82,4 @@ def top_share(x: Float[np.ndarray, " n"], part: float) -> float:
 
 def index_entropy(x: Float[np.ndarray, " n"]) -> float:
     """Empirical entropy of coefficients rounded to whole steps, bits each."""
-    counts = np.unique(np.rint(x), return_counts=True)[1]
-    p = counts / counts.sum()
-    return float(-np.sum(p * np.log2(p)))
+    return entropy_of_counts(np.unique(np.rint(x), return_counts=True)[1])

@@ -1,8 +1,7 @@
 """How unequal the columns, rows and singular values of a matrix are, and what that is worth to a coder in bits.
 
 At high rate a coder that knows the variances v_j of its columns saves 1/2 log2 of the ratio of their arithmetic to
-their geometric mean (Jayant and Noll, Digital Coding of Waveforms, 1984, ch. 12). Effective dimensions: participation
-ratio (sum v)^2 / sum v^2, and the exponential of the entropy of v / sum v (Roy and Vetterli 2007).
+their geometric mean (Jayant and Noll, Digital Coding of Waveforms, 1984, ch. 12).
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import digamma
 
-from rdopt.study.statistics import weight_statistics
+from rdopt.study.figures import entropy_dimension, participation_ratio, weight_statistics
 
 # A column below this share of the mean power costs no bits at the usual rates, so that being smaller saves none.
 FLOOR = 0.05
@@ -38,19 +37,6 @@ class Spectra(NamedTuple):
     columns_pr: float
     singular: float
     singular_pr: float
-
-
-def participation_ratio(powers: Float[np.ndarray, " n"]) -> float:
-    """(sum v)^2 / sum v^2: n for n equal powers, 1 for a single one."""
-    v = np.asarray(powers, np.float64)
-    return float(v.sum() ** 2 / np.square(v).sum())
-
-
-def entropy_dimension(powers: Float[np.ndarray, " n"]) -> float:
-    """exp of the entropy of v / sum v, in nats; never below the participation ratio."""
-    v = np.asarray(powers, np.float64)
-    share = v[v > 0] / v[v > 0].sum()
-    return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def spread_gain(powers: Float[np.ndarray, " n"], floor: float = FLOOR) -> float:

@@ -1,6 +1,6 @@
-"""One pass over the blocks of a model: the figures of every matrix in every basis, and all variants run beside it.
+"""One pass over the blocks of a model: the figures of every matrix in every basis, and all networks run beside it.
 
-A block's weights are read once; what is kept between blocks are the residual streams of the variants.
+A block's weights are read once; what is kept between blocks are the residual streams of the networks.
 """
 
 import json
@@ -19,13 +19,13 @@ from safetensors.numpy import save_file
 from rdopt.calibration.streamed import read_block, run_block
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, hf_name
 from rdopt.config.errors import UserError
+from rdopt.config.progress import Say
 from rdopt.operator.llama import embed_tokens
-from rdopt.study.analyze.ends import changed_end, end_rows, ends_in
-from rdopt.study.analyze.figures import concentration, singular_energies
-from rdopt.study.analyze.perturb import Around, Inputs
-from rdopt.study.analyze.rows import Cost, Row, cost_of, note_error, row_of
+from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
+from rdopt.study.analyze.ends import end_rows, ends_in
+from rdopt.study.analyze.figures import energy_concentration, singular_energies
+from rdopt.study.analyze.networks import Inputs, Network
 from rdopt.study.analyze.store import LayerStore
-from rdopt.study.analyze.variants import Variant
 from rdopt.transforms.gauges.block import sides_of
 from rdopt.transforms.gauges.gauges import Gauges, fold_block
 
@@ -33,13 +33,13 @@ SAVE_AFTER = 60.0  # seconds since the last state
 
 
 @dataclass
-class Pass:
+class PassState:
     """What the pass has so far.
 
     Attributes:
         done: blocks that are finished.
         rows: of matrices in bases.
-        streams: residual stream of every variant that has one of its own, (n, T, d) float32.
+        streams: residual stream of every network that has one of its own, (n, T, d) float32.
     """
 
     done: int = 0
@@ -54,7 +54,7 @@ class Pass:
         os.replace(part, path)
 
     @staticmethod
-    def load(path: Path, key: str) -> "Pass | None":
+    def load(path: Path, key: str) -> "PassState | None":
         """The state that was written last.
 
         Raises:
@@ -63,33 +63,33 @@ class Pass:
         if not path.is_file():
             return None
         with safe_open(str(path), "np") as file:
-            about = file.metadata()
-            if about["key"] != key:
+            metadata = file.metadata()
+            if metadata["key"] != key:
                 raise UserError(
                     f"{path} holds an analysis of another model or with other settings; repeat those, remove the "
                     "file, or choose another --out."
                 )
-            held = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-        return Pass(int(about["done"]), json.loads(about["rows"]), held)
+            streams = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+        return PassState(int(metadata["done"]), json.loads(metadata["rows"]), streams)
 
 
-class _Turned(NamedTuple):
+class _BlockInBasis(NamedTuple):
     """A block in one basis: weights; inputs by group; by matrix G or its diagonal, and what losing it would cost."""
 
     weights: Mapping[str, Float[np.ndarray, "..."]]
     inputs: Mapping[str, Inputs]
     G: Mapping[str, Float[np.ndarray, "..."]]
-    whole: Mapping[str, Cost]
+    whole: Mapping[str, ErrorCost]
 
 
-class Walk:
+class BlockPass:
     """The pass of one model.
 
     Args:
         params: of `lazy_params`.
         arch: of the model.
         bases: gauges by name.
-        variants: the networks run beside it.
+        networks: run beside it.
         store: moments of the blocks.
     """
 
@@ -98,42 +98,45 @@ class Walk:
         params: Mapping[str, Any],
         arch: Architecture,
         bases: Mapping[str, Gauges],
-        variants: Sequence[Variant],
+        networks: Sequence[Network],
         store: LayerStore,
     ) -> None:
         self._params, self._arch, self._bases = params, arch, bases
-        self._variants, self._store = variants, store
-        self._streamed = [v for v in variants if v.of_stream]
+        self._networks, self._store = networks, store
+        self._streamed = [network for network in networks if network.has_stream]
 
-    def begin(self, tokens: Int[np.ndarray, "n T"]) -> Pass:
+    def begin(self, tokens: Int[np.ndarray, "n T"]) -> PassState:
         """Embeddings and head in every basis, and the streams before the first block."""
-        rows, starts, moments = [], {}, self._store.read_ends()
+        rows, streams, moments = [], {}, self._store.read_ends()
         for basis, gauges in self._bases.items():
             ends = ends_in(dict(self._params), gauges, moments)
-            rows += end_rows(ends, basis, self._variants)
+            rows += end_rows(ends, basis, self._networks)
             plain = np.asarray(embed_tokens({"embed": ends.embed.W}, tokens))
-            for v in self._streamed:
-                if v.basis == basis:
-                    W = changed_end(ends.embed, v)
-                    starts[v[:4]] = plain if W is ends.embed.W else np.asarray(embed_tokens({"embed": W}, tokens))
-        return Pass(0, rows, [starts[v[:4]] for v in self._streamed])
+            for network in self._streamed:
+                if network.basis == basis:
+                    W = ends.embed.changed(network)
+                    same = W is ends.embed.W
+                    streams[network] = plain if same else np.asarray(embed_tokens({"embed": W}, tokens))
+        return PassState(0, rows, [streams[network] for network in self._streamed])
 
-    def step(self, state: Pass) -> None:
+    def step(self, state: PassState) -> None:
         """The next block, in place."""
         layer, arch = state.done, self._arch
         p, moments = read_block(self._params, layer), self._store.read(layer)
-        spectra = {name: concentration(singular_energies(_gained(p, name))) for name in MATRICES}
+        spectra = {name: energy_concentration(singular_energies(_with_gain(p, name))) for name in MATRICES}
         for basis, gauges in self._bases.items():
-            here = self._turned(p, layer, gauges, moments)
-            rows = {name: self._row(here, name, layer, basis) | {"singular": spectra[name]} for name in MATRICES}
-            for i, variant in enumerate(self._streamed):
-                if variant.basis == basis:
-                    changed = self._perturbed(here, variant, layer, rows)
+            block = self._in_basis(p, layer, gauges, moments)
+            rows = {name: self._row(block, name, layer, basis) | {"singular": spectra[name]} for name in MATRICES}
+            for i, network in enumerate(self._streamed):
+                if network.basis == basis:
+                    changed = self._changed(block, network, layer, rows)
                     state.streams[i] = run_block(changed, state.streams[i], arch)
             state.rows += rows.values()
         state.done += 1
 
-    def _turned(self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]) -> _Turned:
+    def _in_basis(
+        self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]
+    ) -> _BlockInBasis:
         """A block and its moments in a basis."""
         gains = (np.asarray(p["attn_norm"], np.float64), np.asarray(p["mlp_norm"], np.float64))
         inputs, G = {}, {}
@@ -144,31 +147,33 @@ class Walk:
             own, dual = moments["G"][name], sides.outputs.dual()
             G[name] = np.asarray(dual.diagonal_moment(own) if own.ndim == 1 else dual.moment(own), np.float32)
         folded = fold_block(p, layer, self._arch, gauges)
-        whole = {name: cost_of(folded[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
-        return _Turned(folded, inputs, G, whole)
+        whole = {name: error_cost(folded[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
+        return _BlockInBasis(folded, inputs, G, whole)
 
-    def _row(self, here: _Turned, name: str, layer: int, basis: str) -> Row:
-        about = {"name": hf_name(layer, name), "layer": layer, "kind": name, "basis": basis}
-        power, G = np.diagonal(here.inputs[INPUT_OF[name]].sigma), here.G[name]
-        return row_of(here.weights[name], about, power, G if G.ndim == 1 else np.diagonal(G))
+    def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str) -> Row:
+        place = {"name": hf_name(layer, name), "layer": layer, "kind": name, "basis": basis}
+        power, G = np.diagonal(block.inputs[INPUT_OF[name]].sigma), block.G[name]
+        return row_of(block.weights[name], place, power, G if G.ndim == 1 else np.diagonal(G))
 
-    def _perturbed(
-        self, here: _Turned, variant: Variant, layer: int, rows: Mapping[str, Row]
+    def _changed(
+        self, block: _BlockInBasis, network: Network, layer: int, rows: Mapping[str, Row]
     ) -> dict[str, np.ndarray]:
-        """The block of a variant; what its errors do is noted in the rows."""
-        changed = dict(here.weights)
-        if variant.perturb is None or not variant.of_blocks:
+        """The block of a network; what rounding it costs is noted in the rows."""
+        changed = dict(block.weights)
+        if network.change is None or not network.changes_blocks:
             return changed
         for i, name in enumerate(MATRICES):
-            read, W = here.inputs[INPUT_OF[name]], here.weights[name]
-            changed[name] = variant.perturb(Around(W, read, (variant.seed, layer, i)))
-            if variant.kind == "rounded":
-                error = cost_of(changed[name] - W, read.sigma, here.G[name])
-                note_error(rows[name], variant.about, error, here.whole[name])
+            inputs, W = block.inputs[INPUT_OF[name]], block.weights[name]
+            changed[name] = network.change.apply(W, inputs, (network.seed, layer, i))
+            if network.rounding is not None:
+                error = error_cost(changed[name] - W, inputs.sigma, block.G[name])
+                note_error(rows[name], network.rounding, error, block.whole[name])
         return changed
 
 
-def walk(steps: Walk, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, key: str, say: Any) -> Pass:
+def pass_all_blocks(
+    steps: BlockPass, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, key: str, say: Say
+) -> PassState:
     """Every block in order, from the last saved state on.
 
     Args:
@@ -177,9 +182,9 @@ def walk(steps: Walk, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, k
         layers: how many blocks there are.
         path: of the state.
         key: what it belongs to.
-        say: called with a line now and then.
+        say: called with a line a block.
     """
-    state = Pass.load(path, key) or steps.begin(tokens)
+    state = PassState.load(path, key) or steps.begin(tokens)
     begun, saved, first = time.perf_counter(), time.perf_counter(), state.done
     while state.done < layers:
         steps.step(state)
@@ -193,14 +198,14 @@ def walk(steps: Walk, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, k
 
 
 def stream_of_each(
-    variants: Sequence[Variant], streams: Sequence[Float[np.ndarray, "n T d"]]
+    networks: Sequence[Network], streams: Sequence[Float[np.ndarray, "n T d"]]
 ) -> list[Float[np.ndarray, "n T d"]]:
-    """What the head of every variant reads, from the streams of those that have one of their own."""
-    held = dict(zip((v[:4] for v in variants if v.of_stream), streams, strict=True))
-    return [held[v[:4] if v.of_stream else (v.basis, "folded", "", 0)] for v in variants]
+    """What the head of every network reads, from the streams of those that have one of their own."""
+    by_network = dict(zip((network for network in networks if network.has_stream), streams, strict=True))
+    return [by_network[network.streamed] for network in networks]
 
 
-def _gained(p: Mapping[str, Any], name: str) -> Float[np.ndarray, "out in"]:
+def _with_gain(p: Mapping[str, Any], name: str) -> Float[np.ndarray, "out in"]:
     """A matrix with the gain of the norm before it: what every basis turns."""
     norm = f"{INPUT_OF[name]}_norm"
     return p[name] * p[norm] if norm in p else p[name]

@@ -1,49 +1,35 @@
-"""Spectra: dimensions and gains are their closed forms, chance is chance; savings at equal distortion are exact."""
+"""Spectra: gains are their closed forms, chance is chance; savings at equal distortion are exact."""
 
 from types import ModuleType
 
 import numpy as np
 import pytest
 from conftest import synthetic_moments
-from equal_distortion import (
-    Terms,
+from optimizers.equal_distortion import (
+    MatrixTerms,
     all_gauges,
+    in_coordinates,
     matrix_names,
     matrix_weights,
     per_weight,
     savings,
     slope_for,
     terms_by_slope,
-    turned,
 )
-from hypothesis import given
-from hypothesis import strategies as st
+from optimizers.spectra import chance_gain, spectra, spread_gain
 from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.align.candidates import relaxed_terms
 from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.config.schema import Config
-from rdopt.study.predictions import Estimate, Prediction, jackknife, log_ratio, mean_of
-from rdopt.study.spectra import chance_gain, entropy_dimension, participation_ratio, spectra, spread_gain
+from rdopt.study.figures import entropy_dimension
+from rdopt.study.predictions import mean_of
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return load_script("compare_optimizers")
-
-
-@given(st.integers(1, 40), st.integers(0, 20), st.floats(1e-6, 1e6))
-def test_k_equal_powers_have_dimension_k(k: int, zeros: int, power: float):
-    powers = np.array([power] * k + [0.0] * zeros)
-    assert participation_ratio(powers) == pytest.approx(k)
-    assert entropy_dimension(powers) == pytest.approx(k)
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
-def test_the_participation_ratio_is_never_above_the_entropy_dimension(powers: list[float]):
-    v = np.array(powers)
-    assert 1 - 1e-9 <= participation_ratio(v) <= entropy_dimension(v) + 1e-9 <= len(v) + 2e-9
 
 
 def test_two_powers_one_sixteenth_of_each_other_gain_their_ratio_of_means():
@@ -86,8 +72,8 @@ def test_singular_figures_do_not_depend_on_the_coordinates_and_column_figures_do
 def high_rate(scale: np.ndarray):
     """Terms whose bits and distortion are those of high rate: 6.02 dB a bit, D inversely proportional to lambda."""
 
-    def at(lam: float) -> Terms:
-        return Terms(50 * np.log2(lam * scale), np.full(len(scale), 1 / lam / len(scale)))
+    def at(lam: float) -> MatrixTerms:
+        return MatrixTerms(50 * np.log2(lam * scale), np.full(len(scale), 1 / lam / len(scale)))
 
     return at
 
@@ -98,8 +84,8 @@ def test_savings_at_equal_distortion_of_known_curves():
     assert per_weight(savings(base, other, 24.0, weights), weights).value == pytest.approx(0.75)
     assert savings(base, base, 24.0, weights) == pytest.approx(np.zeros(2))
 
-    def louder(lam: float) -> Terms:
-        return Terms(other(lam).bits, 1.3 * other(lam).distortion)
+    def louder(lam: float) -> MatrixTerms:
+        return MatrixTerms(other(lam).bits, 1.3 * other(lam).distortion)
 
     slope = slope_for(louder, 1 / 24, 24.0)
     assert slope == pytest.approx(1.3 * 24, rel=0.011)
@@ -107,7 +93,7 @@ def test_savings_at_equal_distortion_of_known_curves():
     assert per_weight(savings(base, louder, 24.0, weights), weights).value == pytest.approx(expected, abs=1e-3)
 
 
-def test_terms_of_turned_models_are_the_relaxed_terms_of_their_gauges(tiny_llama):
+def test_terms_of_a_model_in_coordinates_are_the_relaxed_terms_of_their_gauges(tiny_llama):
     subject = load_subject(tiny_llama())
     moments = synthetic_moments(subject.arch)
     problem = make_problem(subject, moments, Config())
@@ -115,37 +101,10 @@ def test_terms_of_turned_models_are_the_relaxed_terms_of_their_gauges(tiny_llama
     weights = matrix_weights(subject.params)
     for name in ("identity", "joint"):
         rate, distortion = relaxed_terms(*problem, 24.0, gauges[name])
-        found = terms_by_slope(*turned(subject, moments, gauges[name]))(24.0)
+        found = terms_by_slope(*in_coordinates(subject, moments, gauges[name]))(24.0)
         assert len(found.bits) == len(matrix_names(subject.arch))
         assert found.bits.sum() / weights.sum() == pytest.approx(rate, rel=1e-3), name
         assert found.distortion.sum() == pytest.approx(distortion, rel=1e-3), name
-
-
-def test_a_verdict_needs_two_standard_errors_and_can_go_either_way():
-    above = Prediction("x", 1)
-    assert above.verdict(Estimate(2.1, 1.0)) == "supported"
-    assert above.verdict(Estimate(-2.1, 1.0)) == "refuted"
-    assert above.verdict(Estimate(1.9, 1.0)) == above.verdict(Estimate(5.0, np.nan)) == "undecided"
-    assert Prediction("x", -1).verdict(Estimate(-2.1, 1.0)) == "supported"
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error():
-    x = np.random.default_rng(0).standard_normal(30)
-    found = jackknife(lambda total: float(total[0] / total[1]), np.stack([x, np.ones(30)], axis=1))
-    assert found == pytest.approx(mean_of(x))
-
-
-def test_log_ratios_find_a_factor_and_their_errors_cover_it():
-    rng, counts = np.random.default_rng(0), np.full(12, 100)
-    inside = []
-    for _ in range(60):
-        draws, texts = np.exp(0.3 * rng.standard_normal((8, 1))), np.exp(0.5 * rng.standard_normal(12))
-        b = np.stack([size * draws * texts for size in (1.0, 4.0)])
-        a = 3 * b * np.exp(0.2 * rng.standard_normal((8, 1))) * np.exp(0.2 * rng.standard_normal(12))
-        found = log_ratio(a, b, counts)
-        inside.append(abs(found.value - np.log(3)) < 2 * found.error)
-        assert log_ratio(b, b, counts) == pytest.approx(Estimate(0.0, 0.0), abs=1e-12)
-    assert 0.8 < np.mean(inside) < 1
 
 
 def test_the_comparison_of_two_tiny_models(script, tmp_path, capsys):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from optimizers.spectra import Spectra, spectra
 from rdopt.align.objective import Variables, matrix_terms
 from rdopt.align.train import make_problem
 from rdopt.calibration.moments import Moments
@@ -21,7 +22,6 @@ from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.config.schema import Config
 from rdopt.operator.params import Params
 from rdopt.study.predictions import Estimate
-from rdopt.study.spectra import Spectra, spectra
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 
@@ -30,14 +30,14 @@ COORDINATES = ("identity", "hadamard", "pca", "joint")
 EXACT = 1e-2
 
 
-class Terms(NamedTuple):
+class MatrixTerms(NamedTuple):
     """Bits and share of the KL in nats/token of every coded matrix, float64, in the order of `matrix_names`."""
 
     bits: Float[np.ndarray, " m"]
     distortion: Float[np.ndarray, " m"]
 
 
-TermsAt = Callable[[float], Terms]  # of a slope lambda
+TermsAtSlope = Callable[[float], MatrixTerms]  # of a slope lambda
 
 
 def matrix_names(arch: Architecture) -> list[str]:
@@ -55,7 +55,7 @@ def all_gauges(subject: Subject, moments: Moments) -> dict[str, Gauges]:
     return {name: starting_gauges(name, subject.params, subject.arch, moments) for name in COORDINATES}
 
 
-def turned(subject: Subject, moments: Moments, gauges: Gauges) -> tuple[Subject, Moments]:
+def in_coordinates(subject: Subject, moments: Moments, gauges: Gauges) -> tuple[Subject, Moments]:
     """A model and its moments in other coordinates, gains folded in all of them."""
     if gauges.residual is None:
         gauges = gauges._replace(residual=np.eye(subject.arch.hidden_size))
@@ -71,14 +71,14 @@ def matrix_spectra(subject: Subject) -> list[Spectra]:
     return [spectra(W) for k in MATRICES for W in subject.params["blocks"][k]]
 
 
-def terms_by_slope(subject: Subject, moments: Moments) -> TermsAt:
+def terms_by_slope(subject: Subject, moments: Moments) -> TermsAtSlope:
     """Analytic bits and distortion of a model in its present coordinates as a function of the slope."""
     problem, settings = make_problem(subject, moments, Config())
 
     @cache
-    def at(lam: float) -> Terms:
+    def at(lam: float) -> MatrixTerms:
         found = _evaluate(Variables(Gauges()), problem, jnp.float32(lam), settings=settings)
-        return Terms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in found))
+        return MatrixTerms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in found))
 
     return at
 
@@ -86,7 +86,7 @@ def terms_by_slope(subject: Subject, moments: Moments) -> TermsAt:
 _evaluate = jax.jit(matrix_terms, static_argnames="settings")
 
 
-def slope_for(terms: TermsAt, distortion: float, start: float) -> float:
+def slope_for(terms: TermsAtSlope, distortion: float, start: float) -> float:
     """The slope at which the distortion of all matrices is a given one, by the secant rule on logarithms.
 
     Args:
@@ -107,7 +107,7 @@ def slope_for(terms: TermsAt, distortion: float, start: float) -> float:
 
 
 def savings(
-    base: TermsAt, other: TermsAt, lam: float, weights: Float[np.ndarray, " m"]
+    base: TermsAtSlope, other: TermsAtSlope, lam: float, weights: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
     """Bits that every matrix saves in other coordinates at the distortion that the baseline has at lambda.
 

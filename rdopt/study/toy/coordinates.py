@@ -1,0 +1,175 @@
+"""Coordinates U^T W V of single matrices: a Hadamard that costs nothing, axes for free, and axes stored as angles.
+
+A rotation between the layers of a ReLU network is no symmetry of it, so every one is undone after decoding. U and V
+are orthogonal: white errors stay white, and equal steps cost equal distortion in all coordinates.
+
+Learned axes are V0 Q, Q a Cayley transform, by Adam on the relaxed rate: -log2 of a Laplace density's mass on an
+entry's bin, with uniform noise in place of rounding (Balle et al. 2017); the density's spread is the rank-1 fit of the
+rotated matrix, as the codec's is. Distortion does not change under a rotation, so that the rate alone is minimised.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from rdopt.codec.coders.constriction import pack_integers
+from rdopt.rate.analytic import spreads
+from rdopt.rate.relaxed import noise_rate
+from rdopt.transforms.matrices.cayley import cayley, skew_size
+from rdopt.transforms.matrices.hadamard import hadamard
+from rdopt.transforms.matrices.pca import near_identity, pca
+from rdopt.transforms.stored.angles import angle_codes, blocks_of_angles
+
+ANGLE_BITS = (4, 5, 6, 7, 8)
+_LEARNING_RATE = 0.03
+_DRAWS = 8  # of the noise, when start and result are compared
+
+
+class Axes(NamedTuple):
+    """The axes that one matrix is seen in, float64; None for the identity."""
+
+    U: Float[np.ndarray, "out out"] | None = None
+    V: Float[np.ndarray, "in in"] | None = None
+
+    def rotate(self, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+        """U^T W V."""
+        W = W if self.U is None else self.U.T @ W
+        return W if self.V is None else W @ self.V
+
+    def undo(self, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
+        """U W V^T."""
+        W = W if self.U is None else self.U @ W
+        return W if self.V is None else W @ self.V.T
+
+
+class Coordinates(NamedTuple):
+    """Axes of all matrices, and the bytes that rebuild them."""
+
+    axes: list[Axes]
+    data: bytes = b""
+
+
+def hidden_matrices(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Which matrices have more than one row and more than one column."""
+    return [at for at, shape in enumerate(shapes) if min(shape) > 1]
+
+
+def plain_coordinates(count: int) -> Coordinates:
+    """All matrices as they are."""
+    return Coordinates([Axes()] * count)
+
+
+def hadamard_coordinates(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Coordinates:
+    """A Hadamard matrix with random signs on every side longer than one; the seed rebuilds it, so it costs nothing."""
+
+    def flat(n: int) -> Float[np.ndarray, "n n"] | None:
+        return rng.choice((-1.0, 1.0), n)[:, None] * hadamard(n) if n > 1 else None
+
+    return Coordinates([Axes(flat(m), flat(n)) for m, n in shapes])
+
+
+def principal_axes(W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "in in"]:
+    """Eigenvectors of W^T W, in the order nearest to the identity."""
+    return near_identity(pca(np.asarray(W, np.float64).T @ W)[None])[0]
+
+
+def free_coordinates(count: int, places: Sequence[int], axes: Sequence[Float[np.ndarray, "n n"]]) -> Coordinates:
+    """Exact axes for the inputs of some of `count` matrices, whose price is left out."""
+    all_axes = plain_coordinates(count).axes
+    for at, V in zip(places, axes, strict=True):
+        all_axes[at] = Axes(V=V)
+    return Coordinates(all_axes)
+
+
+def stored_coordinates(
+    arrays: Sequence[Float[np.ndarray, "out in"]],
+    axes: Sequence[Float[np.ndarray, "n n"]],
+    steps: Float[np.ndarray, " k"],
+) -> Coordinates:
+    """Axes for the inputs of the hidden matrices, their angles rounded and coded.
+
+    The width of an angle is the one of ANGLE_BITS that takes the fewest bits in all: the angles as coded, plus the
+    weights at high rate.
+
+    Args:
+        arrays: all matrices.
+        axes: V of every hidden one.
+        steps: of all matrices, in their units.
+    """
+    places = hidden_matrices([W.shape for W in arrays])
+    best, least = plain_coordinates(len(arrays)), np.inf
+    for bits in ANGLE_BITS:
+        codes, all_axes, rate = [], list(best.axes), 0.0
+        for at, V in zip(places, axes, strict=True):
+            code = angle_codes(V[None], bits)[0]
+            all_axes[at] = Axes(V=blocks_of_angles(code, bits)[0])
+            rate += high_rate_bits(all_axes[at].rotate(arrays[at]), float(steps[at]))
+            codes.append(code.ravel())
+        data = pack_angles(codes, bits)
+        if rate + 8 * len(data) < least:
+            best, least = Coordinates(all_axes, data), rate + 8 * len(data)
+    return best
+
+
+def pack_angles(codes: Sequence[Int[np.ndarray, " p"]], bits: int) -> bytes:
+    """The width of an angle in a byte, then all angles with one table."""
+    return bytes([bits]) + pack_integers(np.concatenate([*codes, np.zeros(0, np.int32)]).astype(np.int32))
+
+
+def high_rate_bits(W: Float[np.ndarray, "out in"], step: float) -> float:
+    """Half a log2 of the variance of its column a weight, none below that of the grid's own error."""
+    power = np.mean(W**2, axis=0) / (step**2 / 12)
+    return len(W) / 2 * float(np.sum(np.log2(np.maximum(power, 1.0))))
+
+
+def learn_axes(
+    W: Float[np.ndarray, "out n"], start: Float[np.ndarray, "n n"], grid: float, *, steps: int, seed: int
+) -> Float[np.ndarray, "n n"]:
+    """The learned rotation of a matrix's inputs, float64, orthogonal to rounding; the start where it is better.
+
+    Args:
+        W: the matrix.
+        start: orthogonal V0.
+        grid: its step, in its units.
+        steps: of Adam.
+        seed: of the noise.
+    """
+    rotated, step = jnp.asarray(W @ start, jnp.float32), jnp.asarray(grid, jnp.float32)
+    theta, better = _train(jax.random.key(seed), rotated, step, steps=steps)
+    return start @ cayley(np.asarray(theta, np.float64), W.shape[1]) if better else start
+
+
+def relaxed_bits(W: Float[Array, "out n"], step: Float[Array, ""], key: PRNGKeyArray) -> Float[Array, ""]:
+    """Mean relaxed rate of a matrix in bits/weight, at one draw of the noise."""
+    spread = spreads(W)
+    return jnp.mean(noise_rate(W, step, spread.row[:, None] * spread.col[None, :], key, "laplace"))
+
+
+@partial(jax.jit, static_argnames="steps")
+def _train(
+    key: PRNGKeyArray, rotated: Float[Array, "out n"], grid: Float[Array, ""], *, steps: int
+) -> tuple[Array, Array]:
+    """Skew entries, and whether they take fewer bits than zeros, of a matrix in the basis to begin with."""
+    n = rotated.shape[1]
+    adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
+
+    def rate(theta: Array, number: Array | int) -> Array:
+        trial = jnp.matmul(rotated, cayley(theta, n), precision="highest")
+        return relaxed_bits(trial, grid, jax.random.fold_in(key, number))
+
+    def step(number: Array, held: tuple) -> tuple:
+        theta, state = held
+        change, state = adam.update(jax.grad(rate)(theta, number), state)
+        return optax.apply_updates(theta, change), state
+
+    zeros = jnp.zeros(skew_size(n))
+    theta, _ = jax.lax.fori_loop(0, steps, step, (zeros, adam.init(zeros)))
+    draws = steps + jnp.arange(_DRAWS)
+    before, after = (jnp.mean(jax.lax.map(partial(rate, t), draws)) for t in (zeros, theta))
+    return theta, after < before

@@ -1,0 +1,1 @@
+"""What other coordinates save of a model trained by one optimizer or another."""
