@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from rdopt.config.errors import UserError
 
 Shape = tuple[int, ...]
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 # Input groups in the order of the computation: matrices of one group read the same activations.
 MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
@@ -23,7 +22,7 @@ EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
-_MODULES = {
+LLAMA_MODULES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
     "v": "self_attn.v_proj",
@@ -36,10 +35,40 @@ _MODULES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
 }
-_HEAD_DIM_DEFAULT = {"qwen3": 128}
-_KV_HEADS_DEFAULT = {"mistral": 8, "qwen2": 32, "qwen3": 32}
-_POSITIONS_DEFAULT = {"llama": 2048, "mistral": 131072}
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What one model_type means: defaults of keys that config.json may lack, parts of a block, names of its tensors."""
+
+    head_dim: int | None = None
+    """Default; None: hidden_size / num_attention_heads."""
+    kv_heads: int | None = None
+    """Default of num_key_value_heads; None: as many as heads."""
+    positions: int = 32768
+    """Default of max_position_embeddings."""
+    qkv_bias: bool = False
+    """Queries, keys and values always have biases."""
+    reads_attention_bias: bool = False
+    """attention_bias gives biases to all four projections."""
+    reads_mlp_bias: bool = False
+    """mlp_bias gives biases to the feed-forward layer, which is refused."""
+    qk_norm: bool = False
+    """Queries and keys of every head are normalised."""
+    window: Literal["none", "all layers", "chosen layers"] = "none"
+    """Where sliding_window holds; chosen layers: use_sliding_window, and layer_types or max_window_layers."""
+    modules: Mapping[str, str] = field(default_factory=lambda: LLAMA_MODULES)
+    """Short name -> module in a block of the checkpoint."""
+
+
+# A family of the same kind is one row here; a network that computes something else begins in operator/llama.py.
+FAMILIES = {
+    "llama": Family(positions=2048, reads_attention_bias=True, reads_mlp_bias=True),
+    "mistral": Family(kv_heads=8, positions=131072, window="all layers"),
+    "qwen2": Family(kv_heads=32, qkv_bias=True, window="chosen layers"),
+    "qwen3": Family(head_dim=128, kv_heads=32, reads_attention_bias=True, qk_norm=True, window="chosen layers"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,34 +103,34 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     Raises:
         UserError: an unsupported family, activation, RoPE type, bias or quantization, or a missing key.
     """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}.")
-    _refuse_unsupported(config)
+    name = config.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise UserError(f"model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}.")
+    _refuse_unsupported(config, family)
     theta, scaling = _rope(config)
     heads = _integer(config, "num_attention_heads")
     hidden = _integer(config, "hidden_size")
     split = hidden // heads
-    default_kv = heads if family == "llama" else _KV_HEADS_DEFAULT[family]
-    attention_bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3")
+    attention_bias = family.reads_attention_bias and bool(config.get("attention_bias", False))
     arch = Architecture(
-        model_type=family,
+        model_type=name,
         vocab_size=_integer(config, "vocab_size"),
         hidden_size=hidden,
         num_layers=_integer(config, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=_integer(config, "num_key_value_heads", default_kv, null=heads),
-        head_dim=_integer(config, "head_dim", _HEAD_DIM_DEFAULT.get(family, split), null=split),
+        num_kv_heads=_integer(config, "num_key_value_heads", family.kv_heads or heads, null=heads),
+        head_dim=_integer(config, "head_dim", family.head_dim or split, null=split),
         ffn_size=_integer(config, "intermediate_size"),
         norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
         tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=attention_bias or family == "qwen2",
+        qkv_bias=attention_bias or family.qkv_bias,
         o_bias=attention_bias,
-        qk_norm=family == "qwen3",
-        max_positions=_integer(config, "max_position_embeddings", _POSITIONS_DEFAULT.get(family, 32768)),
-        sliding_window=_sliding_window(config),
+        qk_norm=family.qk_norm,
+        max_positions=_integer(config, "max_position_embeddings", family.positions),
+        sliding_window=_sliding_window(config, family),
     )
     if arch.num_heads % arch.num_kv_heads or arch.head_dim % 2:
         raise UserError(
@@ -114,7 +143,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
 def hf_name(layer: int, short: str) -> str:
     """A block tensor's name in checkpoints: hf_name(3, "q") is "model.layers.3.self_attn.q_proj.weight"."""
     module, kind = (short[: -len("_bias")], "bias") if short.endswith("_bias") else (short, "weight")
-    return f"model.layers.{layer}.{_MODULES[module]}.{kind}"
+    return f"model.layers.{layer}.{LLAMA_MODULES[module]}.{kind}"
 
 
 def block_shapes(arch: Architecture) -> dict[str, Shape]:
@@ -173,10 +202,10 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+def _refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise UserError(f"hidden_act {act!r} is not supported; rdopt's feed-forward layer is SwiGLU (silu).")
-    if config.get("mlp_bias", False) and config["model_type"] == "llama":
+    if config.get("mlp_bias", False) and family.reads_mlp_bias:
         raise UserError("mlp_bias = true is not supported; rdopt knows feed-forward layers without biases.")
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else quantized
@@ -206,16 +235,16 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[tuple[str, float], ..
     return theta, tuple((key, _number(key, rope[key])) for key in sorted(_LLAMA3_KEYS))
 
 
-def _sliding_window(config: Mapping[str, Any]) -> int | None:
-    family = config["model_type"]
-    if family == "llama" or (family != "mistral" and not config.get("use_sliding_window", False)):
+def _sliding_window(config: Mapping[str, Any], family: Family) -> int | None:
+    chosen = family.window == "chosen layers"
+    if family.window == "none" or (chosen and not config.get("use_sliding_window", False)):
         return None
     if config.get("sliding_window", 4096) is None:
         return None
     window = _integer(config, "sliding_window", 4096)
-    if family == "mistral":
+    if not chosen:
         return window
-    first = config.get("max_window_layers", 28)
     layers = config.get("layer_types")
+    first = config.get("max_window_layers", 28)
     slides = "sliding_attention" in layers if layers else first < config["num_hidden_layers"]
     return window if slides else None
