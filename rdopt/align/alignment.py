@@ -21,7 +21,7 @@ from rdopt.align.stored_sites import (
     site_widths,
 )
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
-from rdopt.config.schema import Site
+from rdopt.config.schema import SiteName
 from rdopt.transforms.files import fixed_record
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.modules import CayleyRotation, Stretch, record_of
@@ -50,7 +50,7 @@ class Alignment(nn.Module):
     """
 
     arch: Architecture
-    sites: tuple[Site, ...]
+    sites: tuple[SiteName, ...]
     rate: str
     plan: Plan | None = None
 

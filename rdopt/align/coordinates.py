@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.checkpoint.families import MATRICES_OF
-from rdopt.config.schema import Site
+from rdopt.config.schema import SiteName
 from rdopt.transforms.maps import Sides
 from rdopt.transforms.stored.rotation import RotatedSides
 
@@ -103,7 +103,7 @@ def output_side(G: Float[Array, "..."], turned: Turned, metric: OutputMetric) ->
     return kept(jnp.diagonal(turned_G), metric.damping)
 
 
-def turned_outputs(sites: Sequence[Site]) -> frozenset[str]:
+def turned_outputs(sites: Sequence[SiteName]) -> frozenset[str]:
     """The matrices whose outputs the gauges turn."""
     found = {"o", "down", "v"} | ({"q", "k"} if "query" in sites else set()) | ({"up"} if "hidden" in sites else set())
     return frozenset(found)

@@ -16,10 +16,10 @@ from rdopt.align.coordinates import OutputMetric, Side, Turned, input_sides, out
 from rdopt.align.relaxation import Relaxed, analytic_distortion, relax, unit_noise, weight_error
 from rdopt.align.stored_sites import NO_SITES, Sites
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
+from rdopt.config.schema import Density
 from rdopt.evaluate.divergence import token_kl
 from rdopt.operator.llama import block, embed_tokens, head_logits, rope_tables
 from rdopt.operator.params import Params
-from rdopt.rate.densities import Density
 from rdopt.rate.operational import Curve
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.rate.steps import base_step

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF, Architecture, block_shapes
-from rdopt.config.schema import Side
+from rdopt.config.schema import SideName
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import matmul
 from rdopt.transforms.bases import row_moments
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     structure: Structure
     size: int
     hadamard: bool
-    sides: tuple[Side, ...]
+    sides: tuple[SideName, ...]
 
 
 class SiteStart(NamedTuple):

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from rdopt.config.errors import UserError
 
-Shape = tuple[int, ...]
-
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 # Input groups in the order of the computation: matrices of one group read the same activations.
 MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
@@ -104,8 +102,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         UserError: an unsupported family, activation, RoPE type, bias or quantization, or a missing key.
     """
     name = config.get("model_type")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None:
+    if not isinstance(name, str) or (family := FAMILIES.get(name)) is None:
         raise UserError(f"model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}.")
     _refuse_unsupported(config, family)
     theta, scaling = _rope(config)
@@ -146,11 +143,11 @@ def hf_name(layer: int, short: str) -> str:
     return f"model.layers.{layer}.{LLAMA_MODULES[module]}.{kind}"
 
 
-def block_shapes(arch: Architecture) -> dict[str, Shape]:
+def block_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """The tensors of one block by short name; matrices are (out, in)."""
     d, f, h = arch.hidden_size, arch.ffn_size, arch.head_dim
     query, kv = arch.num_heads * h, arch.num_kv_heads * h
-    shapes: dict[str, Shape] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "attn_norm": (d,),
         "q": (query, d),
         "k": (kv, d),
@@ -176,9 +173,9 @@ def coded_weights(arch: Architecture) -> int:
     return arch.num_layers * sum(math.prod(shapes[name]) for name in MATRICES)
 
 
-def expected_tensors(arch: Architecture) -> dict[str, Shape]:
+def expected_tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint of this architecture, by its checkpoint name, in file order."""
-    shapes: dict[str, Shape] = {EMBED: (arch.vocab_size, arch.hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {EMBED: (arch.vocab_size, arch.hidden_size)}
     for layer in range(arch.num_layers):
         shapes |= {hf_name(layer, short): shape for short, shape in block_shapes(arch).items()}
     shapes[FINAL_NORM] = (arch.hidden_size,)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.checkpoint.families import HEAD, Architecture, Shape, architecture_from_config, expected_tensors
+from rdopt.checkpoint.families import HEAD, Architecture, architecture_from_config, expected_tensors
 from rdopt.config.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -33,7 +33,7 @@ class Entry:
 
     file: Path
     dtype: str
-    shape: Shape
+    shape: tuple[int, ...]
     start: int
     end: int
 
@@ -51,7 +51,7 @@ class Checkpoint:
         """The tensors of the network in file order of the architecture."""
         return list(expected_tensors(self.arch))
 
-    def shape(self, name: str) -> Shape:
+    def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
         return self._entry(name).shape
 

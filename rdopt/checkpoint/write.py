@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.atomic import new_folder
-from rdopt.checkpoint.families import Shape, architecture_from_config, expected_tensors
+from rdopt.checkpoint.families import architecture_from_config, expected_tensors
 from rdopt.checkpoint.folder import INDEX, NUMPY_TYPES, SINGLE
 from rdopt.config.errors import UserError
 
@@ -38,7 +38,7 @@ class Shard:
     """One safetensors file to be: its name and its tensors with their shapes, in order."""
 
     name: str
-    shapes: dict[str, Shape]
+    shapes: dict[str, tuple[int, ...]]
 
 
 def write_checkpoint(
@@ -77,9 +77,9 @@ def write_checkpoint(
             (folder / name).write_bytes(content)
 
 
-def plan_shards(shapes: Mapping[str, Shape], itemsize: int, shard_bytes: int | float) -> list[Shard]:
+def plan_shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: int | float) -> list[Shard]:
     """Fills files in order, each up to `shard_bytes`; a tensor larger than that gets a file of its own."""
-    groups: list[dict[str, Shape]] = [{}]
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():
         size = math.prod(shape) * itemsize
@@ -148,7 +148,7 @@ def _write_shards(
         )
 
 
-def _check_tensor(name: str, shape: Shape, missing: Mapping[str, Shape]) -> None:
+def _check_tensor(name: str, shape: tuple[int, ...], missing: Mapping[str, tuple[int, ...]]) -> None:
     if name not in missing:
         raise UserError(f"Tensor {name} has no place in the network of config.json, or was given twice.")
     if shape != missing[name]:

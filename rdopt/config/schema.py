@@ -16,19 +16,19 @@ from rdopt.config.errors import UserError
 
 SplitOn = Literal["line", "blank", "blank2", "file"]
 Init = Literal["identity", "hadamard", "pca", "pca-act", "random", "dct", "fourier", "joint"]
-Basis = Literal[
+BasisName = Literal[
     "identity", "hadamard", "random", "pca", "pca-act", "joint", "dct", "fourier", "learned"
 ]
 Rate = Literal["analytic", "noise", "annealed", "ste", "l1", "log"]
 Density = Literal["gaussian", "laplace", "logistic"]
 Distortion = Literal["block", "matrix", "model"]
-Grid = Literal["trellis", "lloyd", "feedback", "round"]
+GridName = Literal["trellis", "lloyd", "feedback", "round"]
 Output = Literal["full", "diagonal"]
 Activations = Literal["float32", "bfloat16"]
 Remat = Literal["auto", "always", "never"]
-Site = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
+SiteName = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
 StoredKind = Literal["none", "blocks", "butterfly", "pairs"]
-Side = Literal["inputs", "outputs"]
+SideName = Literal["inputs", "outputs"]
 StoredBase = Literal["identity", "hadamard"]
 TieChoice = Literal["auto", "keep", "untie"]
 Drift = Literal["prefix", "none"]
@@ -38,7 +38,7 @@ LoopGain = Literal["none", "shrink", "unbiased"]
 Correction = Literal["unbiased", "least-squares", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
-Arm = Literal[
+ArmName = Literal[
     "identity", "hadamard", "random", "dct", "fourier", "pca", "pca-act", "joint", "learned", "hadamard+learned",
     "blockwise-pca"
 ]
@@ -97,14 +97,15 @@ class TrainConfig(_Section):
         None, "further bases that are learned from; the best of all by a trial encoding is kept, starts included")
     tie: TieChoice = _option(
         "auto", "tied embeddings: keep the tie, untie them to rotate the stream, or what takes fewer bits in all")
-    sites: tuple[Site, ...] = _option(
+    sites: tuple[SiteName, ...] = _option(
         ("residual", "value"),
         "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "
         "head, an angle and a gain of every rotary pair of queries and keys, scales of norms, of hidden channels")
     stored: StoredKind = _option(
         "none", "rotations kept in the file beside the symmetries: blocks on the diagonal, a Givens butterfly, or "
         "layers of learned disjoint pairs; each stays only where it lowers J by more than its bits")
-    stored_sides: tuple[Side, ...] = _option(("inputs",), "what stored rotations turn: inputs, outputs of matrices")
+    stored_sides: tuple[SideName, ...] = _option(
+        ("inputs",), "what stored rotations turn: inputs, outputs of matrices")
     stored_size: int = _option(8, "width of a stored block, or number of layers of stored pairs", low=1, high=256)
     stored_base: StoredBase = _option("identity", "what stored rotations come after: nothing, or a Hadamard matrix")
     rate: Rate = _option(
@@ -135,7 +136,7 @@ class EncodeConfig(_Section):
     target_kl: float | None = _option(None, "KL on the selection text in nats/token, instead of a slope", above=0)
     target_ppl: float | None = _option(None, "perplexity on the selection text, instead of a slope", above=1)
     finetune: int = _option(0, "steps that train what is not coded on KL; 0: none", low=0)
-    grid: Grid = _option(
+    grid: GridName = _option(
         "trellis", "with error feedback: trellis, Lloyd-Max or uniform (feedback) grid; round: uniform without it")
     states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)
     rdo: float = _option(
@@ -201,7 +202,8 @@ class SweepConfig(_Section):
     lams: tuple[float, ...] = _option((7.0, 20.0, 60.0, 200.0, 600.0), "slopes, one point each", above=0)
     target_bpw: tuple[float, ...] | None = _option(
         None, "bits/weight, one point each, instead of slopes", above=0, high=12)
-    arms: tuple[Arm, ...] = _option(("identity", "hadamard", "pca", "joint", "learned"), "the coordinates compared")
+    arms: tuple[ArmName, ...] = _option(
+        ("identity", "hadamard", "pca", "joint", "learned"), "the coordinates compared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +211,7 @@ class AnalyzeConfig(_Section):
     """In which coordinates a model is looked at, and how it is rounded there."""
 
     section: ClassVar[str] = "analyze"
-    bases: tuple[Basis, ...] = _option(
+    bases: tuple[BasisName, ...] = _option(
         ("identity", "hadamard", "random", "pca", "pca-act", "learned"),
         "coordinate systems; learned: those of --run, or trained here as train says")
     bits: tuple[int, ...] = _option((3, 4, 8), "lengths of codes that weights are rounded to", low=2, high=16)

@@ -20,14 +20,14 @@ from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 
 AnyArray = Array | np.ndarray
-Block = Mapping[str, Any]
+BlockParams = Mapping[str, Any]
 Rope = tuple[Any, Any]
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 # The hook where probes and quantized weights attach: linear(name, p, x) is called once for each of MATRICES
 # with its short name, the block's parameters and the layer's input (B, T, in), and returns (B, T, out).
-Linear = Callable[[str, Block, AnyArray], Array]
+Linear = Callable[[str, BlockParams, AnyArray], Array]
 
 
 def rope_tables(
@@ -49,7 +49,7 @@ def rope_tables(
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def linear(name: str, p: Block, x: Float[AnyArray, "B T in"]) -> Float[Array, "B T out"]:
+def linear(name: str, p: BlockParams, x: Float[AnyArray, "B T in"]) -> Float[Array, "B T out"]:
     """x W^T, plus the bias where the block has one."""
     y = jnp.einsum("bti,oi->bto", x, p[name], precision=_EXACT)
     bias = p.get(f"{name}_bias")
@@ -78,7 +78,7 @@ def attention(
 
 
 def block(
-    p: Block, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+    p: BlockParams, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T d"]:
     """One transformer block.
 
@@ -98,7 +98,7 @@ def block(
 
 
 def attend(
-    p: Block, y: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+    p: BlockParams, y: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T width"]:
     """From the normalised stream to the input of o_proj."""
     q, k, v = (_heads(linear(name, p, y), arch) for name in ("q", "k", "v"))
@@ -107,13 +107,13 @@ def attend(
     return attention(_rotate(q, rope), _rotate(k, rope), v)
 
 
-def gated(p: Block, y: Float[AnyArray, "B T d"], linear: Linear = linear) -> Float[Array, "B T f"]:
+def gated(p: BlockParams, y: Float[AnyArray, "B T d"], linear: Linear = linear) -> Float[Array, "B T f"]:
     """From the normalised stream to the input of down_proj (SwiGLU, 2002.05202)."""
     return jax.nn.silu(linear("gate", p, y)) * linear("up", p, y)
 
 
 def run_blocks(
-    blocks: Block, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+    blocks: BlockParams, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T d"]:
     """All blocks in order; `blocks` has a leading layer axis on every array."""
     stacked = jax.tree.map(jnp.asarray, dict(blocks))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rdopt.rate.densities import Density
+from rdopt.config.schema import Density
 from rdopt.rate.operational import unit_curves
 
 _SMALLEST = 1e-18  # unit of an all-zero matrix

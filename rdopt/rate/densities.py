@@ -6,7 +6,7 @@ passing bound.
 """
 
 import math
-from typing import Literal, assert_never, get_args
+from typing import assert_never, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from jax.scipy.special import erfc, ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-Density = Literal["gaussian", "laplace", "logistic"]
+from rdopt.config.schema import Density
+
 DENSITIES: tuple[Density, ...] = get_args(Density)
 
 _B = math.sqrt(0.5)  # Laplace scale of unit variance

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicSpline
 from scipy.special import ndtr
 
-from rdopt.rate.densities import Density, entropy_bits
+from rdopt.config.schema import Density
+from rdopt.rate.densities import entropy_bits
 from rdopt.rate.trellis_curve import measured_rate_distortion
 
 # Entropy-coded scalar quantization of a density, or Gaussian weights in the trellis.

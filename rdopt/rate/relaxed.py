@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rdopt.rate.densities import Density, log_bin_mass, lower_bound
+from rdopt.config.schema import Density
+from rdopt.rate.densities import log_bin_mass, lower_bound
 
 LIKELIHOOD_FLOOR = 1e-9  # CompressAI's; an entry never counts more than 30 bits
 

@@ -18,7 +18,7 @@ from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.progress import Say, milestones, ticker
-from rdopt.config.schema import Config, EncodeConfig, Grid
+from rdopt.config.schema import Config, EncodeConfig, GridName
 from rdopt.encode.blockwise import blockwise_pca
 from rdopt.encode.encode import aligned_source, encode_source
 from rdopt.encode.source import Source
@@ -121,7 +121,7 @@ class _FixedArm:
     def __init__(self, bench: Bench, name: str) -> None:
         self._bench, self._name = bench, name
         subject, moments, config = bench.subject, bench.moments, bench.config
-        self._grid: Grid = "round" if ARMS[name].blockwise else config.encode.grid
+        self._grid: GridName = "round" if ARMS[name].blockwise else config.encode.grid
         encode = replace(config.encode, grid=self._grid)
         if ARMS[name].blockwise:
             self._truth = (subject.params, moments)

@@ -19,7 +19,7 @@ from rdopt.align.learn import learn
 from rdopt.align.train import make_problem
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import encode_model
-from rdopt.config.schema import Config, EncodeConfig, Init, Site, StoredKind, TrainConfig
+from rdopt.config.schema import Config, EncodeConfig, Init, SiteName, StoredKind, TrainConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import Params, params_from_tensors
@@ -28,7 +28,7 @@ from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
 from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
 
-ALL: tuple[Site, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
+ALL: tuple[SiteName, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
 
 
 class Found(NamedTuple):
@@ -58,7 +58,7 @@ class Learning(NamedTuple):
         size: width of their blocks, or layers of pairs.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[SiteName, ...]
     init: Init
     fixed: tuple[str, ...] = ()
     stored: StoredKind = "none"

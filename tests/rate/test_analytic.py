@@ -9,6 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from rdopt.config.schema import Density
 from rdopt.rate.analytic import (
     analytic_distortion,
     analytic_rate,
@@ -18,7 +19,7 @@ from rdopt.rate.analytic import (
     spreads,
     step_constant,
 )
-from rdopt.rate.densities import DENSITIES, Density, sample
+from rdopt.rate.densities import DENSITIES, sample
 from rdopt.rate.operational import exact_rate_distortion, high_rate, unit_curves, unit_distortion, unit_rate
 
 SCIPY: dict[str, Any] = {
