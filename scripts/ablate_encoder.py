@@ -17,11 +17,11 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from peers.benchmark import Benchmark
 from peers.model import Model
 from peers.own import encode_own
 from peers.report import Cell, curves
-from peers.table import Curve, add_arguments, run_table
-from peers.world import World
+from peers.table import ArmVariant, add_arguments, run_table
 
 from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF
@@ -35,7 +35,7 @@ EVERYTHING = "everything"
 COMPARED_AT = (2.0, 3.0)
 
 
-def unchanged(world: World, model: Model) -> Model:
+def unchanged(benchmark: Benchmark, model: Model) -> Model:
     """The model as it is."""
     return model
 
@@ -50,7 +50,7 @@ class Variant(NamedTuple):
     """
 
     encode: EncodeConfig
-    change: Callable[[World, Model], Model] = unchanged
+    change: Callable[[Benchmark, Model], Model] = unchanged
     aligned: bool = True
 
 
@@ -82,27 +82,27 @@ def variants(finetune: int) -> dict[str, Variant]:
     }
 
 
-def weighted_tokens(world: World, model: Model) -> Model:
+def weighted_tokens(benchmark: Benchmark, model: Model) -> Model:
     """Moments in which a token counts by its sensitivity."""
-    params, arch = world.subject.params, world.subject.arch
-    moments = second_moments(params, arch, world.calibration, token_weights="sensitivity")
+    params, arch = benchmark.subject.params, benchmark.subject.arch
+    moments = second_moments(params, arch, benchmark.calibration, token_weights="sensitivity")
     gauges = starting_gauges("pca", params, arch, moments)
     return model._replace(moments=fold_moments(moments, params, arch, gauges))
 
 
-def joint_axes(world: World, model: Model) -> Model:
+def joint_axes(benchmark: Benchmark, model: Model) -> Model:
     """The model in the axes that diagonalise the moments of all its matrices together."""
-    params, arch, moments, tokens = world.model
+    params, arch, moments, tokens = benchmark.model
     gauges = starting_gauges("joint", params, arch, moments)
     return Model(*fold(params, arch, gauges), fold_moments(moments, params, arch, gauges), tokens)
 
 
-def equal_error(world: World, model: Model) -> Model:
+def equal_error(benchmark: Benchmark, model: Model) -> Model:
     """No end-to-end sensitivity: every matrix the same relative error, every row of a matrix the same weight."""
     return _weighted(model, lambda G: np.eye(len(G)))
 
 
-def equal_matrices(world: World, model: Model) -> Model:
+def equal_matrices(benchmark: Benchmark, model: Model) -> Model:
     """No slope in common: every matrix the same relative error in its own metric."""
     return _weighted(model, lambda G: G)
 
@@ -126,12 +126,12 @@ def _weighted(model: Model, shape: Callable[[np.ndarray], np.ndarray]) -> Model:
     return model._replace(moments=moments._replace(G=changed))
 
 
-def curves_of(world: World, finetune: int) -> Iterator[Curve]:
+def arm_variants(benchmark: Benchmark, finetune: int) -> Iterator[ArmVariant]:
     """Every curve of a model."""
     for name, variant in variants(finetune).items():
-        model = variant.change(world, world.aligned if variant.aligned else world.model)
+        model = variant.change(benchmark, benchmark.aligned if variant.aligned else benchmark.model)
         settings = {**asdict(variant.encode), "aligned": variant.aligned, "moments": variant.change.__name__}
-        yield Curve("rdopt", name, settings, partial(encode_own, world, model, variant.encode))
+        yield ArmVariant("rdopt", name, settings, partial(encode_own, benchmark, model, variant.encode))
 
 
 def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     names = list(variants(args.finetune))
-    return run_table(args, names, lambda world: curves_of(world, args.finetune), summary, summary_lines)
+    return run_table(args, names, lambda benchmark: arm_variants(benchmark, args.finetune), summary, summary_lines)
 
 
 if __name__ == "__main__":

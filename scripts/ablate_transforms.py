@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.benchmark import Benchmark
 from peers.report import Cell, curves
-from peers.table import Curve, add_arguments, run_table
-from peers.world import World
+from peers.table import ArmVariant, add_arguments, run_table
 from scipy.stats import spearmanr
 from transform_arms.arms import FIXED, LEARNED, TELLING, Arms
 from transform_arms.plots import plot_transforms
@@ -41,12 +41,12 @@ def chosen(which: str) -> list[str]:
     return list(TELLING) if which == "telling" else Arms.names()
 
 
-def curves_of(world: World, which: str, encode: EncodeConfig, steps: int) -> Iterator[Curve]:
+def arm_variants(benchmark: Benchmark, which: str, encode: EncodeConfig, steps: int) -> Iterator[ArmVariant]:
     """Every curve of a model; a cell's target is its slope."""
-    arms = Arms(world, encode, steps)
+    arms = Arms(benchmark, encode, steps)
     for name in chosen(which):
         settings = {"arm": name, "steps": steps, "states": encode.states, "drift": encode.drift}
-        yield Curve(OWN, name, settings, partial(arms.code, name))
+        yield ArmVariant(OWN, name, settings, partial(arms.code, name))
 
 
 def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
@@ -165,9 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             plot_transforms(cells, args.plots)
         return summary(cells, floor)
 
-    return run_table(
-        args, chosen(args.arms), lambda world: curves_of(world, args.arms, encode, args.steps), summarize, summary_lines
-    )
+    def variants(benchmark: Benchmark) -> Iterator[ArmVariant]:
+        return arm_variants(benchmark, args.arms, encode, args.steps)
+
+    return run_table(args, chosen(args.arms), variants, summarize, summary_lines)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
-from peers.cells import ForeignCellError
+from peers.benchmark import Benchmark, ForeignCellError
 from peers.encode import encode_peer
-from peers.model import Coded, Model, PeerSettings
+from peers.model import DecodedModel, Model
 from peers.nncodec_peer import encode_nncodec, has_nncodec
 from peers.own import encode_own
 from peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
-from peers.table import Curve, add_arguments, run_table
-from peers.tuning import tune
-from peers.world import World
+from peers.settings import PeerSettings, tune
+from peers.table import ArmVariant, add_arguments, run_table
 
 from rdopt.config.schema import EncodeConfig
 from rdopt.evaluate.divergence import compare
@@ -67,20 +66,20 @@ def own_arms(finetune: int) -> dict[str, Own]:
     }
 
 
-def curves_of(world: World, python: str, finetune: int) -> Iterator[Curve]:
+def arm_variants(benchmark: Benchmark, python: str, finetune: int) -> Iterator[ArmVariant]:
     """Every curve of a model; tunes the peers on the way."""
     for name, published in PEERS.items():
-        model = world.rotated if name.startswith("hadamard") else world.model
+        model = benchmark.rotated if name.startswith("hadamard") else benchmark.model
         for variant in PEER_VARIANTS:
-            settings = settings_of(world, name, model, published, variant)
-            yield Curve(name, variant, asdict(settings), partial(_peer, name, model, settings))
+            settings = settings_of(benchmark, name, model, published, variant)
+            yield ArmVariant(name, variant, asdict(settings), partial(_peer, name, model, settings))
     if python:
         for variant, steps in NNCODEC.items():
-            yield Curve("nncodec", variant, {"steps": steps}, partial(_nncodec, world.model, python, steps))
+            yield ArmVariant("nncodec", variant, {"steps": steps}, partial(_nncodec, benchmark.model, python, steps))
     for name, own in own_arms(finetune).items():
-        model = world.aligned if own.aligned else world.model
+        model = benchmark.aligned if own.aligned else benchmark.model
         settings = {**asdict(own.encode), "aligned": own.aligned}
-        yield Curve(name, "default", settings, partial(encode_own, world, model, own.encode))
+        yield ArmVariant(name, "default", settings, partial(encode_own, benchmark, model, own.encode))
 
 
 def names_of(python: str, finetune: int) -> list[str]:
@@ -89,31 +88,31 @@ def names_of(python: str, finetune: int) -> list[str]:
     return [*peers, *(["nncodec"] * len(NNCODEC) if python else []), *own_arms(finetune)]
 
 
-def settings_of(world: World, name: str, model: Model, published: PeerSettings, variant: str) -> PeerSettings:
+def settings_of(benchmark: Benchmark, name: str, model: Model, published: PeerSettings, variant: str) -> PeerSettings:
     """A peer's settings in a variant; those with our allocation are tuned without it."""
     if variant == PUBLISHED:
         return published
-    tuned = tune(published, partial(_selection_kl, world, name, model))
+    tuned = tune(published, partial(_selection_kl, benchmark, name, model))
     return replace(tuned, steps="sensitivity") if variant == TUNED_ALLOCATED else tuned
 
 
-def _selection_kl(world: World, name: str, model: Model, settings: PeerSettings) -> float:
+def _selection_kl(benchmark: Benchmark, name: str, model: Model, settings: PeerSettings) -> float:
     """KL on the selection text, remembered in a cell; infinite where the settings do not work."""
     begin = {"settings": asdict(settings), "target": TUNED_AT}
     tag = hashlib.sha256(json.dumps(begin, sort_keys=True).encode()).hexdigest()[:12]
 
     def work() -> Cell:
-        print(f"{world.cells.model:15s} {name:16s} tuning  {_choices(settings)}", flush=True)
+        print(f"{benchmark.cells.model:15s} {name:16s} tuning  {_choices(settings)}", flush=True)
         coded = encode_peer(model, settings, TUNED_AT)
-        return {"bpw": coded.bpw, "selection_kl": compare(world.selection, coded.params, coded.arch).kl_mean}
+        return {"bpw": coded.bpw, "selection_kl": compare(benchmark.selection, coded.params, coded.arch).kl_mean}
 
-    coordinates = "rotated" if model is not world.model else "plain"
+    coordinates = "rotated" if model is not benchmark.model else "plain"
     try:
-        return world.cells.remembered(f"select--{coordinates}--{tag}", begin, work)["selection_kl"]
+        return benchmark.cells.remembered(f"select--{coordinates}--{tag}", begin, work)["selection_kl"]
     except ForeignCellError:
         raise
     except Exception as error:  # one choice that breaks must not cost the others
-        print(f"{world.cells.model:15s} {name:16s} cannot be tuned with {_choices(settings)}: {error}", flush=True)
+        print(f"{benchmark.cells.model:15s} {name:16s} cannot be tuned with {_choices(settings)}: {error}", flush=True)
         return math.inf
 
 
@@ -121,14 +120,14 @@ def _choices(settings: PeerSettings) -> str:
     return "  ".join(f"{k} {v}" for k, v in asdict(settings).items() if k not in ("method", "tables", "steps"))
 
 
-def _peer(name: str, model: Model, settings: PeerSettings, target: float) -> Coded:
+def _peer(name: str, model: Model, settings: PeerSettings, target: float) -> DecodedModel:
     coded = encode_peer(model, settings, target)
     if name not in PER_COLUMN:
         return coded
     return coded._replace(more={"also": {PER_COLUMN[name]: coded.more["per_column"]}})
 
 
-def _nncodec(model: Model, python: str, steps: str, target: float) -> Coded:
+def _nncodec(model: Model, python: str, steps: str, target: float) -> DecodedModel:
     return encode_nncodec(model, target, python, steps)
 
 
@@ -142,7 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not python:
         print(f"nncodec: not installed in {args.nncodec_python}")
     names = names_of(python, args.finetune)
-    return run_table(args, names, lambda world: curves_of(world, python, args.finetune), summary, summary_lines)
+
+    def variants(benchmark: Benchmark) -> Iterator[ArmVariant]:
+        return arm_variants(benchmark, python, args.finetune)
+
+    return run_table(args, names, variants, summary, summary_lines)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from optimizers.equal_distortion import (
 )
 from optimizers.spectra import Spectra, chance_gain
 from outputs import check_new, exit_code, write_json
-from peers.world import model_and_text
+from peers.benchmark import model_and_text
 
 from rdopt.calibration.subject import corpus_moments, open_subject
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes

@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.model import Key, Model, PeerSettings
-from peers.peer_file import entropy_bits
-from peers.watersic import Problem, Shrink, cancel, make_problem, step_at_rate
+from peers.model import Key, Model
+from peers.peer_file import index_entropy_bits
+from peers.settings import PeerSettings
+from peers.watersic import GainRule, WeightedMatrix, cancel, high_rate_step, weighted_matrix
 from rdopt.checkpoint.families import INPUT_OF
 from rdopt.codec.grids.steps import damped_cholesky
 from rdopt.encode.quantize import coded_matrices
 
-StepOf = Callable[[Key, Problem, float], float]
+StepOf = Callable[[Key, WeightedMatrix, float], float]
 _RATE_TOLERANCE, _RATE_TRIALS = 0.01, 8
 _SCALE_BITS = 16  # what the WaterSIC paper counts for a row and for a column
 
@@ -49,9 +50,9 @@ def watersic_steps(model: Model, settings: PeerSettings) -> StepOf:
     for layer, name in coded_matrices(model.arch.num_layers):
         W, sigma = model.params["blocks"][name][layer], model.moments.sigma[INPUT_OF[name]][layer]
         logs[layer, name] = -0.5 * math.log2(float(np.mean(model.moments.diag_G(name, layer))))
-        centre.append(math.log2(step_at_rate(make_problem(W, sigma, settings.damping), 0.0)) - logs[layer, name])
+        centre.append(math.log2(high_rate_step(weighted_matrix(W, sigma, settings.damping), 0.0)) - logs[layer, name])
     shift = float(np.mean(centre))  # on the steps of equal rate, so that the lead stays near 2^-rate
-    return lambda key, problem, lead: lead * 2.0 ** (logs[key] + shift)
+    return lambda key, matrix, lead: lead * 2.0 ** (logs[key] + shift)
 
 
 class _EqualRate:
@@ -60,20 +61,20 @@ class _EqualRate:
     Remembers how far each matrix lay from the high-resolution formula, so that a search over rates starts close.
     """
 
-    def __init__(self, shrink: Shrink) -> None:
-        self._shrink: Shrink = shrink
+    def __init__(self, gains: GainRule) -> None:
+        self._gains: GainRule = gains
         self._offset: dict[Key, float] = {}
 
-    def __call__(self, key: Key, problem: Problem, lead: float) -> float:
-        rows = len(problem.W)
-        entries = rows * len(problem.live)
-        wanted = (-math.log2(lead) * entries - _SCALE_BITS * (rows + len(problem.live))) / entries
-        formula = math.log2(step_at_rate(problem, wanted))
+    def __call__(self, key: Key, matrix: WeightedMatrix, lead: float) -> float:
+        rows = len(matrix.W)
+        entries = rows * len(matrix.live)
+        wanted = (-math.log2(lead) * entries - _SCALE_BITS * (rows + len(matrix.live))) / entries
+        formula = math.log2(high_rate_step(matrix, wanted))
         log_c, slope = formula + self._offset.get(key, 0.0), -1.0
         last: tuple[float, float] | None = None
         for _ in range(_RATE_TRIALS):
-            z, _, _ = cancel(problem, 2.0**log_c, self._shrink)
-            miss = entropy_bits(z, "matrix") / entries - wanted
+            z, _, _ = cancel(matrix, 2.0**log_c, self._gains)
+            miss = index_entropy_bits(z, "matrix") / entries - wanted
             if abs(miss) < _RATE_TOLERANCE:
                 break
             if last is not None and log_c != last[0]:

@@ -1,7 +1,13 @@
 """A whole model through a peer: quantization, the file, and the weights that the file holds.
 
 One number leads: the search moves it until the file has the wanted bits/weight. How it sets the step of every matrix
-is in `allocation`, what a matrix knows of the quantized ones before it in `prefix`.
+is in `peers.allocation`.
+
+Matrices are quantized alone, or one by one in the order of the computation, each behind what is already quantized:
+GPTQ's reference code measures the second moments S^ of a block on the activations of the quantized blocks before it;
+WaterSIC (2603.04956; its options "qronos" and "residual_compensation") also moves the targets, so that they undo the
+drift of the inputs and of the residual stream (`rdopt.encode.drift`). The search for a mixture of both moments and the
+attention-weighted moments of its authors are left out.
 """
 
 import math
@@ -13,15 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from peers.allocation import relative_steps, watersic_steps
-from peers.gptq import gptq
-from peers.model import Coded, Key, Model, Moment, PeerSettings, Weights, with_matrices
-from peers.peer_file import Packed, PeerMatrix, pack, unpack
-from peers.prefix import quantize_behind_prefix
-from peers.rtn import row_rms, rtn
-from peers.scales import COARSE, FINE, snap
-from peers.watersic import make_problem, watersic
-from rdopt.checkpoint.families import INPUT_OF, coded_weights
-from rdopt.encode.quantize import coded_matrices
+from peers.gptq import gptq, row_rms, rtn
+from peers.model import DecodedModel, Key, Model, Moment, Weights, with_matrices
+from peers.peer_file import COARSE_SCALES, FINE_SCALES, PeerFile, PeerMatrix, pack_peer, snap_scales, unpack_peer
+from peers.settings import PeerSettings
+from peers.watersic import watersic, weighted_matrix
+from rdopt.checkpoint.families import INPUT_OF, MATRICES_OF, coded_weights
+from rdopt.encode.drift import Prefix
+from rdopt.encode.quantize import coded_matrices, input_groups
 from rdopt.encode.target import search_step, size_goal
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.gauges import fold, fold_moments
@@ -32,7 +37,11 @@ SEARCH_AIM, PREFIX_AIM, PREFIX_TOLERANCE = 0.015, 0.05, 0.1
 _GAUSSIAN = math.sqrt(2 * math.pi * math.e)
 
 
-class Method(NamedTuple):
+# From a matrix, its target and the second moment of its input to indices and scales.
+Quantize = Callable[[Key, Weights, Moment], PeerMatrix]
+
+
+class PeerMethod(NamedTuple):
     """A peer made ready for a model.
 
     Attributes:
@@ -48,12 +57,12 @@ class Method(NamedTuple):
     start: float
 
 
-class File(NamedTuple):
+class SizeTrial(NamedTuple):
     """A trial of the search."""
 
     lead: float
     matrices: list[PeerMatrix]
-    packed: Packed
+    packed: PeerFile
 
 
 def hadamard_model(model: Model, seed: int = 0) -> Model:
@@ -67,7 +76,7 @@ def hadamard_model(model: Model, seed: int = 0) -> Model:
     return model._replace(params=params, arch=arch, moments=moments)
 
 
-def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> Coded:
+def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> DecodedModel:
     """The file of a model at a wanted size, and what a decoder gets from it.
 
     Args:
@@ -85,29 +94,29 @@ def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> Code
     method = {"rtn": uniform, "gptq": uniform, "watersic": interference_cancellation}[settings.method](model, settings)
     weights, goal = coded_weights(model.arch), size_goal(target_bpw)
 
-    def file_at(lead: float, behind: bool) -> File:
-        found = _behind_prefix(model, settings, method, lead) if behind else quantize_alone(model, method, lead)
-        matrices = [found[k] for k in keys]
-        return File(lead, matrices, pack(matrices, method.base(lead), method.density, settings.tables))
+    def file_at(lead: float, behind: bool) -> SizeTrial:
+        quantized = _behind_prefix(model, settings, method, lead) if behind else quantize_alone(model, method, lead)
+        matrices = [quantized[k] for k in keys]
+        return SizeTrial(lead, matrices, pack_peer(matrices, method.base(lead), method.density, settings.tables))
 
-    def bpw(found: File) -> float:
-        return 8 * len(found.packed.data) / weights
+    def bpw(trial: SizeTrial) -> float:
+        return 8 * len(trial.packed.data) / weights
 
     start = 2.0**-target_bpw * method.start
     file = search_step(partial(file_at, behind=False), bpw, goal._replace(aim=SEARCH_AIM), start)
     if settings.prefix != "none":  # which costs much time and changes the size little
         near = goal._replace(aim=PREFIX_AIM, tolerance=PREFIX_TOLERANCE)
         file = search_step(partial(file_at, behind=True), bpw, near, file.lead)
-    decoded = unpack(file.packed.data, [model.params["blocks"][name][layer].shape for layer, name in keys])
+    decoded = unpack_peer(file.packed.data, [model.params["blocks"][name][layer].shape for layer, name in keys])
     params = with_matrices(model.params, dict(zip(keys, decoded, strict=True)))
     more = {}
     if settings.tables == "pooled":  # the same codes with the other tables: a second arm for nothing
-        other = pack(file.matrices, method.base(file.lead), method.density, "per-column")
+        other = pack_peer(file.matrices, method.base(file.lead), method.density, "per-column")
         more["per_column"] = {"bpw": 8 * len(other.data) / weights, "bpw_ideal": other.ideal_bits / weights}
-    return Coded(bpw(file), file.packed.ideal_bits / weights, params, model.arch, more)
+    return DecodedModel(bpw(file), file.packed.ideal_bits / weights, params, model.arch, more)
 
 
-def quantize_alone(model: Model, method: Method, lead: float) -> dict[Key, PeerMatrix]:
+def quantize_alone(model: Model, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
     """All matrices with the original model's inputs."""
     keys = list(coded_matrices(model.arch.num_layers))
 
@@ -119,18 +128,48 @@ def quantize_alone(model: Model, method: Method, lead: float) -> dict[Key, PeerM
         return dict(zip(keys, threads.map(one, keys), strict=True))
 
 
-def _behind_prefix(model: Model, settings: PeerSettings, method: Method, lead: float) -> dict[Key, PeerMatrix]:
+def _behind_prefix(model: Model, settings: PeerSettings, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
     return quantize_behind_prefix(model, settings, method.base(lead), partial(method.quantize, lead))
 
 
-def uniform(model: Model, settings: PeerSettings) -> Method:
+def quantize_behind_prefix(
+    model: Model, settings: PeerSettings, base: float, quantize: Quantize
+) -> dict[Key, PeerMatrix]:
+    """All coded matrices, each with the inputs of the model quantized so far.
+
+    Args:
+        model: coordinates, calibration sequences.
+        settings: prefix "inputs" keeps the weights as targets, "drift" moves them; damping.
+        base: factor of all weights.
+        quantize: one matrix.
+    """
+    prefix = Prefix(model.params, model.arch, model.tokens, settings.damping)
+    quantized: dict[Key, PeerMatrix] = {}
+    done: dict[str, np.ndarray] = {}
+    for layer, group in input_groups(model.arch.num_layers):
+        names = MATRICES_OF[group]
+        sums = prefix.sums(layer, group, done)
+        if settings.prefix == "drift":
+            targets = prefix.targets_of(sums, layer, group)
+        else:
+            targets = {name: model.params["blocks"][name][layer] for name in names}
+        for name in names:
+            z, row, col = quantized[layer, name] = quantize((layer, name), targets[name], sums.S)
+            done[name] = (z * np.outer(row, base * col)).astype(np.float32)
+        if group == "down":
+            prefix.advance(layer, done)
+            done = {}
+    return quantized
+
+
+def uniform(model: Model, settings: PeerSettings) -> PeerMethod:
     """RTN and GPTQ: one step a row, the lead times a shape that is fixed beforehand."""
     relative = relative_steps(model, settings) if settings.steps == "sensitivity" else None
 
     @cache
     def shape(key: Key) -> np.ndarray:
         rms = row_rms(model.params["blocks"][key[1]][key[0]], settings.rows)
-        return snap(rms if relative is None else relative[key] * rms / np.sqrt(np.mean(rms**2)))
+        return snap_scales(rms if relative is None else relative[key] * rms / np.sqrt(np.mean(rms**2)))
 
     def base(lead: float) -> float:
         return float(np.float32(lead))
@@ -143,17 +182,17 @@ def uniform(model: Model, settings: PeerSettings) -> Method:
             z = gptq(W, sigma, step, damping=settings.damping, order=settings.order)
         return PeerMatrix(z, shape(key), np.ones(W.shape[1]))
 
-    return Method(base, quantize, COARSE, _GAUSSIAN)
+    return PeerMethod(base, quantize, COARSE_SCALES, _GAUSSIAN)
 
 
-def interference_cancellation(model: Model, settings: PeerSettings) -> Method:
+def interference_cancellation(model: Model, settings: PeerSettings) -> PeerMethod:
     """WaterSIC: a step per column; its fitted scales are rounded to the file's grid here."""
     step = watersic_steps(model, settings)
-    density = COARSE if settings.shrink == "none" else FINE
+    density = COARSE_SCALES if settings.shrink == "none" else FINE_SCALES
 
     def quantize(lead: float, key: Key, W: Weights, sigma: Moment) -> PeerMatrix:
-        problem = make_problem(W, sigma, settings.damping)
-        z, row, col = watersic(problem, step(key, problem, lead), settings.shrink)
-        return PeerMatrix(z, snap(row, density), snap(col, density))
+        matrix = weighted_matrix(W, sigma, settings.damping)
+        z, row, col = watersic(matrix, step(key, matrix, lead), settings.shrink)
+        return PeerMatrix(z, snap_scales(row, density), snap_scales(col, density))
 
-    return Method(lambda lead: 1.0, quantize, density, 1.0)
+    return PeerMethod(lambda lead: 1.0, quantize, density, 1.0)

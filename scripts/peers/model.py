@@ -1,16 +1,11 @@
-"""What a peer gets and gives: a model in some coordinates, the settings of a method, and the decoded model."""
+"""What a method gets and gives: a model in some coordinates, and the decoded model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from peers.gptq import Order
-from peers.peer_file import Tables
-from peers.rtn import Rows
-from peers.watersic import Shrink
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import Architecture
 from rdopt.operator.params import Params
@@ -18,28 +13,6 @@ from rdopt.operator.params import Params
 Key = tuple[int, str]
 Weights = Float[np.ndarray, "out in"]
 Moment = Float[np.ndarray, "in in"]
-Matrices = Mapping[str, Float[np.ndarray, "_ _"]]  # of unlike shapes
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerSettings:
-    """One peer method and its settings."""
-
-    method: Literal["rtn", "gptq", "watersic"]
-    damping: float = 0.0
-    """Share of the mean diagonal added to the second moments (RTN reads none)."""
-    rows: Rows = "row"
-    """RTN, GPTQ: steps follow the rms of the row or of the matrix."""
-    order: Order = "given"
-    """GPTQ: order of the columns."""
-    shrink: Shrink = "rescaled"
-    """WaterSIC: which gains."""
-    prefix: Literal["none", "inputs", "drift"] = "none"
-    """Quantize block by block with the inputs of the model quantized so far, or aim at what the original gives too."""
-    tables: Tables = "any"
-    """Entropy coding."""
-    steps: Literal["published", "sensitivity"] = "published"
-    """Whose allocation across matrices."""
 
 
 class Model(NamedTuple):
@@ -51,7 +24,7 @@ class Model(NamedTuple):
     tokens: Int[np.ndarray, "n length"]
 
 
-class Coded(NamedTuple):
+class DecodedModel(NamedTuple):
     """What a method made of a model.
 
     Attributes:

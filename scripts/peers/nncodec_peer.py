@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from peers.allocation import relative_steps
-from peers.model import Coded, Key, Model, PeerSettings, with_matrices
+from peers.model import DecodedModel, Key, Model, with_matrices
+from peers.settings import PeerSettings
 from rdopt.checkpoint.families import coded_weights
 from rdopt.encode.quantize import coded_matrices
 
@@ -61,12 +62,12 @@ def nncodec_round_trip(
         done = subprocess.run([python, "-c", _WORKER], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"nncodec in {python} failed: {done.stderr[-500:]}")
-        with np.load(Path(folder) / "out.npz") as found:
-            decoded = {k: found[k].astype(np.float32) for k in matrices}
+        with np.load(Path(folder) / "out.npz") as arrays:
+            decoded = {k: arrays[k].astype(np.float32) for k in matrices}
         return (Path(folder) / "out.nnc").stat().st_size, decoded
 
 
-def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "published") -> Coded:
+def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "published") -> DecodedModel:
     """The bitstream whose bits/weight are closest to the target; qp is an integer, so it is met to an eighth of a bit.
 
     Args:
@@ -99,4 +100,4 @@ def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "p
     best = min(tried, key=lambda q: abs(tried[q][0] - target_bpw))
     size, decoded = tried[best]
     params = with_matrices(model.params, dict(zip(keys, decoded.values(), strict=True)))
-    return Coded(size, size, params, model.arch)
+    return DecodedModel(size, size, params, model.arch)

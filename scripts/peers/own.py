@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from peers.model import Coded, Model
-from peers.world import World
+from peers.benchmark import Benchmark
+from peers.model import DecodedModel, Model
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import encode_at_step
 from rdopt.config.schema import EncodeConfig
@@ -18,11 +18,11 @@ _TRIALS = 3
 _LAM = 50.0
 
 
-def encode_own(world: World, model: Model, encode: EncodeConfig, target_bpw: float) -> Coded:
+def encode_own(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float) -> DecodedModel:
     """The file of rdopt near a wanted size, decoded.
 
     Args:
-        world: whose model it is.
+        benchmark: whose model it is.
         model: the same in the coordinates that are coded.
         encode: settings without a size.
         target_bpw: bits/weight in file bytes.
@@ -30,33 +30,33 @@ def encode_own(world: World, model: Model, encode: EncodeConfig, target_bpw: flo
     Raises:
         UserError: the size cannot be reached.
     """
-    c = scalar_step(world, model, encode, target_bpw)
+    c = scalar_base_step(benchmark, model, encode, target_bpw)
     if encode.grid == "trellis":
-        c = trellis_step(world, model, encode, target_bpw, c)
-    source = aligned_source(world.subject, *model[:3], encode, tokens=model.tokens)
+        c = trellis_base_step(benchmark, model, encode, target_bpw, c)
+    source = aligned_source(benchmark.subject, *model[:3], encode, tokens=model.tokens)
     encoded = encode_at_step(source, c, encode)
     if encode.finetune:
-        encoded, _ = finetune_file(source, encoded, encode, Judge(world.selection, world.calibration))
-    decoded = decode_model(encoded.data, world.cells.model)
+        encoded, _ = finetune_file(source, encoded, encode, Judge(benchmark.selection, benchmark.calibration))
+    decoded = decode_model(encoded.data, benchmark.cells.model)
     weights = params_from_tensors(decoded.tensors, decoded.arch)
     parts = {"bits": {name: bits / source.weights for name, bits in encoded.bits.items()}}
-    return Coded(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, parts)
+    return DecodedModel(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, parts)
 
 
-def scalar_step(world: World, model: Model, encode: EncodeConfig, target_bpw: float) -> float:
+def scalar_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float) -> float:
     """The base step at which a scalar grid has the wanted size: exact for scalar grids, close for the trellis."""
     scalar = replace(encode, grid="round" if encode.grid == "round" else "feedback")
-    source = aligned_source(world.subject, *model[:3], scalar)
+    source = aligned_source(benchmark.subject, *model[:3], scalar)
     start = base_step(_LAM, source.weights)
     return search_step(
-        lambda c: encode_at_step(source, c, scalar), lambda found: found.bpw(source), size_goal(target_bpw), start
+        lambda c: encode_at_step(source, c, scalar), lambda encoded: encoded.bpw(source), size_goal(target_bpw), start
     ).c
 
 
-def trellis_step(world: World, model: Model, encode: EncodeConfig, target_bpw: float, c: float) -> float:
+def trellis_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float, c: float) -> float:
     """The base step near the wanted size with few states and no drift, which change the size little; from c."""
     quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
-    source = aligned_source(world.subject, *model[:3], quick)
+    source = aligned_source(benchmark.subject, *model[:3], quick)
     for _ in range(_TRIALS):
         miss = encode_at_step(source, c, quick).bpw(source) - target_bpw
         c *= 2.0**miss  # a bit is an octave of steps

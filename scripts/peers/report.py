@@ -15,8 +15,8 @@ from rdopt.sweep.curves import Curve, bd_rate, saved_bits, saved_bits_with_error
 Cell = dict[str, Any]
 Name = tuple[str, str]
 PUBLISHED, TUNED, TUNED_ALLOCATED = "published", "tuned", "tuned+allocation"
-COMPARED_AT = (2.0, 2.5, 3.0, 3.5, 4.0)
-OWN = "rdopt"
+_COMPARED_AT = (2.0, 2.5, 3.0, 3.5, 4.0)
+OWN_ARM = "rdopt"
 
 
 def row(cell: Cell) -> str:
@@ -45,14 +45,14 @@ def curves(cells: Sequence[Cell], bits: str) -> dict[Name, Curve]:
 
 
 def best_of(
-    found: dict[Name, Curve], than: Name, allowed: Sequence[str]
+    arms: dict[Name, Curve], than: Name, allowed: Sequence[str]
 ) -> Name | None:
     """The peer that needs the fewest bits at equal KL, averaged over the sizes that all have in common with `than`.
 
     Never `than` itself; None without a common size.
     """
-    others = [name for name in found if name != than and not name[0].startswith(OWN) and name[1] in allowed]
-    saved = {name: [_saved(found[than], found[name], at) for at in COMPARED_AT] for name in others}
+    others = [name for name in arms if name != than and not name[0].startswith(OWN_ARM) and name[1] in allowed]
+    saved = {name: [_saved(arms[than], arms[name], at) for at in _COMPARED_AT] for name in others}
     saved = {name: gains for name, gains in saved.items() if not np.all(np.isnan(gains))}
     if not saved:
         return None
@@ -100,7 +100,7 @@ def summary(cells: Sequence[Cell], floor: float, *, resamples: int = 400) -> lis
             "saved_bits": {label: _gains(real[b], real[name]) for label, b in known.items()},
             "saved_bits_ideal": {label: _gains(ideal[b], ideal[name]) for label, b in known.items()},
         })
-        if name[0].startswith(OWN):
+        if name[0].startswith(OWN_ARM):
             rows[-1]["standard_errors"] = {
                 label: _errors(real[b], real[name], gains, resamples)
                 for (label, b), gains in zip(known.items(), rows[-1]["saved_bits"].values(), strict=True)
@@ -109,7 +109,7 @@ def summary(cells: Sequence[Cell], floor: float, *, resamples: int = 400) -> lis
 
 
 def _gains(baseline: Curve, arm: Curve) -> dict[str, float]:
-    gains = {f"{at:g}": _saved(baseline, arm, at) for at in COMPARED_AT}
+    gains = {f"{at:g}": _saved(baseline, arm, at) for at in _COMPARED_AT}
     return {at: gain for at, gain in gains.items() if not math.isnan(gain)}
 
 

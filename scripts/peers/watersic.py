@@ -11,8 +11,8 @@ output error of t_i z_ij alpha_j g_j alternately, until it changes by less than 
 for every matrix (their controller passes what one leaves over to the next; here every matrix meets the rate itself);
 the rate is the entropy of all indices of a matrix plus 16 bits a row and a column.
 
-Drift of the inputs after Qronos and residual compensation are in `prefix`. Left out: attention-weighted moments, the
-search for a mixture of the moments, rows zeroed by hand, and finetuning.
+Drift of the inputs after Qronos and residual compensation are in `peers.encode`. Left out: attention-weighted moments,
+the search for a mixture of the moments, rows zeroed by hand, and finetuning.
 """
 
 from typing import Literal, NamedTuple
@@ -20,17 +20,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from peers.scales import COARSE, snap
+from peers.peer_file import PeerMatrix, snap_scales
 from rdopt.config.errors import UserError
 
-Shrink = Literal["rescaled", "lmmse", "none"]
-PUBLISHED_DAMPING, DEAD = 1e-4, 1e-3
-BLOCK = 32  # columns updated at once; the result does not depend on it
+GainRule = Literal["rescaled", "lmmse", "none"]
+WATERSIC_DAMPING, DEAD_INPUT = 1e-4, 1e-3  # published
+_BLOCK = 32  # columns updated at once; the result does not depend on it
 _ROUNDS, _TOLERANCE, _RIDGE = 1000, 3e-4, 1e-8
 _GAIN_RANGE = (-0.1, 1.5)
 
 
-class Problem(NamedTuple):
+class WeightedMatrix(NamedTuple):
     """A matrix and its metric, dead inputs removed.
 
     Attributes:
@@ -46,70 +46,62 @@ class Problem(NamedTuple):
     live: Bool[np.ndarray, " in"]
 
 
-class Scaled(NamedTuple):
-    """W ~ row_i z_ij col_j: indices and their positive scales (0 where an index row or column is zero)."""
-
-    z: Int[np.ndarray, "out in"]
-    row: Float[np.ndarray, " out"]
-    col: Float[np.ndarray, " in"]
-
-
-def make_problem(
-    W: Float[np.ndarray, "out in"], sigma: Float[np.ndarray, "in in"], damping: float = PUBLISHED_DAMPING
-) -> Problem:
+def weighted_matrix(
+    W: Float[np.ndarray, "out in"], sigma: Float[np.ndarray, "in in"], damping: float = WATERSIC_DAMPING
+) -> WeightedMatrix:
     """Removes dead inputs and factors the damped moments.
 
     Raises:
         UserError: the damped moments are singular.
     """
     diag = np.diagonal(sigma)
-    live = (diag > 0) & (diag >= DEAD * np.median(diag))
+    live = (diag > 0) & (diag >= DEAD_INPUT * np.median(diag))
     S = np.asarray(sigma, np.float64)[np.ix_(live, live)]
     try:
         L = np.linalg.cholesky(S + damping * np.mean(np.diagonal(S)) * np.eye(len(S)))
     except np.linalg.LinAlgError as error:
         raise UserError("WaterSIC needs positive second moments; raise its damping (1e-4 is published).") from error
-    return Problem(np.asarray(W, np.float64)[:, live], S, L, live)
+    return WeightedMatrix(np.asarray(W, np.float64)[:, live], S, L, live)
 
 
-def step_at_rate(problem: Problem, rate: float) -> float:
+def high_rate_step(matrix: WeightedMatrix, rate: float) -> float:
     """c that gives `rate` bits/weight at high resolution: mean_j log2 sqrt(12 E[W_j^2] L_jj^2) - rate octaves."""
-    power = np.mean(problem.W**2, axis=0) * np.diagonal(problem.L) ** 2
+    power = np.mean(matrix.W**2, axis=0) * np.diagonal(matrix.L) ** 2
     logs = np.log2(12 * power[power > 0])
     return float(np.exp2(np.mean(logs) / 2 - rate)) if len(logs) else 1.0
 
 
 def cancel(
-    problem: Problem, c: float, shrink: Shrink
+    matrix: WeightedMatrix, c: float, gains: GainRule
 ) -> tuple[Int[np.ndarray, "out live"], Float[np.ndarray, " live"], Float[np.ndarray, " live"]]:
     """Successive interference cancellation: indices, column steps alpha (on the file's grid) and gains gamma."""
-    L = problem.L
-    alpha = snap(c / np.diagonal(L), COARSE)
+    L = matrix.L
+    alpha = snap_scales(c / np.diagonal(L))
     step = alpha * np.diagonal(L)
-    Y = problem.W @ L
+    Y = matrix.W @ L
     z, gamma = np.zeros(Y.shape, np.int32), np.ones(Y.shape[1])
-    for high in range(Y.shape[1], 0, -BLOCK):
-        low = max(high - BLOCK, 0)
+    for high in range(Y.shape[1], 0, -_BLOCK):
+        low = max(high - _BLOCK, 0)
         for j in range(high - 1, low - 1, -1):
-            found = np.rint(Y[:, j] / step[j])
-            z[:, j] = found
-            energy = float(found @ found)
-            if shrink != "none":
-                gamma[j] = float(found @ Y[:, j]) / (step[j] * energy) if energy > 0 else 0.0
+            rounded = np.rint(Y[:, j] / step[j])
+            z[:, j] = rounded
+            energy = float(rounded @ rounded)
+            if gains != "none":
+                gamma[j] = float(rounded @ Y[:, j]) / (step[j] * energy) if energy > 0 else 0.0
             if energy > 0:
-                Y[:, low:j] -= np.outer(found, gamma[j] * alpha[j] * L[j, low:j])
+                Y[:, low:j] -= np.outer(rounded, gamma[j] * alpha[j] * L[j, low:j])
         Y[:, :low] -= (z[:, low:high] * (gamma * alpha)[low:high]) @ L[low:high, :low]
     return z, alpha, gamma
 
 
 def rescale(
-    problem: Problem, unscaled: Float[np.ndarray, "out live"], gamma: Float[np.ndarray, " live"]
+    matrix: WeightedMatrix, unscaled: Float[np.ndarray, "out live"], gamma: Float[np.ndarray, " live"]
 ) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " live"]]:
     """Row scales t and column scales g of least output error tr((W - t V g) S (W - t V g)^T), V the unscaled fit.
 
     Alternating least squares: g solves (S o V^T t^2 V) g = diag(V^T t W S), then t_i is a ratio of row products.
     """
-    W, S, V = problem.W, problem.sigma, unscaled
+    W, S, V = matrix.W, matrix.sigma, unscaled
     WS, t, g = W @ S, np.ones(len(W)), gamma.copy()
     total = float(np.sum(WS * W))
 
@@ -135,23 +127,23 @@ def rescale(
     return t, g
 
 
-def watersic(problem: Problem, c: float, shrink: Shrink = "rescaled") -> Scaled:
+def watersic(matrix: WeightedMatrix, c: float, gains: GainRule = "rescaled") -> PeerMatrix:
     """Quantizes a matrix at the step c.
 
     Args:
-        problem: of `make_problem`.
+        matrix: of `weighted_matrix`.
         c: step of every column in the metric of its input.
-        shrink: "rescaled", as published; "lmmse" stops before the rescalers; "none" leaves out every gain.
+        gains: "rescaled", as published; "lmmse" stops before the rescalers; "none" leaves out every gain.
 
     Returns:
         indices and scales of the whole matrix, dead columns zero; signs of negative scales are moved into the
         indices, which the file codes with equal odds for both.
     """
-    z, alpha, gamma = cancel(problem, c, shrink)
+    z, alpha, gamma = cancel(matrix, c, gains)
     t, g = np.ones(len(z)), gamma
-    if shrink == "rescaled":
-        t, g = rescale(problem, z * alpha, gamma)
+    if gains == "rescaled":
+        t, g = rescale(matrix, z * alpha, gamma)
     z = z * np.where(t < 0, -1, 1)[:, None] * np.where(g < 0, -1, 1) * ((t != 0)[:, None] & (g != 0))
-    out, col = np.zeros((len(z), len(problem.live)), np.int32), np.zeros(len(problem.live))
-    out[:, problem.live], col[problem.live] = z, np.abs(alpha * g)
-    return Scaled(out, np.abs(t), col)
+    out, col = np.zeros((len(z), len(matrix.live)), np.int32), np.zeros(len(matrix.live))
+    out[:, matrix.live], col[matrix.live] = z, np.abs(alpha * g)
+    return PeerMatrix(out, np.abs(t), col)

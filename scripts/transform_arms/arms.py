@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from peers.model import Coded
-from peers.world import World
+from peers.benchmark import Benchmark
+from peers.model import DecodedModel
 
 from rdopt.align.candidates import relaxed_terms
 from rdopt.align.learn import learn
@@ -92,13 +92,13 @@ class Arms:
     """The arms of one model.
 
     Args:
-        world: the model, its moments and its text.
+        benchmark: the model, its moments and its text.
         encode: the encoder of all files.
         steps: of every training.
     """
 
-    def __init__(self, world: World, encode: EncodeConfig, steps: int) -> None:
-        self._world, self._encode, self._steps = world, encode, steps
+    def __init__(self, benchmark: Benchmark, encode: EncodeConfig, steps: int) -> None:
+        self._world, self._encode, self._steps = benchmark, encode, steps
         self._criteria: dict[str, Found] = {}
 
     @cached_property
@@ -111,14 +111,14 @@ class Arms:
         """All arms, in the order of the table."""
         return [*FIXED, *CRITERIA, *LEARNED]
 
-    def code(self, name: str, lam: float) -> Coded:
+    def code(self, name: str, lam: float) -> DecodedModel:
         """The file of an arm at a slope, decoded, with what its coordinates cost relaxed and hard."""
-        world, found = self._world, self.find(name, lam)
-        subject, moments = world.subject, world.model.moments
+        benchmark, found = self._world, self.find(name, lam)
+        subject, moments = benchmark.subject, benchmark.model.moments
         params, arch = fold(subject.params, subject.arch, found.gauges)
         folded = fold_moments(moments, subject.params, subject.arch, found.gauges)
         source = aligned_source(
-            subject, params, arch, folded, self._encode, tokens=world.model.tokens, stored=found.stored
+            subject, params, arch, folded, self._encode, tokens=benchmark.model.tokens, stored=found.stored
         )
         encoded = encode_model(source, lam, self._encode)
         decoded = decode_model(encoded.data, name)
@@ -132,7 +132,7 @@ class Arms:
             **found.facts,
         }
         weights = params_from_tensors(decoded.tensors, decoded.arch)
-        return Coded(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, facts)
+        return DecodedModel(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, facts)
 
     def _relaxed(self, lam: float, found: Found) -> Mapping[str, float] | None:
         """R and D by the analytic rate, of coordinates without stored rotations."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers.cells import Cells, Clock, ForeignCellError
+from peers.benchmark import Cells, ForeignCellError, model_and_text
 from peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, best_of, curves, row, summary, summary_lines
-from peers.world import model_and_text
+from peers.table import Clock
 from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.config.errors import UserError

@@ -12,16 +12,30 @@ from conftest import synthetic_moments
 from hypothesis import given
 from hypothesis import strategies as st
 from peers.allocation import relative_steps
-from peers.encode import encode_peer, hadamard_model, interference_cancellation, quantize_alone
-from peers.gptq import gptq, inverse_factor
-from peers.model import Model, PeerSettings
+from peers.encode import (
+    encode_peer,
+    hadamard_model,
+    interference_cancellation,
+    quantize_alone,
+    quantize_behind_prefix,
+)
+from peers.gptq import gptq, inverse_factor, row_rms, rtn
+from peers.model import Model
 from peers.nncodec_peer import encode_nncodec, has_nncodec
-from peers.peer_file import PeerMatrix, Tables, entropy_bits, pack, unpack
-from peers.prefix import quantize_behind_prefix
-from peers.rtn import row_rms, rtn
-from peers.scales import COARSE, FINE, exp_scales, log_scales, snap
-from peers.tuning import CHOICES, tune
-from peers.watersic import cancel, make_problem, rescale, step_at_rate, watersic
+from peers.peer_file import (
+    COARSE_SCALES,
+    FINE_SCALES,
+    AllowedTables,
+    PeerMatrix,
+    exp_scales,
+    index_entropy_bits,
+    log_scales,
+    pack_peer,
+    snap_scales,
+    unpack_peer,
+)
+from peers.settings import TUNED_CHOICES, PeerSettings, tune
+from peers.watersic import cancel, high_rate_step, rescale, watersic, weighted_matrix
 
 from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF
@@ -108,7 +122,7 @@ def test_a_column_that_no_input_reaches_becomes_zero(method: str):
     W, sigma = gaussian(7, 6, 10), correlated(7, 10)
     sigma[3], sigma[:, 3] = 0, 0
     live = np.arange(10) != 3
-    z = gptq(W, sigma, np.full(6, 0.4)) if method == "gptq" else watersic(make_problem(W, sigma), 0.4).z
+    z = gptq(W, sigma, np.full(6, 0.4)) if method == "gptq" else watersic(weighted_matrix(W, sigma), 0.4).z
     assert not z[:, 3].any()
     assert z[:, live].any()
 
@@ -118,16 +132,16 @@ def test_a_column_that_no_input_reaches_becomes_zero(method: str):
 
 def test_watersic_without_gains_is_feedback_with_the_column_steps_c_over_L():
     W, sigma = gaussian(8, 7, 75), correlated(8, 75)
-    problem = make_problem(W, sigma)
+    problem = weighted_matrix(W, sigma)
     found = watersic(problem, 0.7, "none")
     L = damped_cholesky(sigma, 1e-4)
-    assert found.col == pytest.approx(snap(0.7 / np.diagonal(L)))
+    assert found.col == pytest.approx(snap_scales(0.7 / np.diagonal(L)))
     assert np.array_equal(found.z, quantize_feedback(W, L, np.ones(7), found.col))
 
 
 def test_gains_leave_an_error_orthogonal_to_the_indices_of_every_column():
     W, sigma = gaussian(9, 40, 70), correlated(9, 70)
-    problem = make_problem(W, sigma)
+    problem = weighted_matrix(W, sigma)
     z, alpha, gamma = cancel(problem, 2.0, "lmmse")
     E = (W - z * alpha * gamma) @ problem.L
     assert np.sum(z * E, axis=0) == pytest.approx(np.zeros(70), abs=1e-9)
@@ -135,7 +149,7 @@ def test_gains_leave_an_error_orthogonal_to_the_indices_of_every_column():
 
 def test_rescalers_are_a_stationary_point_of_the_output_error_and_lower_it():
     W, sigma = gaussian(10, 30, 14), correlated(10, 14)
-    problem = make_problem(W, sigma)
+    problem = weighted_matrix(W, sigma)
     z, alpha, gamma = cancel(problem, 1.5, "lmmse")
     t, g = rescale(problem, z * alpha, gamma)
 
@@ -154,14 +168,15 @@ def test_rescalers_are_a_stationary_point_of_the_output_error_and_lower_it():
 
 def test_the_step_at_a_rate_has_that_rate_at_high_resolution():
     # sqrt(12) L_jj sigma 2^-R differs from the entropy of a Gaussian by log2 sqrt(2 pi e / 12) = 0.254 bit.
-    problem = make_problem(gaussian(11, 4000, 6), correlated(11, 6))
-    z, _, _ = cancel(problem, step_at_rate(problem, 5.0), "none")
-    assert entropy_bits(z, "column") / z.size == pytest.approx(5.0 + 0.5 * np.log2(2 * np.pi * np.e / 12), abs=0.05)
+    problem = weighted_matrix(gaussian(11, 4000, 6), correlated(11, 6))
+    z, _, _ = cancel(problem, high_rate_step(problem, 5.0), "none")
+    expected = 5.0 + 0.5 * np.log2(2 * np.pi * np.e / 12)
+    assert index_entropy_bits(z, "column") / z.size == pytest.approx(expected, abs=0.05)
 
 
 def test_negative_scales_move_into_the_indices():
     W, sigma = gaussian(12, 25, 9), correlated(12, 9)
-    problem = make_problem(W, sigma)
+    problem = weighted_matrix(W, sigma)
     for c in (1.0, 4.0, 12.0):
         z, row, col = watersic(problem, c)
         raw, alpha, gamma = cancel(problem, c, "rescaled")
@@ -175,7 +190,7 @@ def test_published_watersic_gives_every_matrix_the_same_rate(model: Model):
     method = interference_cancellation(model, settings)
     assert method.base(0.1) == 1
     for z, row, col in quantize_alone(model, method, 2.0**-4).values():
-        rate = (entropy_bits(z, "matrix") + 16 * (len(row) + len(col))) / z.size
+        rate = (index_entropy_bits(z, "matrix") + 16 * (len(row) + len(col))) / z.size
         assert rate == pytest.approx(4, abs=0.05)
 
 
@@ -218,7 +233,9 @@ def test_a_matrix_behind_a_zeroed_one_sees_the_inputs_that_are_left(model: Model
 # Files
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(get_args(Tables)), st.sampled_from([COARSE, FINE]))
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(get_args(AllowedTables)), st.sampled_from([COARSE_SCALES, FINE_SCALES])
+)
 def test_a_file_holds_what_was_packed(seed: int, tables: Any, density: int):
     rng = np.random.default_rng(seed)
     shapes = [(int(m), int(n)) for m, n in rng.integers(1, 12, (rng.integers(1, 4), 2))]
@@ -229,42 +246,42 @@ def test_a_file_holds_what_was_packed(seed: int, tables: Any, density: int):
         )
         for s in shapes
     ]
-    packed = pack(matrices, 0.125, density, tables)
-    for W, (z, row, col) in zip(unpack(packed.data, shapes), matrices, strict=True):
+    packed = pack_peer(matrices, 0.125, density, tables)
+    for W, (z, row, col) in zip(unpack_peer(packed.data, shapes), matrices, strict=True):
         assert np.allclose(W, 0.125 * row[:, None] * z * col, rtol=1e-6, atol=0)
     assert packed.ideal_bits <= 8 * len(packed.data)
 
 
 def test_a_file_of_gaussian_indices_comes_within_two_percent_of_their_entropy():
     z = np.rint(3 * gaussian(13, 300, 200)).astype(np.int32)
-    packed = pack([PeerMatrix(z, np.ones(300), np.ones(200))], 1.0, COARSE, "any")
-    assert 8 * len(packed.data) == pytest.approx(entropy_bits(z, "matrix"), rel=0.02)
+    packed = pack_peer([PeerMatrix(z, np.ones(300), np.ones(200))], 1.0, COARSE_SCALES, "any")
+    assert 8 * len(packed.data) == pytest.approx(index_entropy_bits(z, "matrix"), rel=0.02)
 
 
 def test_columns_of_unlike_spread_cost_less_by_columns_than_pooled():
     z = np.rint(gaussian(14, 400, 60) * np.exp2(np.arange(60) % 6)).astype(np.int32)
     matrix = [PeerMatrix(z, np.ones(400), np.ones(60))]
-    pooled, columns = (pack(matrix, 1.0, COARSE, tables) for tables in ("pooled", "per-column"))
+    pooled, columns = (pack_peer(matrix, 1.0, COARSE_SCALES, tables) for tables in ("pooled", "per-column"))
     assert len(columns.data) < 0.9 * len(pooled.data)
     assert columns.classes == "spread"
 
 
 def test_a_tail_of_bytes_is_refused():
-    packed = pack([PeerMatrix(np.arange(12, dtype=np.int32).reshape(3, 4), np.ones(3), np.ones(4))], 1, 4, "any")
+    packed = pack_peer([PeerMatrix(np.arange(12, dtype=np.int32).reshape(3, 4), np.ones(3), np.ones(4))], 1, 4, "any")
     with pytest.raises(ValueError):
-        unpack(packed.data + bytes(8), [(3, 4)])
+        unpack_peer(packed.data + bytes(8), [(3, 4)])
 
 
 def test_entropy_of_four_equal_symbols_is_two_bits_and_of_constant_columns_none():
     z = np.tile(np.arange(-2, 2, dtype=np.int32), (8, 1))
-    assert entropy_bits(z, "matrix") == pytest.approx(2 * z.size)
-    assert entropy_bits(z, "column") == 0
+    assert index_entropy_bits(z, "matrix") == pytest.approx(2 * z.size)
+    assert index_entropy_bits(z, "column") == 0
 
 
 def test_scales_come_back_within_half_a_grid_point_and_zeros_as_the_median():
     x = np.array([0.3, 0.0, 5.0, 1.0])
-    back = exp_scales(log_scales(x, FINE), FINE)
-    assert np.all(np.abs(np.log2(back[[0, 2, 3]] / x[[0, 2, 3]])) <= 0.5 / FINE)
+    back = exp_scales(log_scales(x, FINE_SCALES), FINE_SCALES)
+    assert np.all(np.abs(np.log2(back[[0, 2, 3]] / x[[0, 2, 3]])) <= 0.5 / FINE_SCALES)
     assert back[1] == 1.0
 
 
@@ -318,7 +335,7 @@ def test_tuning_finds_the_best_of_each_choice_and_keeps_the_published_one_in_a_t
         return abs(settings.damping - 0.03) + (settings.rows == "row")
 
     assert tune(published, loss) == replace(published, damping=0.03, rows="tensor")
-    assert len(calls) == len(set(calls)) == 1 + sum(len(values) - 1 for _, values in CHOICES["gptq"])
+    assert len(calls) == len(set(calls)) == 1 + sum(len(values) - 1 for _, values in TUNED_CHOICES["gptq"])
     assert tune(published, lambda settings: 0.0) == published
 
 

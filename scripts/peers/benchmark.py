@@ -1,5 +1,11 @@
-"""One model with everything that the arms of a comparison share: moments, text, references and finished cells."""
+"""One model with everything that the arms of a comparison share: moments, text, references and finished cells.
 
+A finished cell is a JSON file, so that a broken run goes on where it stopped.
+"""
+
+import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,9 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from peers.cells import Cells
 from peers.encode import hadamard_model
-from peers.model import Coded, Model
+from peers.model import DecodedModel, Model
 from peers.report import Cell
 from rdopt.calibration.subject import Subject, corpus_moments, load_moments, open_subject, save_moments
 from rdopt.calibration.tokens import fingerprint
@@ -27,8 +32,55 @@ SELECTION_TOKENS = 16384
 DRIFT_SEQUENCES = 64  # for every arm alike
 
 
+class ForeignCellError(UserError):
+    """A cell of another model, text or evaluation lies where one of this table belongs."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Cells:
+    """The cells of one model.
+
+    Attributes:
+        folder: where they lie.
+        model: its name, the beginning of their names.
+        key: fingerprint of model, text and evaluation.
+    """
+
+    folder: Path
+    model: str
+    key: str
+
+    def remembered(self, label: str, begin: Mapping, work: Callable[[], Mapping]) -> Cell:
+        """The cell of this label; measured when it is not there or was measured with other settings.
+
+        Args:
+            label: its name.
+            begin: what identifies it, JSON values.
+            work: measures the rest.
+
+        Raises:
+            ForeignCellError: the cell belongs to another model, text or evaluation.
+        """
+        path, begin = self.folder / f"{self.model}--{label}.json", json.loads(json.dumps(begin))
+        if path.is_file():
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            if cell["key"] != self.key:
+                raise ForeignCellError(
+                    f"{path} was measured on another model, text or evaluation; choose another --cells folder."
+                )
+            if all(cell.get(name) == value for name, value in begin.items()):
+                return cell
+        start = time.perf_counter()
+        cell = {"key": self.key, "model": self.model, **begin, **work()}
+        cell["seconds"] = round(time.perf_counter() - start, 2)
+        part = path.with_suffix(f".partial-{os.getpid()}")
+        part.write_text(json.dumps(cell), encoding="utf-8")
+        part.replace(path)
+        return cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
     """A model, its text and its references.
 
     Attributes:
@@ -64,7 +116,7 @@ class World:
         """KL of the model against its own bfloat16 forward pass."""
         return self.cells.remembered("floor", {}, lambda: {"kl": noise_floor_bf16(self.reference)})["kl"]
 
-    def cell(self, label: str, begin: Mapping[str, Any], arm: Callable[[], Coded]) -> Cell:
+    def cell(self, label: str, begin: Mapping[str, Any], arm: Callable[[], DecodedModel]) -> Cell:
         """One file of one arm on the test text; a size that an arm cannot reach is a result, too."""
 
         def work() -> Cell:
@@ -83,7 +135,7 @@ def _scores(result: Comparison) -> Cell:
     return {**scores, "kl_sums": result.kl_sums.tolist(), "counts": result.counts.tolist()}
 
 
-def make_world(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: Path) -> World:
+def open_benchmark(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: Path) -> Benchmark:
     """Reads a model and its text, measures the moments and both references.
 
     Args:
@@ -108,7 +160,7 @@ def make_world(model: str, text: TextConfig, evaluate: EvaluateConfig, folder: P
         save_moments(path, moments, inputs)
     chosen = min(SELECTION_TOKENS, evaluate.max_tokens)
     picked = windows(corpus.selection, evaluate.context, evaluate.stride, chosen)
-    return World(
+    return Benchmark(
         subject=subject,
         model=Model(subject.params, subject.arch, moments, corpus.calibration[:DRIFT_SEQUENCES]),
         calibration=corpus.calibration,
