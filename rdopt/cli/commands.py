@@ -7,7 +7,7 @@ import argparse
 import time
 
 from rdopt.checkpoint.atomic import refuse_existing
-from rdopt.cli.parser import TEXT, WINDOWS
+from rdopt.cli.parser import TEXT, WINDOWS, toy_settings
 from rdopt.config.errors import UserError
 from rdopt.config.progress import milestones, ticker
 from rdopt.config.schema import Config
@@ -36,12 +36,12 @@ def train_aloud(args: argparse.Namespace, config: Config) -> None:
     from rdopt.align.train import train
     from rdopt.calibration.moments import Moments
     from rdopt.calibration.subject import Subject
-    from rdopt.cli.plan import plan
+    from rdopt.cli.sizes import sizes
     from rdopt.encode.trial import hard_cost
     from rdopt.transforms.gauges.gauges import Gauges
     from rdopt.transforms.stored.rotations import StoredRotations
 
-    say(plan(args, config))
+    say(sizes(args, config))
 
     def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: StoredRotations | None) -> float:
         """J by an encoding."""
@@ -196,7 +196,6 @@ def run_inspect(args: argparse.Namespace, config: Config) -> None:
 def run_toy(args: argparse.Namespace, config: Config) -> None:
     """rdopt toy."""
     from rdopt.checkpoint.atomic import new_folder
-    from rdopt.cli.plan import toy_settings
     from rdopt.study.toy.experiment import run_toy as run_experiment
     from rdopt.study.toy.report import toy_sentences, toy_table, write_toy
 

@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: argparse.Namespace, rest: Sequence[str]) -> None:
     config = resolve(args, rest)
     if args.dry_run:
-        from rdopt.cli.plan import plan  # reads model headers
+        from rdopt.cli.sizes import sizes  # reads model headers
 
-        commands.say(plan(args, config))
+        commands.say(sizes(args, config))
     else:
         COMMANDS[args.command](args, config)
 

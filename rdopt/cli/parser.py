@@ -9,6 +9,7 @@ from rdopt import __version__
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config, options
+from rdopt.study.toy.settings import ToySettings
 
 # Short flag -> configuration key, shared by the commands that name them.
 SHORT = {
@@ -208,3 +209,9 @@ def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
     if args.command == "sweep" and args.target_bpw is not None:
         pairs.append(("sweep.target_bpw", args.target_bpw))
     return load_config(args.config, pairs)
+
+
+def toy_settings(args: argparse.Namespace) -> ToySettings:
+    """The settings of `rdopt toy`; what no flag gives keeps its default."""
+    given = {k.removeprefix("toy_"): v for k, v in vars(args).items() if k.startswith("toy_") and v is not None}
+    return ToySettings(**given)

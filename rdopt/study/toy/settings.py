@@ -56,7 +56,7 @@ class ToySettings:
         return 2 * self.width + hidden + self.width + 1
 
 
-def plan_toy(settings: ToySettings) -> str:
+def toy_sizes(settings: ToySettings) -> str:
     """What the experiment would do, in two lines."""
     files = 7 * len(SNR_AIMS) * settings.seeds
     flops = 6 * SAMPLES * settings.parameters * settings.steps * settings.seeds

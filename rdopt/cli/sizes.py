@@ -6,18 +6,19 @@ from pathlib import Path
 
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, block_shapes
 from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.cli.parser import toy_settings
 from rdopt.codec.streams.container import read_container
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
 from rdopt.study.analyze.networks import networks_of
-from rdopt.study.toy.settings import ToySettings, plan_toy
+from rdopt.study.toy.settings import toy_sizes
 
 _FLOAT = 4
 # Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.
 _COPIES = {"train": 4, "sweep": 5, "encode": 4, "export": 3, "eval": 3, "decode": 2, "inspect": 1}
 
 
-def plan(args: argparse.Namespace, config: Config) -> str:
+def sizes(args: argparse.Namespace, config: Config) -> str:
     """What a command would work on, in a few lines; reads no weights.
 
     Args:
@@ -25,7 +26,7 @@ def plan(args: argparse.Namespace, config: Config) -> str:
         config: the resolved configuration.
     """
     if args.command == "toy":
-        return plan_toy(toy_settings(args))
+        return toy_sizes(toy_settings(args))
     source = Path(str(getattr(args, "source", None) or getattr(args, "run", None) or getattr(args, "path", "")))
     coded = Path(str(getattr(args, "file", None) or source))
     if coded.is_file():
@@ -35,17 +36,11 @@ def plan(args: argparse.Namespace, config: Config) -> str:
     if (source / "config.yaml").is_file():
         config = load_config(source / "config.yaml")
     elif args.command in ("encode", "inspect"):
-        return _sizes(str(source), config, args.command)
-    return _sizes(config.model, config, args.command)
+        return _of_model(str(source), config, args.command)
+    return _of_model(config.model, config, args.command)
 
 
-def toy_settings(args: argparse.Namespace) -> ToySettings:
-    """The flags of `rdopt toy`; what is not given keeps its default."""
-    given = {k.removeprefix("toy_"): v for k, v in vars(args).items() if k.startswith("toy_") and v is not None}
-    return ToySettings(**given)
-
-
-def _sizes(model: str, config: Config, command: str) -> str:
+def _of_model(model: str, config: Config, command: str) -> str:
     checkpoint = open_checkpoint(model)
     arch, shapes = checkpoint.arch, block_shapes(checkpoint.arch)
     weights = arch.num_layers * sum(math.prod(shapes[k]) for k in MATRICES)
