@@ -29,7 +29,7 @@ from rdopt.config.schema import EncodeConfig
 from rdopt.encode.quantize import coded_matrices
 from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
 
 EVERYTHING = "everything"
 COMPARED_AT = (2.0, 3.0)

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rdopt.align import devices as pool
-from rdopt.align.alignment import Alignment, starting_rotations
+from rdopt.align.alignment import Alignment, Start, single_precision
 from rdopt.align.learn import State, _compiled, _schedule_only, optimizer
 from rdopt.align.train import make_problem
 from rdopt.calibration.backward import second_moments
@@ -38,7 +38,6 @@ from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.load import load_config
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.matrices.cayley import (
-    apply_block_cayley,
     block_cayley,
     block_cayley_size,
     cayley,
@@ -47,6 +46,7 @@ from rdopt.transforms.matrices.cayley import (
 )
 from rdopt.transforms.matrices.givens import apply_givens, butterfly, givens_matrix, pair_count, round_robin
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer
+from rdopt.transforms.stored.rotation import Rotation
 
 BLOCKS = (16, 32, 64)
 MOMENTS = 35  # as many as five blocks of seven matrices have
@@ -110,9 +110,16 @@ def rotations(n: int) -> dict[str, tuple[int, Product, Callable[[Array], Array]]
         apply, dense = partial(apply_givens, pairs=pairs), partial(givens_matrix, pairs=pairs, n=n)
         found[name] = pair_count(pairs), apply, dense
     for block in (b for b in BLOCKS if b <= n):
-        apply, dense = partial(apply_block_cayley, block=block), partial(block_cayley, n=n, block=block)
+        apply = partial(apply_blocks, block=block)
+        dense = partial(apply, jnp.eye(n))
         found[f"Cayley in blocks of {block}"] = block_cayley_size(n, block), apply, dense
     return found
+
+
+def apply_blocks(x: Float[Array, "rows n"], theta: Float[Array, " p"], block: int) -> Float[Array, "rows n"]:
+    """x Q by the diagonal blocks of Q."""
+    full, last = block_cayley(theta, x.shape[1], block)
+    return Rotation(blocks=(full, last[None])).apply(x)
 
 
 def made_dense(dense: Callable[[Array], Array]) -> Product:
@@ -217,7 +224,8 @@ def step_row(distortion: str, args: argparse.Namespace) -> Step:
     moments = second_moments(subject.params, subject.arch, corpus.calibration[:8])
     problem, settings = make_problem(subject, moments, config)
     train, devices = replace(config.train, init="pca"), jax.local_devices()[:1]
-    start = starting_rotations(starting_gauges("pca", subject.params, subject.arch, moments), settings.arch)
+    pca = starting_gauges("pca", subject.params, subject.arch, moments)
+    start = Start(single_precision(pca, settings.arch))
     module = Alignment(arch=settings.arch, sites=train.sites, rate="analytic")
     key = jax.random.key(0)
     params: Any = module.init(key, start)["params"]

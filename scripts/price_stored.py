@@ -28,8 +28,9 @@ from stored_price.price import BLOCKS, Group, chance_group, fit_all, group_of, g
 from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.operator.params import load_params
-from rdopt.transforms.bases import FLOOR, joint_gauges
-from rdopt.transforms.gauges.gauges import fold
+from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.fold import fold
+from rdopt.transforms.matrices.joint import FLOOR
 from rdopt.transforms.stored.pairing import pairing_bits
 
 Row = dict[str, Any]
@@ -50,7 +51,7 @@ def llama_groups(folder: Path, floor: float) -> Iterator[Group]:
     """The input groups of a Llama-family folder in joint axes."""
     checkpoint = open_checkpoint(folder)
     params = load_params(checkpoint)
-    params, _ = fold(params, checkpoint.arch, joint_gauges(params, checkpoint.arch))
+    params, _ = fold(params, checkpoint.arch, starting_gauges("joint", params, checkpoint.arch))
     for kind, names in MATRICES_OF.items():
         for layer in range(checkpoint.arch.num_layers):
             yield group_of(kind, [np.asarray(params["blocks"][k][layer], np.float64) for k in names], floor)

@@ -139,6 +139,13 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     return tensors
 
 
+def orthogonality_error(Q: Any) -> float:
+    """max |Q^T Q - I|, formed in float64 whatever the precision of Q."""
+    exact = np.asarray(Q, dtype=np.float64)
+    gram = exact.swapaxes(-1, -2) @ exact
+    return float(np.max(np.abs(gram - np.eye(exact.shape[-1])), initial=0.0))
+
+
 def synthetic_moments(arch: Architecture, seed: int = 0) -> Moments:
     """Moments with spread diagonals and correlated inputs, of the shapes that calibration gives."""
     rng = np.random.default_rng(seed)

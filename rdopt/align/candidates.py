@@ -10,8 +10,7 @@ import numpy as np
 from rdopt.align.alignment import single_precision
 from rdopt.align.learn import Learned
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
-from rdopt.transforms.files import fixed_record, gauges_of
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.gauges import Gauges, fixed_records, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 Cost = Callable[..., float]  # of gauges and, after them, stored rotations or None
@@ -56,8 +55,7 @@ def candidates(starts: Mapping[str, Gauges], learn: Callable[[str, Gauges], Lear
     """
     found = []
     for name, start in starts.items():
-        records = {site: fixed_record(site, x) for site, x in start._asdict().items() if x is not None}
-        still = Learned(records, float("nan"), float("nan"))
+        still = Learned(fixed_records(start), float("nan"), float("nan"))
         found.append(Candidate(name, still, cost(start, None)))
         learned = learn(name, start)
         found.append(Candidate(f"learned from {name}", learned, cost(gauges_of(learned.records), learned.stored)))

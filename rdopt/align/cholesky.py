@@ -8,23 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Factor = Float[Array, "n n"]
+Square = Float[Array, "n n"]
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 @jax.custom_vjp
-def cholesky_and_inverse(S: Factor) -> tuple[Factor, Factor]:
+def cholesky_and_inverse(S: Square) -> tuple[Square, Square]:
     """(L, L^-1) with S = L L^T, L lower triangular, S symmetric positive definite."""
     L = jnp.linalg.cholesky(S)
     return L, jax.scipy.linalg.solve_triangular(L, jnp.eye(S.shape[0], dtype=S.dtype), lower=True)
 
 
-def _forward(S: Factor) -> tuple[tuple[Factor, Factor], tuple[Factor, Factor]]:
+def _forward(S: Square) -> tuple[tuple[Square, Square], tuple[Square, Square]]:
     out = cholesky_and_inverse(S)
     return out, out
 
 
-def _backward(saved: tuple[Factor, Factor], grads: tuple[Factor, Factor]) -> tuple[Factor]:
+def _backward(saved: tuple[Square, Square], grads: tuple[Square, Square]) -> tuple[Square]:
     """S' = sym(L^-T Phi(L^T L') L^-1), Phi the lower triangle with a halved diagonal; d(L^-1) = -L^-1 dL L^-1."""
     L, inverse = saved
     dL, d_inverse = grads
@@ -35,7 +35,7 @@ def _backward(saved: tuple[Factor, Factor], grads: tuple[Factor, Factor]) -> tup
     return (0.5 * (dS + dS.T),)
 
 
-def _product(*factors: Factor) -> Factor:
+def _product(*factors: Square) -> Square:
     out = factors[0]
     for factor in factors[1:]:
         out = jnp.matmul(out, factor, precision=_EXACT)

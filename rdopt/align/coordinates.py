@@ -1,6 +1,6 @@
 """What errors cost in trial coordinates: the moments of one block turned by the gauges, in JAX, float32."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from rdopt.align.cholesky import cholesky_and_inverse
 from rdopt.checkpoint.families import MATRICES_OF
-from rdopt.config.schema import SiteName
 from rdopt.transforms.maps import Sides
 from rdopt.transforms.stored.rotation import RotatedSides
 
@@ -20,7 +19,7 @@ class Factor(NamedTuple):
     inverse: Float[Array, "n n"]
 
 
-class Side(NamedTuple):
+class ErrorMetric(NamedTuple):
     """How an error of a matrix counts along its rows or its columns.
 
     Attributes:
@@ -32,20 +31,20 @@ class Side(NamedTuple):
     factor: Factor | None = None
 
 
-def fed_back(S: Float[Array, "n n"], damping: float) -> Side:
-    """The side of a moment over which errors are fed back; damping is a share of the mean diagonal."""
+def feedback_metric(S: Float[Array, "n n"], damping: float) -> ErrorMetric:
+    """Of a moment over which errors are fed back; damping is a share of the mean diagonal."""
     n = S.shape[0]
     floor = damping * jnp.trace(S) / n
     factor = Factor(*cholesky_and_inverse(S + floor * jnp.eye(n, dtype=S.dtype)))
-    return Side(jnp.diagonal(factor.L), factor)
+    return ErrorMetric(jnp.diagonal(factor.L), factor)
 
 
-def kept(diagonal: Float[Array, " n"], damping: float) -> Side:
-    """The side of a moment's diagonal, where every error stays where it is made."""
-    return Side(jnp.sqrt(diagonal + damping * jnp.mean(diagonal)))
+def diagonal_metric(diagonal: Float[Array, " n"], damping: float) -> ErrorMetric:
+    """Of a moment's diagonal, where every error stays where it is made."""
+    return ErrorMetric(jnp.sqrt(diagonal + damping * jnp.mean(diagonal)))
 
 
-class Turned(NamedTuple):
+class MatrixCoordinates(NamedTuple):
     """What trial coordinates make of one matrix: first the symmetries, then the stored rotations."""
 
     gauges: Sides
@@ -61,49 +60,43 @@ class Turned(NamedTuple):
 
     def input_moment(self, sigma: Float[Array, "in in"]) -> Float[Array, "in in"]:
         """The second moment of the input there."""
-        turned = self.gauges.inputs.moment(sigma)
-        return turned if self.stored.inputs is None else self.stored.inputs.moment(turned)
+        folded = self.gauges.inputs.moment(sigma)
+        return folded if self.stored.inputs is None else self.stored.inputs.moment(folded)
 
     def gradient_moment(self, G: Float[Array, "out out"]) -> Float[Array, "out out"]:
         """The second moment of the gradient at the output there."""
-        turned = self.gauges.outputs.dual().moment(G)
-        return turned if self.stored.outputs is None else self.stored.outputs.moment(turned)
+        folded = self.gauges.outputs.dual().moment(G)
+        return folded if self.stored.outputs is None else self.stored.outputs.moment(folded)
 
 
-def input_sides(
-    sigma: Mapping[str, Array], turns: Mapping[str, Turned], damping: float, feedback: bool
-) -> dict[str, Side]:
-    """The sides of each input group's moment in trial coordinates."""
-    sides = {}
+def input_metrics(
+    sigma: Mapping[str, Array], coordinates: Mapping[str, MatrixCoordinates], damping: float, feedback: bool
+) -> dict[str, ErrorMetric]:
+    """The metric of each input group in trial coordinates."""
+    metrics = {}
     for group, names in MATRICES_OF.items():
-        turned = turns[names[0]].input_moment(sigma[group])
-        sides[group] = fed_back(turned, damping) if feedback else kept(jnp.diagonal(turned), damping)
-    return sides
+        S = coordinates[names[0]].input_moment(sigma[group])
+        metrics[group] = feedback_metric(S, damping) if feedback else diagonal_metric(jnp.diagonal(S), damping)
+    return metrics
 
 
-class OutputMetric(NamedTuple):
-    """How G becomes a side (static).
+class OutputDamping(NamedTuple):
+    """What is added to G, as a share of its mean diagonal (static).
 
     Attributes:
-        damping: of its diagonal.
-        full_damping: of the whole, where errors are fed back over it.
+        diagonal: to its diagonal.
+        full: to the whole, where errors are fed back over it.
     """
 
-    damping: float
-    full_damping: float | None
+    diagonal: float
+    full: float | None
 
 
-def output_side(G: Float[Array, "..."], turned: Turned, metric: OutputMetric) -> Side:
-    """The side of G in trial coordinates; of a diagonal G, (out,), where that is all there is."""
+def output_metric(G: Float[Array, "..."], coordinates: MatrixCoordinates, damping: OutputDamping) -> ErrorMetric:
+    """The metric of G in trial coordinates; of a diagonal G, (out,), where that is all there is."""
     if G.ndim == 1:
-        return kept(turned.gauges.outputs.dual().diagonal_moment(G), metric.damping)
-    turned_G = turned.gradient_moment(G)
-    if metric.full_damping is not None:
-        return fed_back(turned_G, metric.full_damping)
-    return kept(jnp.diagonal(turned_G), metric.damping)
-
-
-def turned_outputs(sites: Sequence[SiteName]) -> frozenset[str]:
-    """The matrices whose outputs the gauges turn."""
-    found = {"o", "down", "v"} | ({"q", "k"} if "query" in sites else set()) | ({"up"} if "hidden" in sites else set())
-    return frozenset(found)
+        return diagonal_metric(coordinates.gauges.outputs.dual().diagonal_moment(G), damping.diagonal)
+    G = coordinates.gradient_moment(G)
+    if damping.full is not None:
+        return feedback_metric(G, damping.full)
+    return diagonal_metric(jnp.diagonal(G), damping.diagonal)

@@ -15,17 +15,16 @@ from jaxtyping import Float, Int
 
 from rdopt.align import devices as pool
 from rdopt.align import hosts
-from rdopt.align.alignment import Alignment, Start, single_precision, starting_rotations, trained_records
+from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.devices import Device
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.align.stored_choice import Choice, choose_stored
-from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Starts, stored_starts
+from rdopt.align.stored_learning import STORED, StoredSettings, StoredStart, stored_settings, stored_start
 from rdopt.config.errors import UserError
 from rdopt.config.schema import TrainConfig
 from rdopt.runs.interrupt import Interrupt
 from rdopt.runs.states import StateStore
-from rdopt.transforms.files import gauges_of
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotations import StoredRotations
 
@@ -146,15 +145,15 @@ def learn(
         KeyboardInterrupt: after the state was saved.
     """
     arch = settings.arch
-    plan = plan_of(train)
-    module = Alignment(arch=arch, sites=train.sites, rate=train.rate, plan=plan)
-    stored = Starts(NO_SITES, {}) if plan is None else stored_starts(plan, problem.params, arch, start)
-    rotations = starting_rotations(start, arch)._replace(stored=stored.sites)
-    state = _first_state(module, rotations, train)
+    kept = stored_settings(train)
+    module = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
+    stored = StoredStart() if kept is None else stored_start(kept, problem.params, arch, start)
+    begun = Start(single_precision(start, arch), stored.rotations)
+    state = _first_state(module, begun, train)
     begin, state, history = hosts.from_primary(partial(_restored, store, state, train.steps))
     compiled: Any = _compiled
     step = compiled(module, settings, _schedule_only(train), tuple(devices))
-    problem_copies, start_copies, lam = pool.replicate((problem, rotations, np.float32(train.lam)), devices)
+    problem_copies, start_copies, lam = pool.replicate((problem, begun, np.float32(train.lam)), devices)
     copies = pool.replicate(state, devices)
     with Interrupt() as interrupt:
         for number, batch in _batches(train, begin, tokens):
@@ -172,14 +171,14 @@ def learn(
                 raise KeyboardInterrupt
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
     trained = pool.first(copies).params
-    records = trained_records(trained, start, arch)
-    choice = None if plan is None else _choice(plan, stored, trained, records, problem, train.lam, settings)
+    records = trained_records(trained, start, arch, train.rotation)
+    choice = None if kept is None else _choice(kept, stored, trained, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
 
 
 def _choice(
-    plan: Plan,
-    starts: Starts,
+    chosen: StoredSettings,
+    start: StoredStart,
     trained: Mapping[str, Any],
     records: Mapping[str, TransformRecord],
     problem: Problem,
@@ -189,18 +188,11 @@ def _choice(
     """Which of the trained rotations the file keeps."""
     gauges = single_precision(gauges_of(records), settings.arch)
     theta = {k: x for k, x in trained.items() if k.startswith(STORED)}
-    return choose_stored(plan, starts, theta, gauges, problem, lam, settings)
-
-
-def plan_of(train: TrainConfig) -> Plan | None:
-    """The stored rotations that a configuration trains."""
-    if train.stored == "none":
-        return None
-    return Plan(train.stored, train.stored_size, train.stored_base == "hadamard", train.stored_sides)
+    return choose_stored(chosen, start, theta, gauges, problem, lam, settings)
 
 
 def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
-    """The start: every parameter is zero there (see `transforms.matrices.modules`): init is not run but shaped."""
+    """The start: every parameter is zero there (see `transforms.gauges.site`): init is not run but shaped."""
     key = jax.random.key(train.seed)
     shapes: Any = jax.eval_shape(module.init, key, start)
     params: Any = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.get("params", {}))

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rdopt.align.coordinates import OutputMetric, Side, Turned, input_sides, output_side
+from rdopt.align.coordinates import ErrorMetric, MatrixCoordinates, OutputDamping, input_metrics, output_metric
 from rdopt.align.relaxation import Relaxed, analytic_distortion, relax, unit_noise, weight_error
-from rdopt.align.stored_sites import NO_SITES, Sites
+from rdopt.align.stored_learning import Place
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.schema import Density
 from rdopt.evaluate.divergence import token_kl
@@ -23,9 +23,8 @@ from rdopt.operator.params import Params
 from rdopt.rate.operational import Curve
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.rate.steps import base_step
-from rdopt.transforms.gauges.block import BlockGauges, sides_of
-from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.stored.rotation import RotatedSides
+from rdopt.transforms.gauges.gauges import BlockGauges, Gauges, sides_of
+from rdopt.transforms.stored.rotation import RotatedSides, Rotation
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.
 REMATERIALIZE_ABOVE = 2**26
@@ -43,7 +42,7 @@ class Settings:
         distortion: "matrix", "block" or "model".
         feedback: whether the encoder feeds errors back over the columns.
         damping: of the inputs' second moments.
-        outputs: what the encoder makes of the outputs' gradient moments.
+        outputs: damping of the outputs' gradient moments.
         weights: N, the number of coded weights.
         activations: type of the blocks' activations, "float32" or "bfloat16".
         remat: whether a block's forward pass is computed again for its gradient: "auto" in large models.
@@ -56,7 +55,7 @@ class Settings:
     distortion: str
     feedback: bool
     damping: float
-    outputs: OutputMetric
+    outputs: OutputDamping
     weights: int
     activations: str = "float32"
     remat: str = "auto"
@@ -73,14 +72,14 @@ class Problem(NamedTuple):
     Attributes:
         params: the gain-folded model.
         sigma: second moments of the inputs, by group.
-        G: of the gradients at the outputs, of the matrices whose outputs a gauge turns.
-        fixed: the sides of the other matrices' outputs.
+        G: of the gradients at the outputs, of the matrices whose outputs a gauge changes.
+        fixed: the metrics of the other matrices' outputs.
     """
 
     params: Params
     sigma: Mapping[str, Array]
     G: Mapping[str, Array]
-    fixed: Mapping[str, Side]
+    fixed: Mapping[str, ErrorMetric]
 
 
 class Variables(NamedTuple):
@@ -96,7 +95,7 @@ class Variables(NamedTuple):
     """
 
     gauges: Gauges
-    stored: Sites = NO_SITES
+    stored: Mapping[Place, Rotation] = {}
     angle_bits: Any = 0.0
     log_scale: Mapping[str, Array] = {}
     hardness: Any = 0.0
@@ -108,9 +107,9 @@ class Layer(NamedTuple):
     params: Mapping[str, Array]
     sigma: Mapping[str, Array]
     G: Mapping[str, Array]
-    fixed: Mapping[str, Side]
+    fixed: Mapping[str, ErrorMetric]
     gauges: BlockGauges
-    stored: Sites
+    stored: Mapping[Place, Rotation]
     log_scale: Mapping[str, Array]
     key: Array
 
@@ -191,7 +190,7 @@ def layers_of(variables: Variables, problem: Problem, key: Array, arch: Architec
         problem.sigma,
         problem.G,
         problem.fixed,
-        stacked_blocks(variables.gauges, arch),
+        variables.gauges.stacked(arch),
         variables.stored,
         variables.log_scale,
         jax.random.split(key, arch.num_layers),
@@ -213,12 +212,6 @@ def _as(p: Mapping[str, Array], x: Array) -> dict[str, Array]:
     return {k: v.astype(x.dtype) for k, v in p.items()}
 
 
-def stacked_blocks(gauges: Gauges, arch: Architecture) -> BlockGauges:
-    """The coordinates of all blocks with a leading layer axis, the residual rotation aside."""
-    attn, mlp = (None, None) if gauges.norm is None else jnp.split(gauges.norm, 2)
-    return BlockGauges(value=gauges.value, attn=attn, mlp=mlp, query=gauges.query, hidden=gauges.hidden)
-
-
 def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d"]) -> Float[Array, ""]:
     """1/2 mean over tokens of delta^T G delta, G the gradient moment at the block's output; nats/token."""
     rows = delta.reshape(-1, delta.shape[-1])
@@ -235,25 +228,27 @@ def block_terms(
     layer: Layer, variables: Variables, c: Array, settings: Settings
 ) -> tuple[Terms, dict[str, Array]]:
     """Bits and analytic distortion of every matrix, and relaxed weight errors in the original coordinates."""
-    gauges = layer.gauges._replace(residual=variables.gauges.residual)
-    turns = {k: _turned(k, gauges, layer.stored, settings.arch) for k in MATRICES}
-    rows = {**layer.fixed, **{k: output_side(layer.G[k], turns[k], settings.outputs) for k in layer.G}}
-    sides = input_sides(layer.sigma, turns, settings.damping, settings.feedback)
+    gauges = layer.gauges.with_shared(variables.gauges)
+    coordinates = {k: _coordinates(k, gauges, layer.stored, settings.arch) for k in MATRICES}
+    rows = {**layer.fixed, **{k: output_metric(layer.G[k], coordinates[k], settings.outputs) for k in layer.G}}
+    metrics = input_metrics(layer.sigma, coordinates, settings.damping, settings.feedback)
     bits, D, errors = {}, {}, {}
     for name, key in zip(MATRICES, jax.random.split(layer.key, len(MATRICES)), strict=True):
-        cols = sides[INPUT_OF[name]]
-        relaxed = relax(turns[name].fold(layer.params[name]), rows[name], cols, c, settings.curve)
+        cols = metrics[INPUT_OF[name]]
+        relaxed = relax(coordinates[name].fold(layer.params[name]), rows[name], cols, c, settings.curve)
         D[name] = analytic_distortion(relaxed, c)
         bits[name] = rate_bits(relaxed, layer.log_scale.get(name), key, variables.hardness, settings)
         if settings.distortion != "matrix":
             noise = unit_noise(key, relaxed, settings.rate, variables.hardness)
-            errors[name] = turns[name].unfold(weight_error(noise, rows[name], cols, c))
+            errors[name] = coordinates[name].unfold(weight_error(noise, rows[name], cols, c))
     return Terms(bits, D), errors
 
 
-def _turned(name: str, gauges: BlockGauges, stored: Sites, arch: Architecture) -> Turned:
-    sides = RotatedSides(stored.outputs.get(name), stored.inputs.get(INPUT_OF[name]))
-    return Turned(sides_of(name, (None, None), arch, gauges), sides)
+def _coordinates(
+    name: str, gauges: BlockGauges, stored: Mapping[Place, Rotation], arch: Architecture
+) -> MatrixCoordinates:
+    rotated = RotatedSides(stored.get(("outputs", name)), stored.get(("inputs", INPUT_OF[name])))
+    return MatrixCoordinates(sides_of(name, (None, None), arch, gauges), rotated)
 
 
 def rate_bits(

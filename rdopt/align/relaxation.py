@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rdopt.align.coordinates import Side
+from rdopt.align.coordinates import ErrorMetric
 from rdopt.rate.operational import Curve, unit_curves, unit_distortion
 
 _TINY = 1e-8
@@ -42,7 +42,7 @@ def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
 
 
 def fed_back_power(
-    power: Float[Array, "out in"], rows: Side, cols: Side, curve: Curve
+    power: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, curve: Curve
 ) -> Float[Array, "out in"]:
     """`power` plus the variance, in squared steps, that feedback adds to every coordinate.
 
@@ -76,7 +76,7 @@ def _product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m 
 
 
 def relax(
-    W: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""], curve: Curve
+    W: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, c: Float[Array, ""], curve: Curve
 ) -> Relaxed:
     """Models the encoder on one matrix.
 
@@ -113,7 +113,7 @@ def unit_noise(key: Array, relaxed: Relaxed, kind: str, hardness: Any = 0.0) -> 
 
 
 def weight_error(
-    noise: Float[Array, "out in"], rows: Side, cols: Side, c: Float[Array, ""]
+    noise: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, c: Float[Array, ""]
 ) -> Float[Array, "out in"]:
     """The weight error E that noise in steps makes: M^T E L = c noise, with the weights for a side without factor."""
     error = c * noise

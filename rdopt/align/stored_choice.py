@@ -1,10 +1,10 @@
 """Which trained rotations a file keeps, and with how many bits an angle: by J, bits of the angles included.
 
 R and D are sums over matrices, and a matrix feels only its input group's rotation and its own output's, so that the
-best set of sites follows from every matrix's bits and distortion with either, both and none of them.
+best set of rotations follows from every matrix's bits and distortion with either, both and none of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
-from rdopt.align.stored_sites import NO_SITES, STORED, Plan, Sites, Starts, site_angles, site_turn, site_widths
+from rdopt.align.stored_learning import Place, StoredSettings, StoredStart, parameter_name
 from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.angles import angle_codes
@@ -23,7 +23,8 @@ from rdopt.transforms.stored.rotation import Rotation
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 WIDTHS = (4, 5, 6, 7, 8, 9)
-Key = tuple[int, str]
+Key = tuple[Place, int]  # which rotation of a block, and the layer
+# Whether inputs and outputs are rotated -> cost of every matrix in bits.
 Costs = Mapping[tuple[bool, bool], Mapping[str, Float[np.ndarray, " layers"]]]
 
 
@@ -33,7 +34,7 @@ class Choice(NamedTuple):
     Attributes:
         stored: the rotations, or None where none pays.
         saved: J saved by them, bits/weight, their own bits included.
-        gain: J that all sites together would save without the bits of angles, bits/weight.
+        gain: J that all rotations together would save without the bits of angles, bits/weight.
         price: the bits of all angles, bits/weight.
     """
 
@@ -44,20 +45,20 @@ class Choice(NamedTuple):
 
 
 def choose_stored(
-    plan: Plan,
-    starts: Starts,
+    chosen: StoredSettings,
+    start: StoredStart,
     theta: Mapping[str, Float[np.ndarray, "layers p"]],
     gauges: Gauges,
     problem: Problem,
     lam: float,
     settings: Settings,
 ) -> Choice:
-    """The cheapest width of angles with the sites that lower J.
+    """The cheapest width of angles with the rotations that lower J.
 
     Args:
-        plan: structure and sides.
-        starts: where the sites started, and their pairs.
-        theta: what was trained, by "stored_SIDE_KEY".
+        chosen: structure and sides.
+        start: where the rotations started, and their pairs.
+        theta: what was trained, by `parameter_name`.
         gauges: the trained symmetries, single precision.
         problem: model and moments.
         lam: the slope.
@@ -65,44 +66,40 @@ def choose_stored(
     """
     terms = jax.jit(matrix_terms, static_argnames="settings")
 
-    def costs(sites: Sites) -> Mapping[str, Float[np.ndarray, " layers"]]:
-        bits, D = terms(Variables(gauges, sites), problem, jnp.float32(lam), settings=settings)
+    def costs(rotations: Mapping[Place, Rotation]) -> Mapping[str, Float[np.ndarray, " layers"]]:
+        bits, D = terms(Variables(gauges, rotations), problem, jnp.float32(lam), settings=settings)
         return {k: np.asarray(bits[k], np.float64) + lam * settings.weights * np.asarray(D[k]) for k in bits}
 
-    bare, best = costs(NO_SITES), None
+    plain, best = costs({}), None
+    widths = chosen.widths(settings.arch)
     for bits in WIDTHS:
-        whole = _rounded(plan, bits, starts, theta, settings)
-        turns = _turns(plan, whole, settings)
-        found = {(False, False): bare}
+        rounded = _rounded(chosen, bits, start, theta)
+        rotations = _on_device(_stored(chosen, bits, rounded), rounded, widths)
+        by_sides = {(False, False): plain}
         for on in ((True, False), (False, True), (True, True)):
-            if on[0] <= ("inputs" in plan.sides) and on[1] <= ("outputs" in plan.sides):
-                found[on] = costs(Sites(turns.inputs if on[0] else {}, turns.outputs if on[1] else {}))
-        price = _prices(plan, whole, settings)
-        chosen, saved = _cheapest(found, price)
+            if on[0] <= ("inputs" in chosen.sides) and on[1] <= ("outputs" in chosen.sides):
+                wanted = {side for side, used in zip(("inputs", "outputs"), on, strict=True) if used}
+                by_sides[on] = costs({place: x for place, x in rotations.items() if place[0] in wanted})
+        price = _prices(chosen, rounded, widths)
+        keys, saved = _cheapest(by_sides, price)
         if best is None or saved > best.saved * settings.weights:
-            everything = found["inputs" in plan.sides, "outputs" in plan.sides]
-            gain = sum(float(np.sum(bare[k] - everything[k])) for k in bare)
-            inputs = {k: x for k, x in whole.inputs.items() if ("inputs", k) in chosen}
-            outputs = {k: x for k, x in whole.outputs.items() if ("outputs", k) in chosen}
-            some = whole._replace(inputs=inputs, outputs=outputs) if chosen else None
+            every = by_sides["inputs" in chosen.sides, "outputs" in chosen.sides]
+            gain = sum(float(np.sum(plain[k] - every[k])) for k in plain)
+            some = _stored(chosen, bits, {k: x for k, x in rounded.items() if k in keys}) if keys else None
             best = Choice(some, *(x / settings.weights for x in (saved, gain, sum(price.values()))))
     assert best is not None
     return best
 
 
 def _rounded(
-    plan: Plan,
-    bits: int,
-    starts: Starts,
-    theta: Mapping[str, Float[np.ndarray, "layers p"]],
-    settings: Settings,
-) -> StoredRotations:
+    chosen: StoredSettings, bits: int, start: StoredStart, theta: Mapping[str, Float[np.ndarray, "layers p"]]
+) -> dict[Key, StoredRotation]:
     """All trained rotations with angles of so many bits."""
-    found: dict[str, dict[Key, StoredRotation]] = {"inputs": {}, "outputs": {}}
-    for side, key in _sites(plan, settings):
-        start, moved = getattr(starts.sites, side)[key], jnp.asarray(theta[f"{STORED}{side}_{key}"])
-        if plan.structure == "blocks":
-            blocks = site_turn(plan, start, moved).blocks
+    rounded = {}
+    for place, own in start.rotations.items():
+        moved = jnp.asarray(theta[parameter_name(place)])
+        if chosen.structure == "blocks":
+            blocks = own.moved(moved).blocks
             assert blocks is not None
             codes = [
                 np.concatenate([angle_codes(np.asarray(B[layer]), bits)[0].ravel() for B in blocks])
@@ -110,24 +107,33 @@ def _rounded(
             ]
         else:
             half = 2 ** (bits - 2)
-            angles = np.asarray(site_angles(start, moved), np.float64) / (2 * np.pi / 2**bits)
+            angles = np.asarray(own.moved_angles(moved), np.float64) / (2 * np.pi / 2**bits)
             codes = list(np.clip(np.rint(angles), 1 - half, half).astype(np.int32))
         for layer, each in enumerate(codes):
-            own = starts.pairs[layer, f"{side} {key}"] if plan.structure == "pairs" else None
-            found[side][layer, key] = StoredRotation(each, own)
-    size = 1 if plan.structure == "butterfly" else plan.size
-    return StoredRotations(plan.structure, size, plan.hadamard, bits, found["inputs"], found["outputs"])
+            pairs = start.pairs[place][layer] if chosen.structure == "pairs" else None
+            rounded[place, layer] = StoredRotation(each, pairs)
+    return rounded
 
 
-def _turns(plan: Plan, stored: StoredRotations, settings: Settings) -> Sites:
-    """The rotations of the rounded angles on the device, stacked over the layers."""
-    turns, widths = Sites({}, {}), site_widths(plan, settings.arch)
-    for side, key in _sites(plan, settings):
-        n, held = getattr(widths, side)[key], getattr(stored, side)
-        layers = [stored.rotation(held[layer, key], n) for layer in range(settings.arch.num_layers)]
-        stacked: Rotation = jax.tree.map(_single, layers[0], *layers[1:])
-        getattr(turns, side)[key] = stacked
-    return turns
+def _stored(chosen: StoredSettings, bits: int, rounded: Mapping[Key, StoredRotation]) -> StoredRotations:
+    """Rounded rotations as a file holds them."""
+    inputs, outputs = (
+        {(layer, name): x for ((side, name), layer), x in rounded.items() if side == wanted}
+        for wanted in ("inputs", "outputs")
+    )
+    size = 1 if chosen.structure == "butterfly" else chosen.size
+    return StoredRotations(chosen.structure, size, chosen.hadamard, bits, inputs, outputs)
+
+
+def _on_device(
+    stored: StoredRotations, rounded: Mapping[Key, StoredRotation], widths: Mapping[Place, int]
+) -> dict[Place, Rotation]:
+    """The rotations of the rounded angles, stacked over the layers."""
+    stacked = {}
+    for place, n in widths.items():
+        layers = [stored.rotation(x, n) for (at, _), x in rounded.items() if at == place]
+        stacked[place] = jax.tree.map(_single, layers[0], *layers[1:])
+    return stacked
 
 
 def _single(*parts: np.ndarray) -> jax.Array:
@@ -135,46 +141,40 @@ def _single(*parts: np.ndarray) -> jax.Array:
     return jnp.asarray(x, jnp.int32 if np.issubdtype(x.dtype, np.integer) else jnp.float32)
 
 
-def _sites(plan: Plan, settings: Settings) -> Iterator[tuple[str, str]]:
-    widths = site_widths(plan, settings.arch)
-    return ((side, key) for side in plan.sides for key in getattr(widths, side))
-
-
-def _prices(plan: Plan, stored: StoredRotations, settings: Settings) -> dict[tuple[str, Key], float]:
-    """Bits of every site: its angles under the frequencies of all, and its pairing."""
-    held = {("inputs", k): x for k, x in stored.inputs.items()} | {("outputs", k): x for k, x in stored.outputs.items()}
-    every: Int[np.ndarray, " p"] = np.concatenate([x.codes for x in held.values()])
+def _prices(
+    chosen: StoredSettings, rounded: Mapping[Key, StoredRotation], widths: Mapping[Place, int]
+) -> dict[Key, float]:
+    """Bits of every rotation: its angles under the frequencies of all, and its pairing."""
+    every: Int[np.ndarray, " p"] = np.concatenate([x.codes for x in rounded.values()])
     values, counts = np.unique(every, return_counts=True)
     length = dict(zip(values.tolist(), -np.log2(counts / every.size), strict=True))
-    widths = site_widths(plan, settings.arch)
     prices = {}
-    for (side, key), site in held.items():
-        pairing = pairing_bits(getattr(widths, side)[key[1]], plan.size) if plan.structure == "pairs" else 0.0
-        prices[side, key] = float(sum(length[k] for k in site.codes.tolist())) + pairing
+    for (place, layer), rotation in rounded.items():
+        pairing = pairing_bits(widths[place], chosen.size) if chosen.structure == "pairs" else 0.0
+        prices[place, layer] = float(sum(length[k] for k in rotation.codes.tolist())) + pairing
     return prices
 
 
-def _cheapest(found: Costs, price: Mapping[tuple[str, Key], float]) -> tuple[set[tuple[str, Key]], float]:
-    """The set of sites of least cost, and how many bits it saves."""
-    chosen: set[tuple[str, Key]] = set()
-    saved, layers = 0.0, len(next(iter(found[False, False].values())))
-    options = {True: [on for on in found if on[0]], False: [on for on in found if not on[0]]}
+def _cheapest(by_sides: Costs, price: Mapping[Key, float]) -> tuple[set[Key], float]:
+    """The set of rotations of least cost, and how many bits it saves."""
+    keys: set[Key] = set()
+    saved, layers = 0.0, len(next(iter(by_sides[False, False].values())))
+    options = {True: [on for on in by_sides if on[0]], False: [on for on in by_sides if not on[0]]}
     for layer, (group, names) in product(range(layers), MATRICES_OF.items()):
-        bare = sum(found[False, False][name][layer] for name in names)
-        best: tuple[float, set[tuple[str, Key]]] = (bare, set())
+        plain = sum(by_sides[False, False][name][layer] for name in names)
+        best: tuple[float, set[Key]] = (plain, set())
         for inputs in (False, True):
             if not options[inputs]:
                 continue
-            total = price["inputs", (layer, group)] if inputs else 0.0
-            kept = {("inputs", (layer, group))} if inputs else set()
+            total = price[("inputs", group), layer] if inputs else 0.0
+            some: set[Key] = {(("inputs", group), layer)} if inputs else set()
             for name in names:
                 cost, on = min(
-                    (found[on][name][layer] + (price["outputs", (layer, name)] if on[1] else 0.0), on)
+                    (by_sides[on][name][layer] + (price[("outputs", name), layer] if on[1] else 0.0), on)
                     for on in options[inputs]
                 )
                 total += cost
-                kept |= {("outputs", (layer, name))} if on[1] else set()
-            best = min(best, (total, kept), key=lambda x: x[0])
-        saved, chosen = saved + bare - best[0], chosen | best[1]
-    return chosen, float(saved)
-
+                some |= {(("outputs", name), layer)} if on[1] else set()
+            best = min(best, (total, some), key=lambda x: x[0])
+        saved, keys = saved + plain - best[0], keys | best[1]
+    return keys, float(saved)

@@ -12,8 +12,9 @@ from rdopt.calibration.subject import Subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.schema import Config, TrainConfig
 from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.sites import SITES
 
-STREAM = ("residual", "norm")  # the sites that part embedding and head
+UNTYING = frozenset(site.name for site in SITES if site.unties)
 TABLE_BITS = 16.0  # of an entry of an uncoded table
 
 
@@ -33,11 +34,6 @@ class Tie(NamedTuple):
         )
 
 
-def without_stream(gauges: Gauges) -> Gauges:
-    """The coordinates that leave the residual stream and its norms as they are."""
-    return gauges._replace(residual=None, norm=None)
-
-
 def weigh_tie(
     subject: Subject, start: Gauges, cost: Callable[[Gauges], float], table_bits: float = TABLE_BITS
 ) -> Tie:
@@ -51,7 +47,7 @@ def weigh_tie(
     """
     weights = coded_weights(subject.arch)
     table = table_bits * subject.arch.vocab_size * subject.arch.hidden_size
-    return Tie(weights * cost(without_stream(start)), weights * cost(start) + table)
+    return Tie(weights * cost(start.tied()), weights * cost(start) + table)
 
 
 def settle_tie(
@@ -62,11 +58,11 @@ def settle_tie(
     A coded second table is taken to cost as many bits an entry as the matrices do.
     """
     train = config.train
-    if not subject.arch.tied or not (start.unties or set(STREAM) & set(train.sites)):
+    if not subject.arch.tied or not (start.unties or UNTYING & set(train.sites)):
         return train, start, None
     entry = TABLE_BITS if config.encode.embeddings == "16bit" else cost(start)
     tie = weigh_tie(subject, start, cost, entry)
     if train.tie == "untie" or (train.tie == "auto" and tie.untie < tie.keep):
         return train, start, tie
-    sites = tuple(site for site in train.sites if site not in STREAM)
-    return replace(train, sites=sites), without_stream(start), tie
+    sites = tuple(site for site in train.sites if site not in UNTYING)
+    return replace(train, sites=sites), start.tied(), tie

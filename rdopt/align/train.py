@@ -16,10 +16,10 @@ from jaxtyping import Int
 from rdopt.align import hosts
 from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import Candidate, Cost, candidates, relaxed_J
-from rdopt.align.coordinates import OutputMetric, Turned, output_side, turned_outputs
+from rdopt.align.coordinates import MatrixCoordinates, OutputDamping, output_metric
 from rdopt.align.devices import Device, require_share
 from rdopt.align.judged import judged_terms
-from rdopt.align.learn import Learned, Progress, learn, plan_of
+from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, Variables
 from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration.moments import Moments
@@ -32,8 +32,10 @@ from rdopt.config.schema import Config, TrainConfig
 from rdopt.runs import folder as run_folder
 from rdopt.runs.states import StateStore
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.files import alignment_of, gauges_of, save_alignment
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.files import alignment_of, save_alignment
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of, original_axes
+from rdopt.transforms.gauges.sites import changed_outputs
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.stored.rotations import StoredRotations
 
@@ -81,7 +83,7 @@ def moments_of(
 
 def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
     """The gain-folded model with its moments in float32, and the static choices of training."""
-    plain = Gauges(residual=np.eye(subject.arch.hidden_size))
+    plain = original_axes(subject.arch)
     params, arch = fold(subject.params, subject.arch, plain)
     folded = fold_moments(moments, subject.params, subject.arch, plain)
     train, encode = config.train, config.encode
@@ -94,17 +96,18 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         distortion=train.distortion,
         feedback=encode.grid != "round",
         damping=train.damping,
-        outputs=OutputMetric(train.damping, encode.output_damping if two_sided else None),
+        outputs=OutputDamping(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(arch),
         activations=train.activations,
         remat=train.remat,
     )
-    side = jax.jit(jax.vmap(lambda G: output_side(G, Turned(Sides(Map(), Map())), settings.outputs)))
-    stored = plan_of(train) is not None and "outputs" in train.stored_sides
-    turns = frozenset(MATRICES) if stored else turned_outputs(train.sites)
-    fixed = {k: side(jnp.asarray(folded.G[k], jnp.float32)) for k in MATRICES if k not in turns}
-    turned = {k: folded.G[k] for k in MATRICES if k in turns}
-    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, turned, fixed))
+    plain_coordinates = MatrixCoordinates(Sides(Map(), Map()))
+    metric = jax.jit(jax.vmap(lambda G: output_metric(G, plain_coordinates, settings.outputs)))
+    stored = train.stored != "none" and "outputs" in train.stored_sides
+    changed = frozenset(MATRICES) if stored else changed_outputs(train.sites, arch)
+    fixed = {k: metric(jnp.asarray(folded.G[k], jnp.float32)) for k in MATRICES if k not in changed}
+    open_G = {k: folded.G[k] for k in MATRICES if k in changed}
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, open_G, fixed))
     return Problem(*single), settings
 
 

@@ -27,6 +27,7 @@ Output = Literal["full", "diagonal"]
 Activations = Literal["float32", "bfloat16"]
 Remat = Literal["auto", "always", "never"]
 SiteName = Literal["residual", "value", "stretch", "query", "norm", "hidden"]
+RotationKind = Literal["cayley", "givens"]
 StoredKind = Literal["none", "blocks", "butterfly", "pairs"]
 SideName = Literal["inputs", "outputs"]
 StoredBase = Literal["identity", "hadamard"]
@@ -101,6 +102,8 @@ class TrainConfig(_Section):
         ("residual", "value"),
         "the symmetries that are learned: a rotation of the residual stream, a rotation and a stretch of each value "
         "head, an angle and a gain of every rotary pair of queries and keys, scales of norms, of hidden channels")
+    rotation: RotationKind = _option(
+        "cayley", "how rotations of stream and value heads are parametrised: Cayley, or butterflies of Givens angles")
     stored: StoredKind = _option(
         "none", "rotations kept in the file beside the symmetries: blocks on the diagonal, a Givens butterfly, or "
         "layers of learned disjoint pairs; each stays only where it lowers J by more than its bits")

@@ -30,8 +30,9 @@ from rdopt.evaluate.windows import windows
 from rdopt.operator.params import Params
 from rdopt.rate.steps import base_step
 from rdopt.runs.export import aligned_config, open_trained
-from rdopt.transforms.files import gauges_of, load_alignment
-from rdopt.transforms.gauges.gauges import fold, fold_moments
+from rdopt.transforms.files import load_alignment
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

@@ -14,7 +14,8 @@ from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.quantize import Grid, Key, coded_matrices, estimated_distortion, make_grid
 from rdopt.operator.params import Params
-from rdopt.transforms.stored.rotations import StoredRotations, fold_stored, fold_stored_moments
+from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class Source(NamedTuple):

@@ -14,7 +14,8 @@ from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.quantize import estimated_distortion, group_widths, matrix_shapes
 from rdopt.rate.steps import base_step
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

@@ -18,8 +18,9 @@ from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.evaluate.windows import windows
 from rdopt.operator.params import Params, params_to_tensors
-from rdopt.transforms.files import AlignmentFiles, architecture_of_original, gauges_of, load_alignment, save_alignment
-from rdopt.transforms.gauges.gauges import fold, unfold
+from rdopt.transforms.files import AlignmentFiles, architecture_of_original, load_alignment, save_alignment
+from rdopt.transforms.gauges.fold import fold, unfold
+from rdopt.transforms.gauges.gauges import gauges_of
 
 KL_LIMIT = 1e-6
 

@@ -34,8 +34,9 @@ from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point, with_target
 from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.files import alignment_of, gauges_of, load_alignment
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.files import alignment_of, load_alignment
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

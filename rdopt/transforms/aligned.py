@@ -15,14 +15,8 @@ from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.calibration.subject import Subject
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
 from rdopt.operator.params import Params
-from rdopt.transforms.gauges.gauges import (
-    Gauges,
-    fold,
-    fold_block,
-    fold_block_moments,
-    fold_end_moments,
-    fold_ends,
-)
+from rdopt.transforms.gauges.fold import fold, fold_block, fold_block_moments, fold_end_moments, fold_ends
+from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from safetensors.numpy import load_file, save
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
-from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.records import VERSION, TransformRecord, rebuild, record_from_dict, record_to_dict
+from rdopt.transforms.gauges.sites import OWNERS
+from rdopt.transforms.records import VERSION, TransformRecord, record_from_dict, record_to_dict
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
@@ -30,7 +30,7 @@ class AlignmentFiles(NamedTuple):
     """What the two files hold.
 
     Attributes:
-        records: site (a field of `Gauges`) -> its transform.
+        records: field of `Gauges` -> its transform.
         gains: the original's norm gains by name; empty when none were folded.
         original: facts about the original: fingerprint, parameters, tied.
         stored: rotations that a file of these weights keeps and its decoder undoes; the weights do not have them.
@@ -42,24 +42,6 @@ class AlignmentFiles(NamedTuple):
     stored: StoredRotations | None = None
 
 
-def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
-    """The float64 gauges that the records rebuild."""
-    return Gauges(**{site: rebuild(record) for site, record in records.items()})
-
-
-def fixed_record(site: str, value: Shaped[np.ndarray, "..."]) -> TransformRecord:
-    """What a gauge is at one site as a record of its very numbers."""
-    if np.iscomplexobj(value):
-        kind, parameters = "complex", {"real": np.real(value), "imag": np.imag(value)}
-    elif np.issubdtype(value.dtype, np.integer):
-        kind, parameters = "order", {"values": value}
-    elif site in ("residual", "value"):
-        kind, parameters = "matrix", {"matrix": value}
-    else:
-        kind, parameters = "scale", {"values": value}
-    return TransformRecord(kind=kind, site=site, shape=value.shape, parameters=parameters)
-
-
 def alignment_of(
     records: Mapping[str, TransformRecord],
     params: Params,
@@ -69,7 +51,7 @@ def alignment_of(
 ) -> AlignmentFiles:
     """The files' contents for transforms of this original model; gains are kept when they are folded."""
     gains = {}
-    if "residual" in records or "norm" in records:
+    if any(OWNERS[field].unties for field in records):
         gains = {k: np.asarray(params["blocks"][k]) for k in GAINS[:2]} | {"final_norm": params["final_norm"]}
     original = {
         "fingerprint": fingerprint,

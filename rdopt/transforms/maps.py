@@ -4,7 +4,8 @@ With outputs y' = T y and inputs x' = U x a matrix becomes W' = T W U^-1, the se
 that of the gradient at its output T^-T G T^-1.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 
@@ -64,6 +65,21 @@ class Map(NamedTuple):
             raise ValueError("a dense map needs the whole moment, not its diagonal")
         before, scale = (None if x is None else x * x for x in (self.before, self.scale))
         return Map(before, None, self.order, scale).apply(diagonal)
+
+
+def merged(maps: Iterable[Map]) -> Map:
+    """What several symmetries make of one side, each a stage of its own.
+
+    Raises:
+        ValueError: two of them take the same stage.
+    """
+    stages: dict[str, Any] = {}
+    for each in maps:
+        own = {name: x for name, x in each._asdict().items() if x is not None}
+        if taken := own.keys() & stages.keys():
+            raise ValueError(f"two symmetries both set the {taken.pop()} of one side; fold them one after the other")
+        stages |= own
+    return Map(**stages)
 
 
 class Sides(NamedTuple):

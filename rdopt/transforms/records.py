@@ -6,25 +6,19 @@ matrix.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Shaped
 
 from rdopt.config.errors import UserError
-from rdopt.transforms.matrices.cayley import block_cayley, cayley
-from rdopt.transforms.matrices.compose import compose, identity
-from rdopt.transforms.matrices.frequency import dct, fourier
-from rdopt.transforms.matrices.givens import Pairs, as_pairs, butterfly, givens_matrix
-from rdopt.transforms.matrices.hadamard import hadamard
-from rdopt.transforms.matrices.random import random_orthogonal
+from rdopt.transforms.matrices.cayley import cayley
+from rdopt.transforms.matrices.givens import Pairs, as_pairs, givens_matrix
 from rdopt.transforms.matrices.stretch import stretch
 
 VERSION = 1
-Kind = Literal[
-    "identity", "matrix", "pca", "cayley", "cayley_block", "givens", "hadamard", "random", "dct", "fourier",
-    "composition", "stretch", "scale", "complex", "order"
-]
+Kind = Literal["matrix", "cayley", "givens", "composition", "stretch", "scale", "complex", "order"]
 Precision = Literal["float32", "float64"]
 
 
@@ -34,10 +28,10 @@ class TransformRecord:
 
     Attributes:
         kind: the construction, one of Kind.
-        site: where in the network it acts, e.g. "residual" or "layers.3.value".
+        site: where in the network it acts, e.g. "residual".
         shape: of the rebuilt matrix, (..., n, n), or of the numbers, (..., n).
         parameters: the arrays that fix it: theta, angles, pairs, matrix, or values (of complex numbers: real, imag).
-        options: small facts that fix it: block, seed, layers.
+        options: small facts that fix it: how many pairs each layer of Givens rotations has.
         parts: the factors of a composition, left to right.
         precision: float32 or float64, of the stored parameters; they are cast to it here, before anything is
             rebuilt.
@@ -67,6 +61,11 @@ class TransformRecord:
 def _stored(value: Any, precision: str) -> np.ndarray:
     array = np.asarray(value)
     return array if np.issubdtype(array.dtype, np.integer) else array.astype(precision)
+
+
+def composition(site: str, parts: tuple[TransformRecord, ...]) -> TransformRecord:
+    """The record of a product of matrices, left to right."""
+    return TransformRecord(kind="composition", site=site, shape=parts[-1].shape, parts=parts)
 
 
 def record_to_dict(
@@ -125,8 +124,6 @@ def pairs_to_fields(pairs: Pairs) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def _record_pairs(record: TransformRecord, n: int) -> Pairs:
-    if "layers" not in record.options:
-        return butterfly(n)
     cuts = np.cumsum(record.options["layers"])[:-1]
     return as_pairs(np.split(record.parameters["pairs"], cuts), n)
 
@@ -136,17 +133,10 @@ def _exact(record: TransformRecord, name: str) -> np.ndarray:
 
 
 _BUILDERS: dict[str, Callable[[TransformRecord, int], np.ndarray]] = {
-    "identity": lambda record, n: identity(n, record.shape[:-2]),
     "matrix": lambda record, n: _exact(record, "matrix"),
-    "pca": lambda record, n: _exact(record, "matrix"),
     "cayley": lambda record, n: cayley(_exact(record, "theta"), n),
-    "cayley_block": lambda record, n: block_cayley(_exact(record, "theta"), n, int(record.options["block"])),
     "givens": lambda record, n: givens_matrix(_exact(record, "angles"), _record_pairs(record, n), n),
-    "hadamard": lambda record, n: np.array(np.broadcast_to(hadamard(n), record.shape)),
-    "dct": lambda record, n: np.array(np.broadcast_to(dct(n), record.shape)),
-    "fourier": lambda record, n: np.array(np.broadcast_to(fourier(n), record.shape)),
-    "random": lambda record, n: random_orthogonal(int(record.options["seed"]), n, record.shape[:-2]),
-    "composition": lambda record, n: compose([rebuild(part) for part in record.parts]),
+    "composition": lambda record, n: reduce(np.matmul, [rebuild(part) for part in record.parts]),
     "stretch": lambda record, n: stretch(_exact(record, "theta"), n),
     "scale": lambda record, n: _exact(record, "values"),
     "complex": lambda record, n: _exact(record, "real") + 1j * _exact(record, "imag"),

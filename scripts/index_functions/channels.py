@@ -16,7 +16,7 @@ from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.operator.params import Params
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import fold
+from rdopt.transforms.gauges.fold import fold
 
 # Matrix -> (layers, out, in), float64.
 Blocks = Mapping[str, Float[np.ndarray, "layers out in"]]

@@ -23,7 +23,8 @@ from rdopt.config.schema import Config
 from rdopt.operator.params import Params
 from rdopt.study.predictions import Estimate
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges
 
 COORDINATES = ("identity", "hadamard", "pca", "joint")
 # Relative, of the distortion: what is missed counts at the price of the slope, so that its square is the error.

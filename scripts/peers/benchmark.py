@@ -26,7 +26,7 @@ from rdopt.evaluate.divergence import Comparison, Reference, compare, noise_floo
 from rdopt.evaluate.windows import windows
 from rdopt.runs.export import reference_of
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
 
 SELECTION_TOKENS = 16384
 DRIFT_SEQUENCES = 64  # for every arm alike

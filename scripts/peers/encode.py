@@ -29,7 +29,7 @@ from rdopt.encode.drift import Prefix
 from rdopt.encode.quantize import coded_matrices, input_groups
 from rdopt.encode.target import search_step, size_goal
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
 
 # Bits/weight by which a file may miss its size: curves are read between their points. Behind a prefix a trial is dear.
 SEARCH_AIM, PREFIX_AIM, PREFIX_TOLERANCE = 0.015, 0.05, 0.1

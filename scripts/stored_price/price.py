@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from rdopt.codec.coders.constriction import pack_integers
-from rdopt.transforms.bases import row_moments
 from rdopt.transforms.matrices.givens import Pairs, apply_givens, butterfly
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.jacobi import joint_cost, joint_diagonalizer
+from rdopt.transforms.matrices.joint import row_moments
 from rdopt.transforms.stored.angles import angle_codes, blocks_of_angles
 from rdopt.transforms.stored.pairing import fitted_angles, learned_pairs, pair_gains, pairing_bits, turned_moments
 

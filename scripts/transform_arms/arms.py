@@ -19,12 +19,13 @@ from rdopt.align.learn import learn
 from rdopt.align.train import make_problem
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import encode_model
-from rdopt.config.schema import Config, EncodeConfig, Init, SiteName, StoredKind, TrainConfig
+from rdopt.config.schema import Config, EncodeConfig, Init, RotationKind, SiteName, StoredKind, TrainConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import Params, params_from_tensors
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
 
@@ -56,6 +57,7 @@ class Learning(NamedTuple):
         fixed: fields of the basis that are left out.
         stored: the kind of stored rotations.
         size: width of their blocks, or layers of pairs.
+        rotation: how the rotations are parametrised.
     """
 
     sites: tuple[SiteName, ...]
@@ -63,6 +65,7 @@ class Learning(NamedTuple):
     fixed: tuple[str, ...] = ()
     stored: StoredKind = "none"
     size: int = 8
+    rotation: RotationKind = "cayley"
 
 
 FIXED: tuple[Init, ...] = ("identity", "hadamard", "pca", "joint")
@@ -79,6 +82,8 @@ LEARNED: Mapping[str, Learning] = {
     "norm scales alone": Learning(("norm",), "identity"),
     "hidden scales alone": Learning(("hidden",), "identity"),
     "all gauges": Learning(ALL, "joint"),
+    "both rotations, Cayley": Learning(("residual", "value"), "joint"),
+    "both rotations, butterflies": Learning(("residual", "value"), "joint", rotation="givens"),
     "all gauges + stored blocks of 8": Learning(ALL, "joint", stored="blocks"),
     "all gauges + a layer of stored pairs": Learning(ALL, "joint", stored="pairs", size=1),
 }
@@ -162,7 +167,8 @@ class Arms:
         start = starting_gauges(arm.init, subject.params, subject.arch, moments)
         start = start._replace(**dict.fromkeys(arm.fixed))
         train = TrainConfig(
-            lam=lam, sites=arm.sites, init=arm.init, steps=self._steps, stored=arm.stored, stored_size=arm.size
+            lam=lam, sites=arm.sites, init=arm.init, steps=self._steps, rotation=arm.rotation, stored=arm.stored,
+            stored_size=arm.size,
         )
         history: list[float] = []
         learned = learn(

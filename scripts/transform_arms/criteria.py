@@ -14,15 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from rdopt.align.alignment import Alignment, Start, starting_rotations, trained_records
+from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.learn import batch_indices
-from rdopt.align.objective import stacked_blocks
 from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.operator.llama import attend, embed_tokens, gated, linear, logits, rms_norm, rope_tables
 from rdopt.operator.params import Params
-from rdopt.transforms.files import gauges_of
-from rdopt.transforms.gauges.block import sides_of
-from rdopt.transforms.gauges.gauges import Gauges, fold
+from rdopt.transforms.gauges.fold import fold
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of, sides_of
 
 Criterion = Literal["fourth powers", "kurtosis", "cross-entropy"]
 FAKE_BITS = 4  # of the weights behind the cross-entropy, as SpinQuant has them
@@ -65,7 +63,7 @@ def learn_criterion(
     plain, arch = fold(params, arch, Gauges(residual=np.eye(arch.hidden_size)))
     plain = jax.tree.map(jnp.asarray, plain)
     module = Alignment(arch=arch, sites=_SITES, rate="analytic")
-    begin = starting_rotations(start, arch)
+    begin = Start(single_precision(start, arch))
     variables: Any = module.init(jax.random.key(seed), begin)
     theta = variables["params"]
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps, 0.05), b2=0.95, eps=1e-6)
@@ -102,9 +100,9 @@ def _losses(
 
 def turned_matrices(params: Params, arch: Architecture, gauges: Gauges) -> list[dict[str, tuple[Array, Any]]]:
     """(matrix in trial coordinates, how it got there) of every block by name."""
-    stacked, found = stacked_blocks(gauges, arch), []
+    stacked, found = gauges.stacked(arch), []
     for layer in range(arch.num_layers):
-        own = jax.tree.map(lambda x, at=layer: x[at], stacked)._replace(residual=gauges.residual)
+        own = jax.tree.map(lambda x, at=layer: x[at], stacked).with_shared(gauges)
         sides = {k: sides_of(k, (None, None), arch, own) for k in MATRICES}
         found.append({k: (sides[k].fold(params["blocks"][k][layer]), sides[k]) for k in MATRICES})
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import random_tensors, synthetic_moments, tiny_config
 
-from rdopt.align.alignment import Alignment, starting_rotations
+from rdopt.align.alignment import Alignment, Start, single_precision
 from rdopt.align.objective import rate_and_distortion
 from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
@@ -30,7 +30,8 @@ def objective(folder, layers=2, shape=(8, 32), **changes):
     moments = synthetic_moments(subject.arch)
     encode = EncodeConfig(grid="round", output="diagonal")
     problem, settings = make_problem(subject, moments, Config(model=str(folder), train=train, encode=encode))
-    start = starting_rotations(starting_gauges("random", subject.params, subject.arch, moments, 0), settings.arch)
+    gauges = starting_gauges("random", subject.params, subject.arch, moments, 0)
+    start = Start(single_precision(gauges, settings.arch))
     module = Alignment(arch=settings.arch, sites=train.sites, rate=train.rate)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, subject.arch.vocab_size, shape).astype(np.int32))

@@ -14,15 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from conftest import random_tensors, synthetic_moments, tiny_config
+from conftest import orthogonality_error, random_tensors, synthetic_moments, tiny_config
 
 from rdopt.align import devices as pool
-from rdopt.align.alignment import Alignment, single_precision, starting_rotations, trained_records
+from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.cholesky import cholesky_and_inverse
-from rdopt.align.coordinates import OutputMetric, Turned, fed_back, input_sides, kept, output_side, turned_outputs
+from rdopt.align.coordinates import (
+    MatrixCoordinates,
+    OutputDamping,
+    diagonal_metric,
+    feedback_metric,
+    input_metrics,
+    output_metric,
+)
 from rdopt.align.judged import judged_terms
 from rdopt.align.learn import batch_indices, learn
-from rdopt.align.objective import Problem, Variables, rate_and_distortion, stacked_blocks
+from rdopt.align.objective import Problem, Variables, rate_and_distortion
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
 from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
@@ -43,11 +50,10 @@ from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.runs.states import StateStore
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.files import gauges_of
-from rdopt.transforms.gauges.block import sides_of
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of, sides_of
+from rdopt.transforms.gauges.sites import changed_outputs
 from rdopt.transforms.maps import Map, Sides
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.records import record_to_dict
 
@@ -111,29 +117,29 @@ def test_trial_coordinates_are_those_of_the_fold(tiny_llama, family):
     problem, settings, _, start = tiny_problem(folder, replace(TRAIN, sites=SITES))
     subject, arch = load_subject(folder), settings.arch
     module, rng = Alignment(arch=arch, sites=SITES, rate="analytic"), np.random.default_rng(0)
-    params: Any = module.init(jax.random.key(0), starting_rotations(start, arch))["params"]
+    begin = Start(single_precision(start, arch))
+    params: Any = module.init(jax.random.key(0), begin)["params"]
     params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), params)
     gauges = gauges_of(trained_records(params, start, arch))
-    trial: Any = module.apply({"params": params}, starting_rotations(start, arch))
+    trial: Any = module.apply({"params": params}, begin)
     for found, expected in zip(trial.gauges, single_precision(gauges, arch), strict=True):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
             np.testing.assert_allclose(found, expected, atol=2e-5)
     folded, _ = fold(subject.params, subject.arch, gauges)
     moments = fold_moments(synthetic_moments(subject.arch), subject.params, subject.arch, gauges)
-    block = jax.tree.map(lambda x: x[1], stacked_blocks(trial.gauges, arch))
-    block = block._replace(residual=trial.gauges.residual)
-    turns = {k: Turned(sides_of(k, (None, None), arch, block)) for k in MATRICES}
-    sides = input_sides({k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}, turns, 0.02, feedback=True)
+    block = jax.tree.map(lambda x: x[1], trial.gauges.stacked(arch)).with_shared(trial.gauges)
+    turns = {k: MatrixCoordinates(sides_of(k, (None, None), arch, block)) for k in MATRICES}
+    sides = input_metrics({k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}, turns, 0.02, feedback=True)
     for name in MATRICES:
         W = jnp.asarray(problem.params["blocks"][name][1])
         turned = turns[name].fold(W)
         np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-4)
         np.testing.assert_allclose(turns[name].unfold(turned), W, atol=1e-4)
-        assert (turns[name].gauges.outputs == Map()) == (name not in turned_outputs(SITES))
+        assert (turns[name].gauges.outputs == Map()) == (name not in changed_outputs(SITES, arch))
         check_side(sides[INPUT_OF[name]], moments.sigma[INPUT_OF[name]][1], 0.02)
         if name in problem.G:
-            side = output_side(jnp.asarray(problem.G[name][1]), turns[name], OutputMetric(0.02, 0.05))
+            side = output_metric(jnp.asarray(problem.G[name][1]), turns[name], OutputDamping(0.02, 0.05))
             check_side(side, moments.G[name][1], 0.05)
         else:
             L = np.linalg.cholesky(damped(moments.G[name][1], 0.05))
@@ -156,8 +162,8 @@ def test_outputs_without_feedback_cost_by_the_turned_diagonal():
     rng = np.random.default_rng(0)
     A, root = random_orthogonal(1, 12), rng.standard_normal((12, 12))
     G = root @ root.T
-    turn = Turned(Sides(Map(dense=(jnp.asarray(A), jnp.asarray(A.T))), Map()))
-    side = output_side(jnp.asarray(G, jnp.float32), turn, OutputMetric(0.02, None))
+    turn = MatrixCoordinates(Sides(Map(dense=(jnp.asarray(A), jnp.asarray(A.T))), Map()))
+    side = output_metric(jnp.asarray(G, jnp.float32), turn, OutputDamping(0.02, None))
     diagonal = np.diagonal(A @ G @ A.T)
     assert side.factor is None
     np.testing.assert_allclose(side.weights**2, diagonal + 0.02 * diagonal.mean(), rtol=1e-3)
@@ -199,7 +205,9 @@ def test_the_relaxed_encoder_has_the_real_ones_bits_and_distortion(grid, c, bits
     D = 0.5 * np.sum(g[:, None] * (E @ L) ** 2)
     arguments = (jnp.asarray(x, jnp.float32) for x in (W, L, g, c))
     W, L, g, c = arguments
-    rows, cols = kept(g, 0.0), fed_back(L @ L.T, 0.0) if feedback else kept(jnp.diagonal(L @ L.T), 0.0)
+    S = L @ L.T
+    rows = diagonal_metric(g, 0.0)
+    cols = feedback_metric(S, 0.0) if feedback else diagonal_metric(jnp.diagonal(S), 0.0)
     relaxed = jax.jit(relax, static_argnums=4)(W, rows, cols, c, "gaussian")
     assert float(relaxed.rate.sum()) == pytest.approx(bits, rel=bits_within)
     assert float(analytic_distortion(relaxed, jnp.float32(c))) == pytest.approx(D, rel=distortion_within)
@@ -211,9 +219,10 @@ def test_relaxed_weight_errors_have_the_analytic_distortion(over_rows, over_colu
     c = jnp.float32(0.4)
     S, M = L @ L.T, synthetic_factor(np.random.default_rng(2), len(W))
     G = M @ M.T
-    rows = fed_back(jnp.asarray(G, jnp.float32), 0.0) if over_rows else kept(jnp.asarray(g, jnp.float32), 0.0)
+    row_costs = jnp.asarray(G if over_rows else g, jnp.float32)
+    rows = feedback_metric(row_costs, 0.0) if over_rows else diagonal_metric(row_costs, 0.0)
     cols = jnp.asarray(S, jnp.float32)
-    cols = fed_back(cols, 0.0) if over_columns else kept(jnp.diagonal(cols), 0.0)
+    cols = feedback_metric(cols, 0.0) if over_columns else diagonal_metric(jnp.diagonal(cols), 0.0)
     relaxed = relax(jnp.asarray(W), rows, cols, c, "gaussian")
     noise = jnp.asarray(np.random.default_rng(1).uniform(-0.5, 0.5, W.shape), jnp.float32)
     E = np.asarray(weight_error(noise, rows, cols, c), np.float64)
@@ -231,10 +240,10 @@ def test_the_relaxed_encoder_feeds_errors_back_over_both_sides_as_the_real_one_d
     rates = rates_of(starting_plan([(np.ones(len(row)), np.ones(len(col)))]), 0.0)[0]
     z = quantize_wavefront(W, L, M, row, col / 2, rates, 1).values / 2
     error = M.T @ (W - np.outer(row, col) * z) @ L / c
-    rows, cols = (fed_back(jnp.asarray(X @ X.T, jnp.float32), 0.0) for X in (M, L))
+    rows, cols = (feedback_metric(jnp.asarray(X @ X.T, jnp.float32), 0.0) for X in (M, L))
     relaxed = relax(jnp.asarray(W), rows, cols, jnp.float32(c), "gaussian")
     assert float(relaxed.error.sum()) == pytest.approx(np.sum(error**2), rel=within)
-    alike, y = [kept(jnp.ones(n), 0.0) for n in W.shape], jnp.asarray(z + error, jnp.float32)
+    alike, y = [diagonal_metric(jnp.ones(n), 0.0) for n in W.shape], jnp.asarray(z + error, jnp.float32)
     fitted = relax(y, alike[0], alike[1], jnp.float32(1.0), "gaussian")
     assert float(relaxed.rate.sum()) == pytest.approx(float(fitted.rate.sum()), rel=within)
 

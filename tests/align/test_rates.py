@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from rdopt.align.alignment import Alignment, starting_rotations
-from rdopt.align.coordinates import OutputMetric, kept
+from rdopt.align.alignment import Alignment, Start, single_precision
+from rdopt.align.coordinates import OutputDamping, diagonal_metric
 from rdopt.align.objective import Settings, rate_bits
 from rdopt.align.relaxation import relax
 from rdopt.checkpoint.families import MATRICES, architecture_from_config, block_shapes
@@ -25,7 +25,7 @@ SETTINGS = Settings(
     distortion="matrix",
     feedback=False,
     damping=0.02,
-    outputs=OutputMetric(0.02, None),
+    outputs=OutputDamping(0.02, None),
     weights=200 * 96,
 )
 
@@ -34,7 +34,7 @@ SETTINGS = Settings(
 def relaxed():
     rng = np.random.default_rng(0)
     W = (rng.standard_normal((200, 96)) * np.exp(rng.standard_normal(96))).astype(np.float32)
-    rows, cols = (kept(jnp.ones(n), 0.0) for n in W.shape)
+    rows, cols = (diagonal_metric(jnp.ones(n), 0.0) for n in W.shape)
     return relax(jnp.asarray(W), rows, cols, jnp.float32(0.2), "gaussian")
 
 
@@ -65,7 +65,7 @@ def test_sparse_rates_fall_when_weights_shrink(relaxed):
 @pytest.mark.parametrize("rate", ["analytic", "noise", "ste", "l1", "log"])
 def test_only_sampled_rates_learn_a_spread_per_column(rate):
     module = Alignment(arch=ARCH, sites=("residual", "value"), rate=rate)
-    start = starting_rotations(Gauges(), ARCH)
+    start = Start(single_precision(Gauges(), ARCH))
     params = module.init(jax.random.key(0), start)["params"]
     spreads = {k for k in params if k.startswith("log_scale_")}
     assert spreads == ({f"log_scale_{k}" for k in MATRICES} if rate in ("noise", "annealed", "ste") else set())

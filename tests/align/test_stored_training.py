@@ -12,13 +12,20 @@ from conftest import synthetic_moments
 from hypothesis import given
 from test_learning import CPU, TRAIN, tiny_problem
 
-from rdopt.align.alignment import single_precision, starting_rotations
+from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import candidates, relaxed_J
-from rdopt.align.learn import Learned, learn, plan_of
+from rdopt.align.learn import Learned, learn
 from rdopt.align.objective import Variables, matrix_terms
-from rdopt.align.stored_choice import _cheapest, _rounded, _turns
-from rdopt.align.stored_sites import ANGLE_BITS, Plan, expected_angle_bits, parameters, site_widths, stored_starts
-from rdopt.align.tie import settle_tie, without_stream
+from rdopt.align.stored_choice import Key, _cheapest, _on_device, _rounded, _stored
+from rdopt.align.stored_learning import (
+    ANGLE_BITS,
+    StoredSettings,
+    expected_angle_bits,
+    parameter_name,
+    stored_settings,
+    stored_start,
+)
+from rdopt.align.tie import settle_tie
 from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF
@@ -32,39 +39,44 @@ from rdopt.operator.params import params_from_tensors
 from rdopt.rate.relaxed import annealed_rate, noise_rate, straight_through_rate
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments
+from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
+from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
 from rdopt.transforms.stored.rotation import Rotation
-from rdopt.transforms.stored.rotations import fold_stored, fold_stored_moments
 
-PLANS = [
-    Plan("blocks", 8, False, ("inputs", "outputs")),
-    Plan("butterfly", 1, True, ("inputs",)),
-    Plan("pairs", 2, False, ("inputs", "outputs")),
+CHOSEN = [
+    StoredSettings("blocks", 8, False, ("inputs", "outputs")),
+    StoredSettings("butterfly", 1, True, ("inputs",)),
+    StoredSettings("pairs", 2, False, ("inputs", "outputs")),
 ]
 
 
-def trained(plan: Plan, arch, seed=0):
-    """Random parameters of every site."""
-    rng, widths = np.random.default_rng(seed), site_widths(plan, arch)
+def trained(chosen: StoredSettings, arch, seed=0):
+    """Random parameters of every rotation."""
+    rng = np.random.default_rng(seed)
     return {
-        f"stored_{side}_{key}": 0.1 * rng.standard_normal((arch.num_layers, parameters(plan, n)))
-        for side in plan.sides
-        for key, n in getattr(widths, side).items()
+        parameter_name(place): 0.1 * rng.standard_normal((arch.num_layers, chosen.parameters(n)))
+        for place, n in chosen.widths(arch).items()
     }
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.structure)
-def test_trained_rotations_cost_what_the_folded_model_costs(tiny_llama, plan):
+def rounded(chosen, problem, arch, start, theta):
+    """Rotations with angles of nine bits: (as a file holds them, on the device)."""
+    every = _rounded(chosen, 9, stored_start(chosen, problem.params, arch, start), theta)
+    stored = _stored(chosen, 9, every)
+    return stored, _on_device(stored, every, chosen.widths(arch))
+
+
+@pytest.mark.parametrize("chosen", CHOSEN, ids=lambda p: p.structure)
+def test_trained_rotations_cost_what_the_folded_model_costs(tiny_llama, chosen):
     """R and D in training are those of the weights and moments that a file codes."""
     folder = tiny_llama()
-    train = replace(TRAIN, stored=plan.structure, stored_sides=plan.sides, stored_size=plan.size)
+    train = replace(TRAIN, stored=chosen.structure, stored_sides=chosen.sides, stored_size=chosen.size)
     problem, settings, _, start = tiny_problem(folder, train)
-    starts = stored_starts(plan, problem.params, settings.arch, start)
-    whole = _rounded(plan, 9, starts, trained(plan, settings.arch), settings)
-    turns = _turns(plan, whole, settings)
+    whole, rotations = rounded(chosen, problem, settings.arch, start, trained(chosen, settings.arch))
     gauges = single_precision(start, settings.arch)
-    found = matrix_terms(Variables(gauges, turns), problem, jnp.float32(20), settings)
+    found = matrix_terms(Variables(gauges, rotations), problem, jnp.float32(20), settings)
     subject = load_subject(folder)
     params, arch = fold(subject.params, subject.arch, start)
     moments = fold_moments(synthetic_moments(subject.arch), subject.params, subject.arch, start)
@@ -101,23 +113,23 @@ def test_the_cheapest_sites_are_those_of_brute_force(seed, inputs, outputs):
     rng = np.random.default_rng(seed)
     sides = [(a, b) for a, b in product((False, True), (False, True)) if a <= inputs and b <= outputs]
     costs = {on: {name: rng.uniform(0, 4, 1) for name in MATRICES} for on in sides}
-    price = {("inputs", (0, g)): rng.uniform(0, 2) for g in MATRICES_OF} if inputs else {}
-    price |= {("outputs", (0, name)): rng.uniform(0, 2) for name in MATRICES} if outputs else {}
+    price: dict[Key, float] = {(("inputs", g), 0): rng.uniform(0, 2) for g in MATRICES_OF} if inputs else {}
+    price |= {(("outputs", name), 0): rng.uniform(0, 2) for name in MATRICES} if outputs else {}
     chosen, saved = _cheapest(costs, price)
     best = 0.0
     for group, names in MATRICES_OF.items():
         totals = []
         for on in (False, True)[: 1 + inputs]:
             for each in product((False, True)[: 1 + outputs], repeat=len(names)):
-                total = price.get(("inputs", (0, group)), 0) * on
+                total = price.get((("inputs", group), 0), 0) * on
                 for name, out in zip(names, each, strict=True):
-                    total += costs[on, out][name][0] + price.get(("outputs", (0, name)), 0) * out
+                    total += costs[on, out][name][0] + price.get((("outputs", name), 0), 0) * out
                 totals.append(total)
         best += sum(costs[False, False][name][0] for name in names) - min(totals)
     assert saved == pytest.approx(best)
     spent = sum(price[site] for site in chosen)
     kept = sum(
-        costs[("inputs", (0, group)) in chosen, ("outputs", (0, name)) in chosen][name][0]
+        costs[(("inputs", group), 0) in chosen, (("outputs", name), 0) in chosen][name][0]
         for group, names in MATRICES_OF.items()
         for name in names
     )
@@ -211,7 +223,7 @@ def test_a_tie_is_kept_where_a_second_table_costs_more(tiny_llama):
     assert tie is not None
     table = 16 * subject.arch.vocab_size * subject.arch.hidden_size
     assert tie.untie - table == pytest.approx(settings.weights * cost(start))
-    assert tie.keep == pytest.approx(settings.weights * cost(without_stream(start)))
+    assert tie.keep == pytest.approx(settings.weights * cost(start.tied()))
     assert (kept.residual is None) == (tie.keep <= tie.untie) == ("residual" not in train.sites)
     assert not kept.unties or tie.untie < tie.keep
     forced, untied, _ = settle_tie(subject, replace(config, train=replace(TRAIN, tie="untie")), start, cost)
@@ -253,13 +265,12 @@ def test_a_trial_encoding_costs_what_a_file_costs(tiny_llama):
 def test_a_start_of_stored_rotations_lowers_the_cost_of_its_rows(turned_folder):
     train = replace(TRAIN, stored="blocks", stored_size=8, init="identity")
     problem, settings, _, start = tiny_problem(turned_folder, train)
-    plan = plan_of(train)
-    assert plan is not None
-    starts = stored_starts(plan, problem.params, settings.arch, start)
-    still = {k: np.zeros_like(x) for k, x in trained(plan, settings.arch).items()}
-    turns = _turns(plan, _rounded(plan, 9, starts, still, settings), settings)
+    chosen = stored_settings(train)
+    assert chosen is not None
+    still = {k: np.zeros_like(x) for k, x in trained(chosen, settings.arch).items()}
+    _, turns = rounded(chosen, problem, settings.arch, start, still)
     gauges = single_precision(start, settings.arch)
-    assert starting_rotations(start, settings.arch).R.shape == (settings.arch.hidden_size,) * 2
+    assert gauges.residual.shape == (settings.arch.hidden_size,) * 2
     before, after = (
         matrix_terms(v, problem, jnp.float32(20), settings)[0] for v in (Variables(gauges), Variables(gauges, turns))
     )

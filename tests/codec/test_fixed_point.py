@@ -3,10 +3,10 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from conftest import orthogonality_error
 from hypothesis import given
 
 from rdopt.codec.streams.fixed_point import undo_rotation, undo_stored
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.givens import butterfly, round_robin
 from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, fixed_point_blocks, split_blocks
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations

@@ -36,7 +36,7 @@ from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import logits
 from rdopt.operator.params import params_from_tensors
 from rdopt.runs.states import StateStore
-from rdopt.transforms.stored.rotations import fold_stored
+from rdopt.transforms.stored.fold import fold_stored
 
 CPU = jax.devices("cpu")[:1]
 RATES = Rates(rows=0.02, cols=0.02, norms=0.02, biases=0.02)

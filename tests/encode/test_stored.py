@@ -25,8 +25,9 @@ from rdopt.rate.steps import base_step
 from rdopt.transforms.matrices.givens import round_robin
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.angles import angle_pairs, block_angle_count
+from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
 from rdopt.transforms.stored.pairing import learned_pairs
-from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations, fold_stored, fold_stored_moments
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 ENCODE = EncodeConfig(threads=1, grid="feedback")
 

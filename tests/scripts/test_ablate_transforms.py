@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import synthetic_moments
+from conftest import orthogonality_error, synthetic_moments
 from tiny_runs import load_script, make_model, make_text, strict_json
 from transform_arms.arms import TELLING, Arms, column_powers, rotation_angles
 from transform_arms.criteria import (
@@ -24,8 +24,8 @@ from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES
 from rdopt.operator.llama import logits
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import Gauges, fold
-from rdopt.transforms.matrices.compose import orthogonality_error
+from rdopt.transforms.gauges.fold import fold
+from rdopt.transforms.gauges.gauges import Gauges
 
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "8", "30", "--steps", "3")
 

@@ -3,9 +3,9 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from conftest import orthogonality_error
 from hypothesis import given
 
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.angles import (
     SINE_BITS,

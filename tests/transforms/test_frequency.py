@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scipy.fft
+from conftest import orthogonality_error
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.frequency import dct, fourier
 
 widths = st.integers(1, 300)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import FAMILIES, synthetic_moments
+from conftest import FAMILIES, orthogonality_error, synthetic_moments
 
 from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
@@ -14,8 +14,8 @@ from rdopt.encode.quantize import estimated_distortion
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.transforms.bases import BASES, starting_gauges
-from rdopt.transforms.gauges.gauges import Gauges, fold, fold_moments, unfold
-from rdopt.transforms.matrices.compose import orthogonality_error
+from rdopt.transforms.gauges.fold import fold, fold_moments, unfold
+from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
 
 GAINS = ("attn_norm", "mlp_norm")
@@ -102,7 +102,7 @@ def test_the_fold_is_exact_in_float64(tiny_llama, family, changes, sites, monkey
     """Stored in float64 instead of float32, the folded network has the same logits to 1e-10."""
     params, arch = load(tiny_llama(family, **changes))
     # The forward pass rounds norms and scores to float32: this one runs wholly in float64.
-    monkeypatch.setattr("rdopt.transforms.gauges.gauges._f32", lambda x: np.asarray(x, np.float64))
+    monkeypatch.setattr("rdopt.transforms.gauges.fold._f32", lambda x: np.asarray(x, np.float64))
     tokens = tokens_of(arch)
     gauges = {site: value for site, value in every_gauge(arch)._asdict().items() if site in sites}
     arch = without_eps(arch, Gauges(**gauges))

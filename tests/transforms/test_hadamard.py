@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import scipy.linalg
+from conftest import orthogonality_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.hadamard import (
-    apply_hadamard,
     hadamard,
-    hadamard_factors,
     hadamard_orders,
     jacobsthal,
     paley,
@@ -63,14 +61,3 @@ def test_every_multiple_of_four_up_to_88_is_reached():
 def test_common_model_widths_are_fully_flat(width):
     orders = hadamard_orders(width)
     assert orders is not None and np.prod(orders) == width
-
-
-@pytest.mark.parametrize("n", [1, 6, 24, 86, 172])
-def test_the_kronecker_factors_apply_the_matrix_without_forming_it(n):
-    x = np.random.default_rng(n).standard_normal((2, 3, n))
-    expected = x @ hadamard(n)
-    np.testing.assert_allclose(apply_hadamard(x), expected, atol=1e-12)
-    dense = np.ones((1, 1))
-    for factor in hadamard_factors(n):
-        dense = np.kron(dense, factor)
-    np.testing.assert_allclose(dense, hadamard(n), atol=1e-14)

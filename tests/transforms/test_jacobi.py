@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import orthogonality_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.transforms.matrices import jacobi
-from rdopt.transforms.matrices.compose import orthogonality_error
 from rdopt.transforms.matrices.jacobi import joint_cost, joint_diagonalizer
 from rdopt.transforms.matrices.pca import pca
 from rdopt.transforms.matrices.random import random_orthogonal

@@ -1,16 +1,16 @@
 """Transform records survive JSON and rebuild the very same matrix."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
+from conftest import orthogonality_error
 
 from rdopt.config.errors import UserError
-from rdopt.transforms.matrices.cayley import block_cayley_size, skew_size
-from rdopt.transforms.matrices.compose import orthogonality_error
-from rdopt.transforms.matrices.givens import butterfly, pair_count, round_robin
-from rdopt.transforms.matrices.modules import CayleyRotation, GivensRotation, record_of
+from rdopt.transforms.matrices.cayley import skew_size
 from rdopt.transforms.matrices.pca import pca
+from rdopt.transforms.matrices.rotations import rotation_record, rotation_shapes
 from rdopt.transforms.records import TransformRecord, rebuild, record_from_dict, record_to_dict
 
 N = 10
@@ -29,24 +29,18 @@ def simple(kind: str, shape: tuple[int, ...] = (N, N), **fields) -> TransformRec
     return TransformRecord(kind=kind, site="residual", shape=shape, **fields)  # type: ignore[arg-type]
 
 
+def learned(kind: Literal["cayley", "givens"], batch: tuple[int, ...] = (), base: TransformRecord | None = None):
+    parameters = {name: normal(*shape) for name, shape in rotation_shapes(kind, N, batch).items()}
+    return rotation_record(kind, parameters, "residual", N, base)
+
+
+MATRIX = simple("matrix", parameters={"matrix": basis()})
 RECORDS = {
-    "identity": simple("identity", (3, N, N)),
-    "hadamard": simple("hadamard"),
-    "dct": simple("dct"),
-    "fourier": simple("fourier", (3, N, N)),
-    "random": simple("random", (2, N, N), options={"seed": 5}),
-    "pca": simple("pca", parameters={"matrix": basis()}),
-    "matrix": simple("matrix", parameters={"matrix": basis()}),
-    "cayley": record_of(CayleyRotation(n=N, batch=(2,)), {"theta": normal(2, skew_size(N))}, site="value"),
-    "block": record_of(CayleyRotation(n=N, block=4), {"theta": normal(block_cayley_size(N, 4))}, site="in"),
-    "butterfly": record_of(GivensRotation(n=N), {"angles": normal(pair_count(butterfly(N)))}, site="in"),
-    "pairs": record_of(GivensRotation(n=N, pairs=round_robin(N, 3)), {"angles": normal(15)}, site="in"),
-    "composed": record_of(
-        CayleyRotation(n=N),
-        {"theta": normal(skew_size(N))},
-        site="residual",
-        base=simple("pca", parameters={"matrix": basis()}),
-    ),
+    "matrix": MATRIX,
+    "cayley": learned("cayley", (2,)),
+    "givens": learned("givens", (2,)),
+    "composed cayley": learned("cayley", base=MATRIX),
+    "composed givens": learned("givens", base=MATRIX),
 }
 
 
@@ -66,8 +60,9 @@ def test_a_record_survives_json_and_rebuilds_the_identical_matrix(name):
     )  # fmt: skip
 
 
-def test_a_composition_is_its_basis_times_its_rotation():
-    record = RECORDS["composed"]
+@pytest.mark.parametrize("kind", ["cayley", "givens"])
+def test_a_composition_is_its_basis_times_its_rotation(kind):
+    record = RECORDS[f"composed {kind}"]
     np.testing.assert_array_equal(rebuild(record), rebuild(record.parts[0]) @ rebuild(record.parts[1]))
 
 
@@ -103,9 +98,8 @@ def test_a_record_without_a_field_is_refused_by_the_fields_name():
     "record",
     [
         simple("cayley", parameters={"theta": normal(7)}),
-        simple("cayley_block", parameters={"theta": normal(7)}),
-        simple("pca", parameters={"matrix": normal(3, 3)}),
-        simple("random"),
+        simple("givens", parameters={"angles": normal(3), "pairs": np.array([[0, 1]])}, options={"layers": [1]}),
+        simple("matrix", parameters={"matrix": normal(3, 3)}),
         simple("composition"),
     ],
 )

@@ -37,8 +37,8 @@ from rdopt.study.analyze.report import report_lines
 from rdopt.study.analyze.store import LayerStore
 from rdopt.study.manifold.hypotheses import judge_training_run, open_training_run
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.files import gauges_of, load_alignment
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.files import load_alignment
+from rdopt.transforms.gauges.gauges import Gauges, gauges_of
 
 JSON, TEXT, WORK, LEARNED = "analysis.json", "analysis.txt", "work", "learned"
 

@@ -4,14 +4,10 @@ Every leading axis is a batch (layers, heads). Numpy in, numpy out; jax in, jax 
 identity; rotations with an eigenvalue -1 are out of reach, so training starts on a basis Q0 and learns Q0 Q.
 """
 
-from functools import partial
-
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.transforms.arrays import AnyArray, eye_like, matmul, namespace
-from rdopt.transforms.matrices.inverse import inverse
+from rdopt.transforms.arrays import AnyArray, eye_like, namespace
 
 
 def skew_size(n: int) -> int:
@@ -37,7 +33,7 @@ def skew(theta: Float[AnyArray, "*batch m"], n: int) -> Float[AnyArray, "*batch 
     return sign * xp.take(padded, place, axis=-1, mode="clip")
 
 
-def _upper(X: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch m"]:
+def upper(X: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch m"]:
     """The strict upper triangle, row by row."""
     rows, columns = np.triu_indices(X.shape[-1], 1)
     if isinstance(X, np.ndarray):
@@ -51,42 +47,12 @@ def cayley(theta: Float[AnyArray, "*batch m"], n: int) -> Float[AnyArray, "*batc
     I + S is never singular (its eigenvalues are 1 + i t); the rounding error of Q grows like |S|.
     """
     if not isinstance(theta, np.ndarray):
-        return _trained_cayley(theta, n)
+        from rdopt.transforms.matrices.gradients import trained_cayley
+
+        return trained_cayley(theta, n)
     S = skew(theta, n)
     eye = eye_like(theta, (), n).reshape((1,) * (S.ndim - 2) + (n, n))
     return np.linalg.solve(eye + S, eye - S)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _trained_cayley(theta: Float[jax.Array, "*batch m"], n: int) -> Float[jax.Array, "*batch n n"]:
-    return _cayley_forward(theta, n)[0]
-
-
-def _cayley_forward(theta: Float[jax.Array, "*batch m"], n: int) -> tuple[jax.Array, jax.Array]:
-    """Q = 2 A - I and A = (I + S)^-1, (*batch, n, n) both; A is all that the gradient needs."""
-    eye = eye_like(theta, theta.shape[:-1], n)
-    A = inverse(eye + skew(theta, n))
-    return 2 * A - eye, A
-
-
-def _cayley_backward(
-    n: int, A: Float[jax.Array, "*batch n n"], X: Float[jax.Array, "*batch n n"]
-) -> tuple[Float[jax.Array, "*batch m"]]:
-    """dQ = -2 A dS A, so that a cotangent X of Q is -2 A^T X A^T of S; entry (i, j) of theta is S_ij and -S_ji."""
-    transposed = A.swapaxes(-1, -2)
-    dS = -2 * matmul(matmul(transposed, X), transposed)
-    return (_upper(dS - dS.swapaxes(-1, -2)),)
-
-
-_trained_cayley.defvjp(_cayley_forward, _cayley_backward)
-
-
-def inverse_cayley(Q: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch m"]:
-    """Parameters theta with cayley(theta) = Q, a Q without eigenvalue -1 (the transform is an involution)."""
-    n = Q.shape[-1]
-    eye = eye_like(Q, (), n).reshape((1,) * (Q.ndim - 2) + (n, n))
-    S = namespace(Q).linalg.solve(eye + Q, eye - Q)
-    return _upper(S)
 
 
 def block_cayley_size(n: int, block: int) -> int:
@@ -95,7 +61,7 @@ def block_cayley_size(n: int, block: int) -> int:
     return full * skew_size(block) + skew_size(rest)
 
 
-def block_cayley_blocks(theta: Float[AnyArray, "*batch p"], n: int, block: int) -> tuple[AnyArray, AnyArray]:
+def block_cayley(theta: Float[AnyArray, "*batch p"], n: int, block: int) -> tuple[AnyArray, AnyArray]:
     """The diagonal blocks: (*batch, n // block, block, block) and the smaller last one (*batch, rest, rest).
 
     Raises:
@@ -108,22 +74,3 @@ def block_cayley_blocks(theta: Float[AnyArray, "*batch p"], n: int, block: int) 
     cut = full * skew_size(block)
     body = theta[..., :cut].reshape(*theta.shape[:-1], full, skew_size(block))
     return cayley(body, block), cayley(theta[..., cut:], rest)
-
-
-def apply_block_cayley(
-    x: Float[AnyArray, "*batch rows n"], theta: Float[AnyArray, "*batch p"], block: int
-) -> Float[AnyArray, "*batch rows n"]:
-    """x @ Q for the block-diagonal Q of ``theta``, in O(rows n block), without the dense Q."""
-    n = x.shape[-1]
-    xp = namespace(theta)
-    body, tail = block_cayley_blocks(theta, n, block)
-    cut = body.shape[-3] * block
-    split = x[..., :cut].reshape(*x.shape[:-1], cut // block, block)
-    turned = matmul(split.swapaxes(-2, -3), body).swapaxes(-2, -3)
-    parts = [turned.reshape(*x.shape[:-1], cut), matmul(x[..., cut:], tail)]
-    return xp.concatenate(parts, axis=-1)
-
-
-def block_cayley(theta: Float[AnyArray, "*batch p"], n: int, block: int) -> Float[AnyArray, "*batch n n"]:
-    """The dense block-diagonal Q of ``theta`` (flat: full blocks in order, then the smaller last one)."""
-    return apply_block_cayley(eye_like(theta, theta.shape[:-1], n), theta, block)

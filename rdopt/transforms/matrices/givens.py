@@ -5,12 +5,9 @@ angle, (x_i, x_j) -> (c x_i - s x_j, s x_i + c x_j), in O(n). Numpy in, numpy ou
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -19,7 +16,7 @@ from rdopt.transforms.arrays import AnyArray, eye_like, namespace
 Pairs = tuple[np.ndarray, ...]  # one (pairs, 2) integer array a layer
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A layer with its coordinates put in order: first members of all pairs, second members, those without a pair."""
 
     order: Int[np.ndarray, " n"]
@@ -36,6 +33,17 @@ def butterfly(n: int) -> Pairs:
     up = [2**k for k in range(max(n - 1, 0).bit_length())]
     down = [stride for stride in reversed(up[:-1]) if n % (2 * stride)]
     return tuple(_stride_pairs(n, stride) for stride in up + down)
+
+
+def stacked_butterflies(n: int, stack: int) -> Pairs:
+    """Several butterflies in a row, each over axes put in another order, so that more pairs of axes meet directly.
+
+    The k-th one takes axis i for axis m i mod n, m the k-th odd number without a divisor in common with n: its strides
+    are m, 2 m, 4 m, ... around the circle of axes. One butterfly has n/2 log2(n) of the n (n - 1) / 2
+    dimensions of SO(n); from zero angles each of its pairs that is new adds one that a gradient can move along.
+    """
+    units = [m for m in range(1, 2 * n * stack + 1) if math.gcd(m, 2 * n) == 1][:stack]
+    return tuple(np.sort(layer * m % n, axis=1) for m in units for layer in butterfly(n))
 
 
 def _stride_pairs(n: int, stride: int) -> Int[np.ndarray, "pairs 2"]:
@@ -75,13 +83,13 @@ def pair_count(pairs: Pairs) -> int:
     return sum(len(layer) for layer in pairs)
 
 
-def _layers(pairs: Pairs, n: int) -> list[_Layer]:
+def _layers(pairs: Pairs, n: int) -> list[Layer]:
     layers, start = [], 0
     for layer in pairs:
         alone = np.ones(n, bool)
         alone[layer] = False
         order = np.concatenate([layer[:, 0], layer[:, 1], np.flatnonzero(alone)])
-        layers.append(_Layer(order, slice(start, start + len(layer))))
+        layers.append(Layer(order, slice(start, start + len(layer))))
         start += len(layer)
     return layers
 
@@ -106,66 +114,37 @@ def apply_givens(
     rows = math.prod(x.shape[len(batch) : -1])
     # Coordinates before rows: a gather of coordinates then moves whole rows of memory.
     z = x.reshape(*batch, rows, n).swapaxes(-1, -2)
-    turn = _turn if isinstance(angles, np.ndarray) else cast(Callable[..., AnyArray], _trained_turn)
-    z = turn(z, -angles, layers[::-1]) if inverse else turn(z, angles, layers)
+    apply = turn if isinstance(angles, np.ndarray) else _trained()
+    z = apply(z, -angles, layers[::-1]) if inverse else apply(z, angles, layers)
     return z.swapaxes(-1, -2).reshape(x.shape)
 
 
-def _turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[_Layer]) -> AnyArray:
+def _trained() -> Any:
+    from rdopt.transforms.matrices.gradients import trained_turn
+
+    return trained_turn
+
+
+def turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[Layer]) -> AnyArray:
     """G^T z, layer after layer."""
     xp = namespace(angles)
     cos, sin = xp.cos(angles)[..., None], xp.sin(angles)[..., None]
     order = np.arange(z.shape[-2])
     for layer in layers:
-        x_i, x_j, alone = _split(z, order, layer)
+        x_i, x_j, alone = split(z, order, layer)
         c, s = cos[..., layer.angles, :], sin[..., layer.angles, :]
         z = xp.concatenate([c * x_i - s * x_j, s * x_i + c * x_j, alone], axis=-2)
         order = layer.order
     return xp.take(z, np.argsort(order), axis=-2, mode="clip")
 
 
-def _split(
-    z: Float[AnyArray, "*batch n rows"], order: Int[np.ndarray, " n"], layer: _Layer
+def split(
+    z: Float[AnyArray, "*batch n rows"], order: Int[np.ndarray, " n"], layer: Layer
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """(x_i, x_j, those alone) of a layer from coordinates that stand in some order."""
     pairs = layer.angles.stop - layer.angles.start
     z = namespace(z).take(z, np.argsort(order)[layer.order], axis=-2, mode="clip")
     return z[..., :pairs, :], z[..., pairs : 2 * pairs, :], z[..., 2 * pairs :, :]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _trained_turn(
-    z: Float[jax.Array, "*batch n rows"], angles: Float[jax.Array, "*batch p"], layers: list[_Layer]
-) -> Float[jax.Array, "*batch n rows"]:
-    return _turn(z, angles, layers)
-
-
-def _turn_forward(z: AnyArray, angles: AnyArray, layers: list[_Layer]) -> tuple[AnyArray, tuple[AnyArray, AnyArray]]:
-    y = _turn(z, angles, layers)
-    return y, (y, angles)
-
-
-def _turn_backward(
-    layers: list[_Layer], saved: tuple[AnyArray, AnyArray], g: Float[jax.Array, "*batch n rows"]
-) -> tuple[AnyArray, AnyArray]:
-    """The result is turned back beside its cotangent, so that no layer is kept and no gradient scatters.
-
-    With y_i = c x_i - s x_j and y_j = s x_i + c x_j the derivative of an angle is sum_rows g_j y_i - g_i y_j.
-    """
-    y, angles = saved
-    cos, sin = jnp.cos(angles)[..., None], jnp.sin(angles)[..., None]
-    both, order = jnp.stack([y, g]), np.arange(y.shape[-2])
-    slopes = jnp.zeros_like(angles)
-    for layer in reversed(layers):
-        i, j, alone = _split(both, order, layer)
-        slopes = slopes.at[..., layer.angles].set(jnp.sum(j[1] * i[0] - i[1] * j[0], axis=-1))
-        c, s = cos[None, ..., layer.angles, :], sin[None, ..., layer.angles, :]
-        both = jnp.concatenate([c * i + s * j, c * j - s * i, alone], axis=-2)
-        order = layer.order
-    return jnp.take(both[1], np.argsort(order), axis=-2, mode="clip"), slopes
-
-
-_trained_turn.defvjp(_turn_forward, _turn_backward)
 
 
 def givens_matrix(angles: Float[AnyArray, "*batch p"], pairs: Pairs, n: int) -> Float[AnyArray, "*batch n n"]:

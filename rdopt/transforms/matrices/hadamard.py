@@ -11,8 +11,6 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.transforms.arrays import AnyArray, matmul, namespace
-
 
 def prime_power(q: int) -> tuple[int, int] | None:
     """(p, k) with q = p^k and p prime, or None."""
@@ -154,13 +152,6 @@ def _split(n: int) -> tuple[tuple[int, ...], int]:
     raise AssertionError("order 1 always divides")
 
 
-def hadamard_factors(n: int) -> tuple[Float[np.ndarray, "_ _"], ...]:
-    """Small orthogonal float64 matrices whose Kronecker product, left to right, is hadamard(n)."""
-    orders, rest = _split(n)
-    factors = [_signs(order) / np.sqrt(order) for order in orders]
-    return tuple(factors if rest == 1 and factors else [*factors, remainder(rest)])
-
-
 def hadamard(n: int) -> Float[np.ndarray, "n n"]:
     """Orthogonal float64 matrix of any width n: +-1 / sqrt(n) where the constructions reach, else near it."""
     orders, rest = _split(n)
@@ -172,17 +163,3 @@ def sign_hadamard(n: int) -> Int[np.ndarray, "n n"]:
     """H of 0 and +-1 with H H^T = m I, m the largest order of a Hadamard matrix in reach that divides n."""
     orders, rest = _split(n)
     return np.kron(_kronecker([_signs(order) for order in orders]), np.eye(rest, dtype=int))
-
-
-def apply_hadamard(x: Float[AnyArray, "*rows n"]) -> Float[AnyArray, "*rows n"]:
-    """x @ hadamard(n) through the Kronecker factors, without the dense matrix."""
-    n, xp = x.shape[-1], namespace(x)
-    left = 1
-    out = x.reshape(-1, n)
-    for factor in hadamard_factors(n):
-        m = len(factor)
-        grid = out.reshape(-1, left, m, n // (left * m)).swapaxes(-1, -2)
-        grid = matmul(grid.reshape(-1, m), xp.asarray(factor, dtype=x.dtype))
-        out = grid.reshape(-1, left, n // (left * m), m).swapaxes(-1, -2)
-        left *= m
-    return out.reshape(x.shape)

@@ -4,7 +4,6 @@ exp(K) with K symmetric and |K|_F below BOUND, so that no parameters make a matr
 exp(2 BOUND): every invertible A = exp(K) Q of a smaller condition is one stretch of one rotation.
 """
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import expm
@@ -30,7 +29,7 @@ def stretch(theta: Float[AnyArray, "*batch size"], n: int) -> Float[AnyArray, "*
     return expm(K) if xp is np else _exponential(K)
 
 
-def _exponential(K: Float[jax.Array, "*batch n n"]) -> Float[jax.Array, "*batch n n"]:
+def _exponential(K: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch n n"]:
     """exp(K) = exp(K / 8)^8 by products alone; of a norm below BOUND, the seventh power left out is below 1e-9."""
     X, eye = K / 8, eye_like(K, (), K.shape[-1])
     total = eye

@@ -10,9 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, MATRICES
-from rdopt.operator.params import Params
+from rdopt.checkpoint.families import INPUT_OF
 from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.hadamard import sign_hadamard
 from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, split_blocks
@@ -90,40 +88,3 @@ def flattening(n: int) -> Float[np.ndarray, "n n"]:
     """The orthogonal matrix of signs that comes first where a Hadamard is asked for."""
     H = sign_hadamard(n)
     return H / np.sqrt(np.abs(H[0]).sum())
-
-
-def fold_stored(params: Params, stored: StoredRotations) -> Params:
-    """The matrices as they are coded, U^T W V, float32; all else as it was."""
-    blocks = dict(params["blocks"])
-    for name in MATRICES:
-        held = np.asarray(blocks[name], np.float64)
-        turned = [stored.sides(layer, name, W.shape).fold(W) for layer, W in enumerate(held)]
-        blocks[name] = np.stack(turned).astype(np.float32)
-    return {**params, "blocks": blocks}
-
-
-def fold_stored_moments(moments: Moments, stored: StoredRotations) -> Moments:
-    """The moments there: V^T sigma V and U^T G U, float64.
-
-    Raises:
-        ValueError: an output is turned of whose G only the diagonal is held.
-    """
-    sigma = {
-        group: np.stack([_turned(S, stored, stored.inputs.get((layer, group))) for layer, S in enumerate(held)])
-        for group, held in moments.sigma.items()
-    }
-    G = {
-        name: np.stack([_turned(g, stored, stored.outputs.get((layer, name))) for layer, g in enumerate(held)])
-        for name, held in moments.G.items()
-    }
-    return moments._replace(sigma=sigma, G=G)
-
-
-def _turned(
-    S: Float[np.ndarray, "..."], stored: StoredRotations, site: StoredRotation | None
-) -> Float[np.ndarray, "..."]:
-    if site is None:
-        return S
-    if S.ndim == 1:
-        raise ValueError("a rotation of the outputs needs the whole moment of their gradients, not its diagonal")
-    return stored.rotation(site, len(S)).moment(S)

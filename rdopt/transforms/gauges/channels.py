@@ -1,0 +1,26 @@
+"""The order of the hidden channels of the MLP, the same for gate, up and down."""
+
+from jaxtyping import Float, Int
+
+from rdopt.checkpoint.families import Architecture
+from rdopt.transforms.arrays import AnyArray
+from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.maps import Map
+
+
+class Channels(Site):
+    """The old channel in every new place, (layers, ffn)."""
+
+    name = field = "channels"
+    kind = "order"
+    outputs_changed = frozenset({"gate", "up"})
+
+    def outputs(self, name: str, gauge: Int[AnyArray, " ffn"], arch: Architecture) -> Map:
+        """The channels in the new order."""
+        return Map(order=gauge)
+
+    def inputs(
+        self, group: str, gauge: Int[AnyArray, " ffn"], gain: Float[AnyArray, " d"] | None, arch: Architecture
+    ) -> Map:
+        """The channels in the new order."""
+        return Map(order=gauge) if group == "down" else Map()

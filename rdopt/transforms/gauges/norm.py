@@ -1,0 +1,78 @@
+"""Scales of the normalised streams: a norm's gain times any positive scale, which the consumers' columns undo."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.checkpoint.families import Architecture
+from rdopt.config.schema import RotationKind
+from rdopt.transforms.arrays import AnyArray
+from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.maps import Map
+from rdopt.transforms.records import TransformRecord, rebuild
+
+Scales = Mapping[str, Float[AnyArray, "..."]]  # of a block's norms, by the input group behind each
+
+
+class Norm(Site):
+    """Positive scales (2 layers + 1, d): of the norms before every attention, before every MLP, and of the final one.
+
+    The final one stays as it is in training: its input is no coded matrix's.
+    """
+
+    name = field = "norm"
+    unties = True
+
+    def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
+        """Logarithms of the blocks' scales."""
+        return {"log_scale": (2 * arch.num_layers, arch.hidden_size)}
+
+    def learned(
+        self,
+        theta: Mapping[str, AnyArray],
+        start: Float[AnyArray, "sites d"] | None,
+        arch: Architecture,
+        rotation: RotationKind,
+    ) -> Float[AnyArray, "sites d"]:
+        """exp(t) in bfloat16, as a file keeps the norms, so that the gauge stays exact there; gradients pass through.
+
+        JAX alone knows the type: what comes out is an array of it.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        scale = jnp.exp(theta["log_scale"])
+        rounded = scale + jax.lax.stop_gradient(scale.astype(jnp.bfloat16).astype(scale.dtype) - scale)
+        scales = jnp.concatenate([rounded, jnp.ones((1, arch.hidden_size), scale.dtype)])
+        return scales if start is None else start * scales
+
+    def record(
+        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+    ) -> TransformRecord:
+        """The very scales, since their rounding is part of them."""
+        scales = np.asarray(self.learned(theta, None, arch, rotation), np.float64)
+        return self.fixed(scales if start is None else rebuild(start) * scales)
+
+    def block(self, gauge: Float[AnyArray, "sites d"], layer: int, arch: Architecture) -> Scales:
+        """Those of its two norms."""
+        return {"attn": gauge[layer], "mlp": gauge[layer + arch.num_layers]}
+
+    def stacked(self, gauge: Float[AnyArray, "sites d"], arch: Architecture) -> Scales:
+        """Those of all blocks, (layers, d) each."""
+        return {"attn": gauge[: arch.num_layers], "mlp": gauge[arch.num_layers : 2 * arch.num_layers]}
+
+    def inputs(self, group: str, gauge: Scales, gain: Float[AnyArray, " d"] | None, arch: Architecture) -> Map:
+        """The normalised stream times the scale."""
+        return Map(scale=gauge.get(group))
+
+    def gain(
+        self, gain: Float[np.ndarray, " d"], gauge: Float[np.ndarray, "sites d"], at: int
+    ) -> Float[np.ndarray, " d"]:
+        """Times the scale."""
+        return gain * gauge[at]
+
+    def head(self, gauge: Float[AnyArray, "sites d"], gain: Float[AnyArray, " d"]) -> Map:
+        """The normalised stream times the final norm's scale."""
+        return Map(scale=gauge[-1])

@@ -1,0 +1,30 @@
+"""All symmetries that rdopt knows. A new one is a file beside this one and an entry here.
+
+What training is asked for by name is declared in `config.schema.SiteName` too.
+"""
+
+from collections.abc import Sequence
+
+from rdopt.checkpoint.families import Architecture
+from rdopt.transforms.gauges.channels import Channels
+from rdopt.transforms.gauges.heads import Heads
+from rdopt.transforms.gauges.hidden import Hidden
+from rdopt.transforms.gauges.norm import Norm
+from rdopt.transforms.gauges.query import Query
+from rdopt.transforms.gauges.residual import Residual
+from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.stretch import StretchedValue
+from rdopt.transforms.gauges.value import Value
+
+# In the order in which factors of one gauge are learned on each other and in which records are written.
+SITES: tuple[Site, ...] = (
+    Residual(), Value(), StretchedValue(), Norm(), Hidden(), Query(), Channels(), Heads()
+)
+# The sites whose maps a gauge is told by, by its field; the others are further factors of it.
+OWNERS: dict[str, Site] = {site.field: site for site in SITES if site.name == site.field}
+
+
+def changed_outputs(names: Sequence[str], arch: Architecture) -> frozenset[str]:
+    """The matrices whose outputs change in training at some sites, those that it cannot do without included."""
+    active = [site for site in SITES if site.name in names or site.identity(arch) is not None]
+    return frozenset().union(*(site.outputs_changed for site in active))
