@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from index_functions.plot import plot_index
-from index_functions.report import report
+from index_functions.report import index_lines, plot_index
 from index_functions.structure import BUDGETS, SYSTEMS, index_structure
 from outputs import check_new, exit_code, write_json
 
@@ -21,21 +20,21 @@ from rdopt.checkpoint.atomic import new_file
 from rdopt.transforms.bases import BASES
 
 
-def measure(args: argparse.Namespace) -> None:
+def measure_structure(args: argparse.Namespace) -> None:
     """Reads, measures, prints, writes."""
     check_new((args.json, args.png))
     begun = time.perf_counter()
     subject = load_subject(args.model)
-    found = index_structure(
+    result = index_structure(
         subject.params, subject.arch, bases=args.bases, budgets=args.budgets, bits=args.bits, seeds=args.seeds,
         progress=lambda basis: print(f"{time.perf_counter() - begun:5.0f} s  {basis}", flush=True),
     )  # fmt: skip
-    found = {"model": Path(args.model).name, **found}
-    print(*report(found), f"{time.perf_counter() - begun:.0f} s", sep="\n")
-    write_json(args.json, found)
+    result = {"model": Path(args.model).name, **result}
+    print(*index_lines(result), f"{time.perf_counter() - begun:.0f} s", sep="\n")
+    write_json(args.json, result)
     if args.png is not None:
         with new_file(args.png) as part:
-            plot_index(found, part)
+            plot_index(result, part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="Gaussian controls, two at least")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--png", type=Path, help="file to draw them in")
-    return exit_code(measure, parser.parse_args(argv))
+    return exit_code(measure_structure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

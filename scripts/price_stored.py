@@ -17,37 +17,39 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
 from safetensors.numpy import load_file
-from stored_price.extrapolate import extrapolate
-from stored_price.price import BLOCKS, Group, chance_group, fit_all, group_of, grouping_bits, price_of
+from stored_price.price import (
+    BLOCK_WIDTHS,
+    BlockRotations,
+    Grouping,
+    InputGroup,
+    PairRotations,
+    chance_group,
+    fit_all,
+    group_of,
+    price_of,
+)
+from stored_price.wide import WIDE_LAYER, PriceRow, whole_layer_rows, wide_rows
 
 from rdopt.checkpoint.families import MATRICES_OF
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.operator.params import load_params
+from rdopt.study.labels import name_ends
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold
 from rdopt.transforms.matrices.joint import FLOOR
-from rdopt.transforms.stored.pairing import pairing_bits
 
-Row = dict[str, Any]
-LARGE = {
-    "attn": ((4096, 4096), (1024, 4096), (1024, 4096)),
-    "o": ((4096, 4096),),
-    "mlp": ((14336, 4096), (14336, 4096)),
-    "down": ((4096, 14336),),
-}
-CHANCE_COLUMNS = 1024  # of the wide layers, in which chance is simulated
-DRAWN = {
-    "blocks of 32, by correlation": ("#0072b2", "blocks of 32"),
-    "pairs, 4 layers": ("#d55e00", "pairs, 4 layers"),
+_DRAWN = {  # form: colour, label
+    BlockRotations(32, "by correlation"): ("#0072b2", "blocks of 32"),
+    PairRotations(4): ("#d55e00", "pairs, 4 layers"),
 }
 
 
-def llama_groups(folder: Path, floor: float) -> Iterator[Group]:
+def llama_groups(folder: Path, floor: float) -> Iterator[InputGroup]:
     """The input groups of a Llama-family folder in joint axes."""
     checkpoint = open_checkpoint(folder)
     params = load_params(checkpoint)
@@ -57,13 +59,13 @@ def llama_groups(folder: Path, floor: float) -> Iterator[Group]:
             yield group_of(kind, [np.asarray(params["blocks"][k][layer], np.float64) for k in names], floor)
 
 
-def tensor_groups(file: Path, floor: float) -> Iterator[Group]:
+def tensor_groups(file: Path, floor: float) -> Iterator[InputGroup]:
     """The input groups of a BERT's encoder layers as they are: query, key and value share one."""
     groups: dict[tuple[str, str], list[np.ndarray]] = {}
     for name, W in load_file(file).items():
-        found = re.search(r"layer\.(\d+)\.(.*)\.weight$", name)
-        if found and W.ndim == 2 and min(W.shape) >= 64:
-            groups.setdefault((kind_of(found[2]), found[1]), []).append(W.astype(np.float64))
+        match = re.search(r"layer\.(\d+)\.(.*)\.weight$", name)
+        if match and W.ndim == 2 and min(W.shape) >= 64:
+            groups.setdefault((kind_of(match[2]), match[1]), []).append(W.astype(np.float64))
     for (kind, _), matrices in sorted(groups.items()):
         yield group_of(kind, matrices, floor)
 
@@ -76,77 +78,25 @@ def kind_of(name: str) -> str:
     return known.get(name, name)
 
 
-def measure(source: str, groups: Sequence[Group], floor: float, steps: int, seed: int) -> Iterator[Row]:
+def measure_groups(
+    source: str, groups: Sequence[InputGroup], floor: float, steps: int, seed: int
+) -> Iterator[PriceRow]:
     """A row per kind of group and form of transform."""
     for kind in dict.fromkeys(g.kind for g in groups):
         members = [g for g in groups if g.kind == kind]
         fits = [fit_all(g, steps) for g in members]
         chance = fit_all(chance_group(members[0], np.random.default_rng(seed), floor), steps)
         sizes = [g.size for g in members]
-        for name in fits[0]:
-            price = price_of([f[name] for f in fits], sizes)
+        for form in fits[0]:
+            price = price_of([f[form] for f in fits], sizes)
             yield {
-                "source": source, "kind": kind, "transform": name, "n": members[0].shapes[0][1],
+                "source": source, "kind": kind, "transform": form.name, "n": members[0].shapes[0][1],
                 "rows": sum(m for m, _ in members[0].shapes), "weights": sum(sizes), **price._asdict(),
-                "net": price.net, "chance": chance[name].gain / sizes[0],
+                "net": price.net, "chance": chance[form].gain / sizes[0],
             }  # fmt: skip
 
 
-def large(rows: Sequence[Row], floor: float, seed: int) -> Iterator[Row]:
-    """Each form at width 4096: gain above chance extrapolated, chance simulated, price by the cost of an angle."""
-    for kind, shapes in LARGE.items():
-        of_kind = [r for r in rows if r["kind"] == kind]
-        if len({r["source"] for r in of_kind}) < 3 or len({r["n"] for r in of_kind}) < 2:
-            continue
-        n, m = shapes[0][1], sum(rows for rows, _ in shapes)
-        for name, chance in wide_chance(kind, floor, seed).items():
-            held = [r for r in of_kind if r["transform"] == name]
-            fit = extrapolate([np.log2(r["n"]) for r in held], [r["gain"] - r["chance"] for r in held], np.log2(n))
-            angles, order = side(name, n, kind == "down")
-            price = (angles * float(np.mean([angle_cost(r, m) for r in held])) + order) / (m * n)
-            yield {
-                "kind": kind, "transform": name, "n": n, "rows": m, **fit._asdict(), "chance": chance,
-                "price": price, "net": fit.value + chance - price,
-            }  # fmt: skip
-
-
-def whole(wide: Sequence[Row]) -> Iterator[Row]:
-    """Each form in all matrices of a wide layer; errors of the groups add up, for the same models made them."""
-    for name in dict.fromkeys(r["transform"] for r in wide):
-        held = [r for r in wide if r["transform"] == name]
-        share = np.array([r["n"] * r["rows"] for r in held], float)
-        mean = {
-            key: float(np.average([r[key] for r in held], weights=share))
-            for key in ("value", "error", "slope", "slope_error", "chance", "price", "net")
-        }
-        yield {"kind": "all", "transform": name, "n": 0, "rows": 0, **mean}
-
-
-def wide_chance(kind: str, floor: float, seed: int) -> dict[str, float]:
-    """What each form gains by chance in the large network, without those that start with a Hadamard."""
-    narrow = tuple((m, CHANCE_COLUMNS) for m, _ in LARGE[kind])
-    like = Group(kind, narrow, np.zeros((0, 0, 0)), np.zeros(0), kind == "down")
-    sample = chance_group(like, np.random.default_rng(seed), floor)
-    fits = fit_all(sample, 0)
-    return {name: fit.gain / sample.size for name, fit in fits.items() if "hadamard" not in name}
-
-
-def angle_cost(r: Row, rows: int) -> float:
-    """Bits of an angle with what its rounding loses; the best width grows by half a bit when the rows double."""
-    lost = r["price"] - r["order"] + r["gain"] - r["kept"]
-    return lost * r["weights"] / r["angles"] + 0.5 * np.log2(rows / r["rows"])
-
-
-def side(name: str, n: int, free_order: bool) -> tuple[int, float]:
-    """Number of angles of a form of transform in width n and the bits of its order."""
-    count = int(re.findall(r"\d+", name)[0])
-    if name.startswith("pairs"):
-        return count * (n // 2), pairing_bits(n, count - free_order)
-    stored = not free_order and not name.endswith("as they are")
-    return n * (count - 1) // 2, grouping_bits(n, count) if stored else 0.0
-
-
-def report(rows: Sequence[Row]) -> Iterator[str]:
+def price_lines(rows: Sequence[PriceRow]) -> Iterator[str]:
     """The measured table: the best grouping of each block, all other forms."""
     yield f"{'':16s}{'kind':6s}{'n':>6s}{'rows':>6s}  {'transform':30s}  gain          chance  price   bits  net"
     for r in rows:
@@ -157,14 +107,15 @@ def report(rows: Sequence[Row]) -> Iterator[str]:
             )
 
 
-def winners(rows: Sequence[Row], source: str, kind: str) -> set[str]:
+def winners(rows: Sequence[PriceRow], source: str, kind: str) -> set[str]:
     """Per width of a block the grouping that leaves most; every other form."""
     here = {r["transform"]: r["net"] for r in rows if r["source"] == source and r["kind"] == kind}
-    best = {max((t for t in here if t.startswith(f"blocks of {b},")), key=lambda t: here[t]) for b in BLOCKS}
-    return best | {t for t in here if not t.startswith("blocks")}
+    by_width = [[BlockRotations(width, how).name for how in get_args(Grouping)] for width in BLOCK_WIDTHS]
+    best = {max(names, key=lambda name: here[name]) for names in by_width}
+    return best | (here.keys() - {name for names in by_width for name in names})
 
 
-def large_report(rows: Sequence[Row]) -> Iterator[str]:
+def wide_lines(rows: Sequence[PriceRow]) -> Iterator[str]:
     """The table of the large network."""
     yield f"{'kind':6s}{'n':>6s}{'rows':>6s}  {'transform':30s}above chance     slope an octave   chance  price   net"
     for r in rows:
@@ -174,24 +125,27 @@ def large_report(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def plot(rows: Sequence[Row], wide: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[PriceRow], wide: Sequence[PriceRow], path: Path) -> None:
     """Gain and price against width, a panel a kind of group; the large network hollow, with its error."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(2, 2, figsize=(6.4, 6.4), dpi=160, layout="constrained")
-    for ax, (kind, shapes) in zip(axes.flat, LARGE.items(), strict=True):
+    for ax, (kind, shapes) in zip(axes.flat, WIDE_LAYER.items(), strict=True):
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ends = []
-        for name, (colour, label) in DRAWN.items():
-            drawn = [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == name]
-            ends += [(end, f"{what}, {label}", colour) for what, end in draw(ax, drawn, colour)]
-        name_ends(ax, ends, shapes[0][1])
+        for form, (colour, label) in _DRAWN.items():
+            drawn = [r for r in (*rows, *wide) if r["kind"] == kind and r["transform"] == form.name]
+            ends += [(f"{what}, {label}", n, end, colour) for what, n, end in draw_form(ax, drawn, colour)]
         ax.set_title(", ".join(MATRICES_OF[kind]), fontsize=9)
         ax.set_xticks(sorted({r["n"] for r in rows if r["kind"] == kind} | {shapes[0][1]}))
         ax.set_yticks([0.001, 0.003, 0.01, 0.03, 0.1, 0.3], minor=False)
         ax.set_ylim(0.0008, 0.6)
+        ax.set_xlim(right=40 * shapes[0][1])
+        ax.spines.bottom.set_bounds(ax.get_xlim()[0], shapes[0][1])
+        if ends:
+            name_ends(ax, ends, "right")
         ax.yaxis.set_minor_formatter("")
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.yaxis.set_major_formatter("{x:g}")
@@ -204,7 +158,7 @@ def plot(rows: Sequence[Row], wide: Sequence[Row], path: Path) -> None:
     plt.close(fig)
 
 
-def draw(ax: Any, rows: Sequence[Row], colour: str) -> Iterator[tuple[str, float]]:
+def draw_form(ax: Any, rows: Sequence[PriceRow], colour: str) -> Iterator[tuple[str, float, float]]:
     """Gain (line) and price (dashes) of one form; yields where each ends."""
     widths = sorted({r["n"] for r in rows})
     for what, line, marker, of in (("gain", "-", "o", gain_of), ("price", "--", "s", lambda r: r["price"])):
@@ -213,38 +167,29 @@ def draw(ax: Any, rows: Sequence[Row], colour: str) -> Iterator[tuple[str, float
         for r in rows:
             face = "white" if "value" in r else colour
             ax.plot(r["n"], of(r), marker, color=colour, markerfacecolor=face, markersize=4)
-        yield what, means[-1]
+        if widths:
+            yield what, widths[-1], means[-1]
     for r in rows:
         if "value" in r:
             ax.errorbar(r["n"], gain_of(r), r["error"], color=colour, linewidth=1, capsize=2, zorder=1)
 
 
-def name_ends(ax: Any, ends: Sequence[tuple[float, str, str]], n: int) -> None:
-    """Names of the lines right of their ends, moved apart where they would overlap."""
-    lowest = 0.0
-    for value, name, colour in sorted(ends):
-        lowest = max(value, lowest * 1.3)
-        ax.annotate(name, (n * 1.35, lowest), color=colour, fontsize=7, va="center", annotation_clip=False)
-    ax.set_xlim(right=n * 40)
-    ax.spines.bottom.set_bounds(ax.get_xlim()[0], n)
-
-
-def gain_of(r: Row) -> float:
+def gain_of(r: PriceRow) -> float:
     """Gain before side information; extrapolated where the row is."""
     return r["value"] + r["chance"] if "value" in r else r["gain"]
 
 
-def finished(path: Path | None, settings: Row) -> list[Row]:
+def finished(path: Path | None, settings: PriceRow) -> list[PriceRow]:
     """The rows that a run with the same settings left."""
     if path is None or not path.exists():
         return []
-    held = json.loads(path.read_text())
-    if held["settings"] != settings:
-        raise SystemExit(f"{path} was measured with {held['settings']}, not {settings}; choose another file.")
-    return held["measured"]
+    before = json.loads(path.read_text())
+    if before["settings"] != settings:
+        raise SystemExit(f"{path} was measured with {before['settings']}, not {settings}; choose another file.")
+    return before["measured"]
 
 
-def save(path: Path | None, settings: Row, rows: Sequence[Row], wide: Sequence[Row]) -> None:
+def save(path: Path | None, settings: PriceRow, rows: Sequence[PriceRow], wide: Sequence[PriceRow]) -> None:
     """Writes all rows."""
     if path is not None:
         path.write_text(json.dumps({"settings": settings, "measured": rows, "large": wide}, indent=1) + "\n")
@@ -270,11 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]:
         source = path.name if path.is_dir() else path.parent.name
         if source not in {r["source"] for r in rows}:
-            rows += measure(source, list(read(path, args.floor)), args.floor, args.steps, args.seed)
+            rows += measure_groups(source, list(read(path, args.floor)), args.floor, args.steps, args.seed)
             save(args.json, settings, rows, [])
-        print(f"{source}: {axes}", *report([r for r in rows if r["source"] == source]), sep="\n", flush=True)
-    wide = list(large(rows, args.floor, args.seed))
-    print(*large_report([*wide, *whole(wide)]), sep="\n")
+        print(f"{source}: {axes}", *price_lines([r for r in rows if r["source"] == source]), sep="\n", flush=True)
+    wide = list(wide_rows(rows, args.floor, args.seed))
+    print(*wide_lines([*wide, *whole_layer_rows(wide)]), sep="\n")
     save(args.json, settings, rows, wide)
     if args.plot:
         plot(rows, wide, args.plot)

@@ -30,6 +30,7 @@ from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EvaluateConfig, TextConfig
 from rdopt.runs.export import reference_of
 from rdopt.study.figures import entropy_dimension
+from rdopt.study.labels import name_ends
 from rdopt.study.manifold.dimension import Dimensions, dimensions_of, gram_dimension, powers
 from rdopt.study.manifold.hypotheses import (
     MANIFOLD_PREDICTIONS,
@@ -43,17 +44,17 @@ from rdopt.study.manifold.trajectory import NOISE_ARMS, Harm, directions, measur
 from rdopt.study.predictions import Estimate, Prediction, mean_log_ratio
 
 CONTROL = "control: along and across random directions, ln KL ratio"
-DRAWN = {  # arm: colour, line, label
+_DRAWN = {  # arm: colour, line, label
     "along": ("#d55e00", "-", "along"), "along, turned": ("#b08000", "-", "along, turned"),
     "across": ("#0072b2", "-", "across"), "control along": ("#777777", "--", "random"),
 }
 
 
-def dimension_lines(found: Dimensions) -> Iterator[str]:
+def dimension_lines(dimensions: Dimensions) -> Iterator[str]:
     """Effective dimensions of run and walk."""
     yield f"{'effective dimension':34s}{'number':>8s}{'participation':>15s}{'entropy':>9s}"
     for name, grams in zip(("differences from the last", "steps", "differences of a random walk",
-                            "steps of a random walk"), found, strict=True):
+                            "steps of a random walk"), dimensions, strict=True):
         values = powers(grams.sum(axis=0))
         yield f"{name:34s}{len(values):8d}{gram_dimension(grams.sum(axis=0)):15.3f}{entropy_dimension(values):9.3f}"
 
@@ -72,49 +73,39 @@ def harm_lines(harm: Harm, sizes: Sequence[float]) -> Iterator[str]:
         yield f"{name:18s}" + "".join(f"{x!s:>26s}" for x in each)
 
 
-def verdict_lines(found: Mapping[str, Estimate]) -> Iterator[str]:
+def prediction_lines(estimates: Mapping[str, Estimate]) -> Iterator[str]:
     """Every prediction with its verdict, then the control."""
     for key, prediction in MANIFOLD_PREDICTIONS.items():
-        yield f"{prediction.verdict(found[key]):10s} {found[key]}  {prediction.claim}"
-    yield f"{_control(found['control']):10s} {found['control']}  {CONTROL}"
+        yield f"{prediction.verdict(estimates[key]):10s} {estimates[key]}  {prediction.claim}"
+    yield f"{_control(estimates['control']):10s} {estimates['control']}  {CONTROL}"
 
 
-def _control(found: Estimate) -> str:
-    verdict = Prediction(CONTROL, 1).verdict(found)
-    return "agrees" if verdict == "undecided" and math.isfinite(found.error) else "differs"
+def _control(estimate: Estimate) -> str:
+    verdict = Prediction(CONTROL, 1).verdict(estimate)
+    return "agrees" if verdict == "undecided" and math.isfinite(estimate.error) else "differs"
 
 
-def draw(fig: Any, dimensions: Dimensions, harm: Harm, sizes: Sequence[float]) -> None:
+def draw_study(fig: Any, dimensions: Dimensions, harm: Harm, sizes: Sequence[float]) -> None:
     """Above, both spectra of the trajectory; below, KL over the square of the noise, against its size."""
     top, bottom = fig.subplots(2, 1)
     draw_spectra(top, dimensions)
     ends = []
-    for arm, (colour, style, label) in DRAWN.items():
+    for arm, (colour, style, label) in _DRAWN.items():
         curvature = harm.mean(arm) / np.square(sizes)[:, None]
         error = curvature.std(axis=1, ddof=1) / math.sqrt(curvature.shape[1])
         line = curvature.mean(axis=1)
         bottom.errorbar(sizes, line, 2 * error, fmt=f"{style}o", color=colour, markersize=2, linewidth=1, capsize=2)
-        ends.append((line[np.argmax(sizes)], label, colour))
+        ends.append((label, max(sizes), line[np.argmax(sizes)], colour))
     bottom.set(xscale="log", yscale="log", xlabel="norm of the noise over that of the weights",
                ylabel="KL / norm², nats/token (± 2 s.e.)")
     bottom.set_xticks(sizes, [f"{x:g}" for x in sizes])
     bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bottom.yaxis.set_major_formatter("{x:g}")
     bottom.minorticks_off()
-    name_ends(bottom, ends, max(sizes))
+    name_ends(bottom, ends, "right")
     for ax in (top, bottom):
         ax.grid(True, color="#ececec", linewidth=0.5)
         ax.set_axisbelow(True)
-
-
-def name_ends(ax: Any, ends: Sequence[tuple[float, str, str]], x: float) -> None:
-    """Names of the lines right of their ends, a line of text apart where they would overlap."""
-    low, high = ax.get_ylim()
-    line, lowest = (high / low) ** 0.07, 0.0
-    for value, name, colour in sorted(ends):
-        lowest = max(value, lowest * line)
-        ax.annotate(name, (x, lowest), (6, 0), textcoords="offset points", color=colour, fontsize=6, va="center",
-                    annotation_clip=False)
 
 
 def draw_spectra(ax: Any, dimensions: Dimensions) -> None:
@@ -163,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
                             lambda done: print(f"draw {done}/{args.draws}", flush=True))
     except ValueError as error:
         raise UserError(f"{args.steps} cannot be studied: {error}; use other checkpoints or fewer (--last).") from error
-    found = dimension_estimates(dimensions) | harm_estimates(harm)
-    print(*harm_lines(harm, args.sizes), *verdict_lines(found), sep="\n")
+    estimates = dimension_estimates(dimensions) | harm_estimates(harm)
+    print(*harm_lines(harm, args.sizes), *prediction_lines(estimates), sep="\n")
     share = np.square(norms(J, trajectory.starts)).mean(axis=1)
     write_json(args.json, {
         "model": str(args.model), "checkpoints": trajectory.names, "sizes": args.sizes, "draws": args.draws,
@@ -172,11 +163,13 @@ def run(args: argparse.Namespace) -> None:
         "spectra": {k: powers(x.sum(axis=0)).tolist() for k, x in dimensions._asdict().items()},
         "dimension": {k: gram_dimension(x.sum(axis=0)) for k, x in dimensions._asdict().items()},
         "kl": {arm: harm.mean(arm).tolist() for arm in NOISE_ARMS},
-        "predictions": {k: {"claim": p.claim, "sign": p.sign, **found[k]._asdict(), "verdict": p.verdict(found[k])}
-                        for k, p in MANIFOLD_PREDICTIONS.items()},
-        "control": {**found["control"]._asdict(), "verdict": _control(found["control"])},
+        "predictions": {
+            k: {"claim": p.claim, "sign": p.sign, **estimates[k]._asdict(), "verdict": p.verdict(estimates[k])}
+            for k, p in MANIFOLD_PREDICTIONS.items()
+        },
+        "control": {**estimates["control"]._asdict(), "verdict": _control(estimates["control"])},
     })
-    save_picture(args.png, lambda fig: draw(fig, dimensions, harm, args.sizes), height=4.6)
+    save_picture(args.png, lambda fig: draw_study(fig, dimensions, harm, args.sizes), height=4.6)
     print(f"{time.perf_counter() - begun:.0f} s")
 
 

@@ -69,7 +69,7 @@ def bits_at_error(x: Float[np.ndarray, "out in"], error: float) -> float:
     return rate_at(counts, _root(lambda s: np.log2(error_at(counts, s) / error), low, high))
 
 
-def step_at_rate(counts: Float[np.ndarray, " bins"], bits: float) -> float:
+def step_for_bits(counts: Float[np.ndarray, " bins"], bits: float) -> float:
     """The step at which the entries take so many bits in total, in the units of the matrix."""
     low, high = _LOW + _FINEST, _HIGH + _COARSEST
     return 2.0 ** _root(lambda s: rate_at(counts, s) - bits, low, high)

@@ -1,4 +1,4 @@
-"""Blocks in chosen coordinates, the orders of their channels, and Gaussian blocks like them.
+"""MatrixStacks in chosen coordinates, the orders of their channels, and Gaussian blocks like them.
 
 The order of the hidden channels, and of the stream's, is a symmetry of the network, so that smoothness in a channel's
 number means nothing before an order is chosen. Two are tried: by the leading principal coordinate of the channels,
@@ -19,11 +19,11 @@ from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold
 
 # Matrix -> (layers, out, in), float64.
-Blocks = Mapping[str, Float[np.ndarray, "layers out in"]]
+MatrixStacks = Mapping[str, Float[np.ndarray, "layers out in"]]
 _READERS = ("q", "k", "v", "gate", "up")
 
 
-def blocks_in(basis: str, params: Params, arch: Architecture, moments: Moments | None = None) -> Blocks:
+def blocks_in(basis: str, params: Params, arch: Architecture, moments: Moments | None = None) -> MatrixStacks:
     """The matrices in a fixed basis, norm gains folded into them in every basis, so that only the basis differs."""
     gauges = starting_gauges(basis, params, arch, moments or Moments({}, {}, 0))
     if gauges.residual is None:
@@ -32,7 +32,7 @@ def blocks_in(basis: str, params: Params, arch: Architecture, moments: Moments |
     return {name: np.asarray(folded["blocks"][name], np.float64) for name in MATRICES}
 
 
-def gaussian_like(blocks: Blocks, rng: np.random.Generator) -> Blocks:
+def gaussian_like(blocks: MatrixStacks, rng: np.random.Generator) -> MatrixStacks:
     """Independent Gaussian matrices with the variances of rows and columns of the blocks' matrices."""
     out = {}
     for name, W in blocks.items():
@@ -43,12 +43,12 @@ def gaussian_like(blocks: Blocks, rng: np.random.Generator) -> Blocks:
     return out
 
 
-def as_they_are(blocks: Blocks) -> Blocks:
+def as_they_are(blocks: MatrixStacks) -> MatrixStacks:
     """The blocks."""
     return blocks
 
 
-def sorted_channels(blocks: Blocks) -> Blocks:
+def sorted_channels(blocks: MatrixStacks) -> MatrixStacks:
     """Stream and hidden channels by their leading principal coordinates, the hidden ones in every layer anew."""
     # One row a weight of a stream channel: the rows of its readers, the columns of its writers.
     facing = [W if name in _READERS else np.swapaxes(W, 1, 2) for name, W in blocks.items()]
@@ -58,7 +58,7 @@ def sorted_channels(blocks: Blocks) -> Blocks:
     return _reordered(out, [np.argsort(_leading(x), kind="stable") for x in _hidden(out)])
 
 
-def matched_channels(blocks: Blocks) -> Blocks:
+def matched_channels(blocks: MatrixStacks) -> MatrixStacks:
     """Hidden channels in the order in which they are most alike those of the layer before: largest sum of cosines."""
     features = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in _hidden(blocks)]
     orders = [np.arange(len(features[0]))]
@@ -67,7 +67,7 @@ def matched_channels(blocks: Blocks) -> Blocks:
     return _reordered(blocks, orders)
 
 
-ORDERS: Mapping[str, Callable[[Blocks], Blocks]] = {
+ORDERS: Mapping[str, Callable[[MatrixStacks], MatrixStacks]] = {
     "as they are": as_they_are,
     "sorted": sorted_channels,
     "matched": matched_channels,
@@ -79,13 +79,13 @@ def _leading(x: Float[np.ndarray, "channels features"]) -> Float[np.ndarray, " c
     return np.linalg.svd(x, full_matrices=False)[0][:, 0]
 
 
-def _hidden(blocks: Blocks) -> list[Float[np.ndarray, "ffn features"]]:
+def _hidden(blocks: MatrixStacks) -> list[Float[np.ndarray, "ffn features"]]:
     """What each hidden channel reads and writes, one array a layer."""
     down = np.swapaxes(blocks["down"], 1, 2)
     return list(np.concatenate([blocks["gate"], blocks["up"], down], axis=2))
 
 
-def _reordered(blocks: Blocks, orders: list[Int[np.ndarray, " ffn"]]) -> Blocks:
+def _reordered(blocks: MatrixStacks, orders: list[Int[np.ndarray, " ffn"]]) -> MatrixStacks:
     """The blocks with the hidden channels of every layer in an order."""
     rows = {k: np.stack([W[o] for W, o in zip(blocks[k], orders, strict=True)]) for k in ("gate", "up")}
     down = np.stack([W[:, o] for W, o in zip(blocks["down"], orders, strict=True)])

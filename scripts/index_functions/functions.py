@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from index_functions.bits import gaussian_bits, rate_at, spread_histogram
 from rdopt.codec.streams.structured import SHIFTS, factor_bits, product, rounded_factors
 
-Unit = Float[np.ndarray, "layers out in"]
+_Unit = Float[np.ndarray, "layers out in"]
 _SCALE_BITS = 4.0  # of a row's or a column's spread in a mode of the layer index, about
 _LAW_BITS = 20.0  # of the spread of a group of coefficients, about
 
 
-class Part(NamedTuple):
+class StructuredPart(NamedTuple):
     """A structured part as a decoder has it.
 
     Attributes:
@@ -28,11 +28,11 @@ class Part(NamedTuple):
         bits: of its numbers and of their laws.
     """
 
-    f: Unit
+    f: _Unit
     bits: float
 
 
-class Family(Protocol):
+class IndexFamily(Protocol):
     """One family fitted to a unit."""
 
     @property
@@ -53,7 +53,7 @@ class Family(Protocol):
         """Share of the unit's energy that f has."""
         ...
 
-    def part(self, size: int, precision: int) -> Part:
+    def part(self, size: int, precision: int) -> StructuredPart:
         """f from rounded numbers; the unit is in steps of its own grid."""
         ...
 
@@ -68,7 +68,7 @@ class LayerModes:
 
     precisions = (1, 0, 2, 3)
 
-    def __init__(self, X: Unit, budgets: Sequence[float]) -> None:
+    def __init__(self, X: _Unit, budgets: Sequence[float]) -> None:
         self.sizes = range(1, len(X) // 2 + 1)
         self._modes = np.asarray(scipy.fft.dct(X, axis=0, norm="ortho"))
 
@@ -81,14 +81,14 @@ class LayerModes:
         energy = np.sum(np.square(self._modes), axis=(1, 2))
         return _share(energy[:size].sum(), energy.sum())
 
-    def part(self, size: int, precision: int) -> Part:
+    def part(self, size: int, precision: int) -> StructuredPart:
         """Modes rounded to a grid, priced with rank-1 spreads each."""
         step = 2.0**precision
         z = np.zeros_like(self._modes)
         z[:size] = np.rint(self._modes[:size] / step)
         spreads = [spread_histogram(mode / step) for mode in self._modes[:size]]
         bits = sum(rate_at(counts, 0.0) + _SCALE_BITS * sum(z[0].shape) for counts in spreads)
-        return Part(np.asarray(scipy.fft.idct(z * step, axis=0, norm="ortho")), bits)
+        return StructuredPart(np.asarray(scipy.fft.idct(z * step, axis=0, norm="ortho")), bits)
 
 
 @lru_cache(maxsize=64)
@@ -110,7 +110,7 @@ class Corner:
 
     precisions = (1, 0, 2, 3)
 
-    def __init__(self, X: Unit, budgets: Sequence[float]) -> None:
+    def __init__(self, X: _Unit, budgets: Sequence[float]) -> None:
         self._shape = X.shape[1:]
         self._coefficients = np.asarray(scipy.fft.dctn(X[0], norm="ortho")).ravel()
         self.sizes = [round(share * X.size) for share in budgets]
@@ -125,7 +125,7 @@ class Corner:
         """Share of energy of the best corner of so many coefficients."""
         return max(_share(e[size - 1], e[-1]) for e in self._energies) if size else 0.0
 
-    def part(self, size: int, precision: int) -> Part:
+    def part(self, size: int, precision: int) -> StructuredPart:
         """Coefficients rounded to a grid; those of an octave of places share a Gaussian."""
         order = max(zip(self._orders, self._energies, strict=True), key=lambda pair: pair[1][size - 1])[0][:size]
         step = 2.0**precision
@@ -133,7 +133,7 @@ class Corner:
         bits = sum(gaussian_bits(group) + _LAW_BITS for group in groups if group.size)
         z = np.zeros_like(self._coefficients)
         z[order] = np.rint(self._coefficients[order] / step) * step
-        return Part(np.asarray(scipy.fft.idctn(z.reshape(self._shape), norm="ortho"))[None], bits)
+        return StructuredPart(np.asarray(scipy.fft.idctn(z.reshape(self._shape), norm="ortho"))[None], bits)
 
 
 class LowRank:
@@ -147,7 +147,7 @@ class LowRank:
     # Of the encoder's factors: log2 of the product of both factors' steps, taken negative.
     precisions = (1, *(s for s in SHIFTS if s != 1))
 
-    def __init__(self, X: Unit, budgets: Sequence[float]) -> None:
+    def __init__(self, X: _Unit, budgets: Sequence[float]) -> None:
         self._per_rank = sum(X.shape[1:])
         self.sizes = [int(share * X.size / self._per_rank) for share in budgets]
         self._U, self._s, self._V = np.linalg.svd(X[0], full_matrices=False)
@@ -161,10 +161,10 @@ class LowRank:
         energy = np.square(self._s)
         return _share(energy[:size].sum(), energy.sum())
 
-    def part(self, size: int, precision: int) -> Part:
+    def part(self, size: int, precision: int) -> StructuredPart:
         """The encoder's rounded factors and its estimate of their bits."""
         f = rounded_factors(self._U[:, :size] * self._s[:size], self._V[:size].T, precision)
-        return Part(product(f)[None] / 2.0**precision, factor_bits(f))
+        return StructuredPart(product(f)[None] / 2.0**precision, factor_bits(f))
 
 
 def _share(part: float, whole: float) -> float:

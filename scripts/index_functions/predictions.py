@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from rdopt.study.predictions import Prediction, mean_of
 
-ALIGNED = "joint"
+ALIGNED_BASIS = "joint"
 _BUDGET = 0.05  # of the numbers; the excess is read at the size next to it
 _ROUNDING = 1e-6  # shares and bits/weight; the folded weights are float32, so that less says nothing
 
@@ -24,7 +24,7 @@ class IndexPrediction(NamedTuple):
     Attributes:
         claim: the sentence.
         figure: explained energy beyond chance, bits/weight of f + r less those of r alone, or bits/weight of r alone.
-        family: of f, one of KINDS; none for r alone.
+        family: of f, one of ORDERED_FAMILIES; none for r alone.
         system: the coordinate system.
         against: another one whose figure is subtracted, unit by unit.
         sign: of the mean, as the thesis has it.
@@ -42,29 +42,30 @@ _FAMILIES = (
     *("layer index", "layer index, hidden channels matched"),
     *("channel index", "channel index, channels sorted", "low rank"),
 )
-_BEYOND = f"explains more beyond chance in {ALIGNED} axes than in"
+_BEYOND = f"explains more beyond chance in {ALIGNED_BASIS} axes than in"
 INDEX_PREDICTIONS = (
-    *(IndexPrediction(f"{f}: {_BEYOND} original ones", "excess", f, ALIGNED, "identity", 1) for f in _FAMILIES),
-    *(IndexPrediction(f"{f}: {_BEYOND} flattened ones", "excess", f, ALIGNED, "hadamard", 1) for f in _FAMILIES),
+    *(IndexPrediction(f"{f}: {_BEYOND} original ones", "excess", f, ALIGNED_BASIS, "identity", 1) for f in _FAMILIES),
+    *(IndexPrediction(f"{f}: {_BEYOND} flattened ones", "excess", f, ALIGNED_BASIS, "hadamard", 1) for f in _FAMILIES),
     *(
-        IndexPrediction(f"{f}: explains more than chance in {ALIGNED} axes", "excess", f, ALIGNED, None, 1)
+        IndexPrediction(f"{f}: explains more than chance in {ALIGNED_BASIS} axes", "excess", f, ALIGNED_BASIS, None, 1)
         for f in _FAMILIES
     ),
     *(
-        IndexPrediction(f"{f}: f + r saves bits in {ALIGNED} axes", "difference", f, ALIGNED, None, -1)
+        IndexPrediction(f"{f}: f + r saves bits in {ALIGNED_BASIS} axes", "difference", f, ALIGNED_BASIS, None, -1)
         for f in _FAMILIES
     ),
     *(
         IndexPrediction(
-            f"{f}: f + r saves more in {ALIGNED} axes than in original ones", "difference", f, ALIGNED, "identity", -1
+            f"{f}: f + r saves more in {ALIGNED_BASIS} axes than in original ones", "difference", f,
+            ALIGNED_BASIS, "identity", -1,
         )
         for f in _FAMILIES
     ),
     # What the encoder does already: the spread, not the weight, is a function of the channel.
     *(
         IndexPrediction(
-            f"spreads by channel: r alone takes fewer bits in {ALIGNED} axes than in {other} ones", "alone", None,
-            ALIGNED, basis, -1,
+            f"spreads by channel: r alone takes fewer bits in {ALIGNED_BASIS} axes than in {other} ones", "alone", None,
+            ALIGNED_BASIS, basis, -1,
         )
         for other, basis in (("original", "identity"), ("flattened", "hadamard"))
     ),

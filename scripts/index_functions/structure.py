@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from index_functions.bits import bits_at_error, error_at, spread_histogram, step_at_rate
-from index_functions.channels import ORDERS, Blocks, blocks_in, gaussian_like
-from index_functions.functions import Corner, Family, LayerModes, LowRank
+from index_functions.bits import bits_at_error, error_at, spread_histogram, step_for_bits
+from index_functions.channels import ORDERS, MatrixStacks, blocks_in, gaussian_like
+from index_functions.functions import Corner, IndexFamily, LayerModes, LowRank
 from index_functions.predictions import judge
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import Architecture
@@ -22,10 +22,10 @@ from rdopt.operator.params import Params
 
 SYSTEMS = ("identity", "hadamard", "pca", "joint", "dct")
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-Result = dict[str, Any]
+_Json = dict[str, Any]
 
 
-class Kind(NamedTuple):
+class OrderedFamily(NamedTuple):
     """A family of f with an order of the channels.
 
     Attributes:
@@ -34,21 +34,21 @@ class Kind(NamedTuple):
         stacked: whether a unit is the stack of a kind of matrix over layers, and not one matrix.
     """
 
-    fit: Callable[[Float[np.ndarray, "layers out in"], Sequence[float]], Family]
+    fit: Callable[[Float[np.ndarray, "layers out in"], Sequence[float]], IndexFamily]
     order: str
     stacked: bool
 
 
-KINDS: Mapping[str, Kind] = {
-    "layer index": Kind(LayerModes, "as they are", True),
-    "layer index, hidden channels matched": Kind(LayerModes, "matched", True),
-    "channel index": Kind(Corner, "as they are", False),
-    "channel index, channels sorted": Kind(Corner, "sorted", False),
-    "low rank": Kind(LowRank, "as they are", False),
+ORDERED_FAMILIES: Mapping[str, OrderedFamily] = {
+    "layer index": OrderedFamily(LayerModes, "as they are", True),
+    "layer index, hidden channels matched": OrderedFamily(LayerModes, "matched", True),
+    "channel index": OrderedFamily(Corner, "as they are", False),
+    "channel index, channels sorted": OrderedFamily(Corner, "sorted", False),
+    "low rank": OrderedFamily(LowRank, "as they are", False),
 }
 
 
-class Yardstick(NamedTuple):
+class ErrorTarget(NamedTuple):
     """At which error a matrix is coded, the same in all coordinate systems.
 
     Attributes:
@@ -70,7 +70,7 @@ def index_structure(
     bits: float = 3.0,
     seeds: int = 3,
     progress: Callable[[str], None] = lambda _: None,
-) -> Result:
+) -> _Json:
     """Measures all families in all coordinate systems.
 
     Args:
@@ -92,11 +92,11 @@ def index_structure(
         UserError: a network of one layer, pca-act without moments, or settings out of range.
     """
     _check(arch, moments, bases, budgets, seeds)
-    marks = yardsticks(blocks_in("identity", params, arch, moments), bits)
-    systems: Result = {}
+    targets = error_targets(blocks_in("identity", params, arch, moments), bits)
+    systems: _Json = {}
     for basis in bases:
         progress(basis)
-        systems[basis] = _system(blocks_in(basis, params, arch, moments), marks, budgets, seeds)
+        systems[basis] = _system(blocks_in(basis, params, arch, moments), targets, budgets, seeds)
     settings = {"budgets": list(budgets), "bits": bits, "seeds": seeds, "layers": arch.num_layers}
     return {"settings": settings, "systems": systems, "predictions": judge(systems)}
 
@@ -114,43 +114,45 @@ def _check(
         raise UserError(f"a budget is a share of the numbers above 0 and at most 1, not {wrong[0]:g}.")
 
 
-def yardsticks(blocks: Blocks, bits: float) -> dict[str, Yardstick]:
+def error_targets(blocks: MatrixStacks, bits: float) -> dict[str, ErrorTarget]:
     """Steps at which each kind of matrix takes so many bits/weight."""
-    marks = {}
+    targets = {}
     for name, W in blocks.items():
         unit = np.sqrt(np.mean(np.square(W))) or 1.0
         counts = [spread_histogram(x) for x in W / unit]
-        step = step_at_rate(np.sum(counts, axis=0), bits * W.size)
+        step = step_for_bits(np.sum(counts, axis=0), bits * W.size)
         errors = [error_at(c, float(np.log2(step))) / step**2 for c in counts]
-        marks[name] = Yardstick(step * unit, np.array(errors))
-    return marks
+        targets[name] = ErrorTarget(step * unit, np.array(errors))
+    return targets
 
 
-def _system(blocks: Blocks, marks: Mapping[str, Yardstick], budgets: Sequence[float], seeds: int) -> Result:
+def _system(blocks: MatrixStacks, targets: Mapping[str, ErrorTarget], budgets: Sequence[float], seeds: int) -> _Json:
     """All families in one coordinate system."""
     chance = [gaussian_like(blocks, np.random.default_rng(seed)) for seed in range(seeds)]
-    alone = {name: [bits_at_error(x, e) for x, e in zip(W / marks[name].step, marks[name].errors, strict=True)]
+    alone = {name: [bits_at_error(x, e) for x, e in zip(W / targets[name].step, targets[name].errors, strict=True)]
              for name, W in blocks.items()}  # fmt: skip
     families = {}
-    for label, kind in KINDS.items():
+    for label, kind in ORDERED_FAMILIES.items():
         arranged, *noise = (ORDERS[kind.order](b) for b in (blocks, *chance))
         sizes = _explained(kind, arranged, noise, budgets)
-        families[label] = {"sizes": sizes, "best": _coded(kind, arranged, marks, alone, budgets)}
+        families[label] = {"sizes": sizes, "best": _coded(kind, arranged, targets, alone, budgets)}
     units = np.array([bits / W[0].size for name, W in blocks.items() for bits in alone[name]])
     return {"alone": {"mean": float(units.mean()), "error": _error(units), "units": units.tolist(),
-                      "flat": _flat(blocks, marks)}, "families": families}  # fmt: skip
+                      "flat": _flat(blocks, targets)}, "families": families}  # fmt: skip
 
 
-def _flat(blocks: Blocks, marks: Mapping[str, Yardstick]) -> float:
+def _flat(blocks: MatrixStacks, targets: Mapping[str, ErrorTarget]) -> float:
     """Mean over matrices of the bits/weight under one spread a matrix, which no rotation changes."""
     bits = []
     for name, W in blocks.items():
-        for x, error in zip(W / marks[name].step, marks[name].errors, strict=True):
+        for x, error in zip(W / targets[name].step, targets[name].errors, strict=True):
             bits.append(bits_at_error(np.full_like(x, np.sqrt(np.mean(np.square(x)))), error) / x.size)
     return float(np.mean(bits))
 
 
-def _units(kind: Kind, blocks: Blocks) -> Iterator[tuple[str, slice, Float[np.ndarray, "layers out in"]]]:
+def _units(
+    kind: OrderedFamily, blocks: MatrixStacks
+) -> Iterator[tuple[str, slice, Float[np.ndarray, "layers out in"]]]:
     """Name, layers and stack of every unit."""
     for name, W in blocks.items():
         layers = len(W)
@@ -158,7 +160,9 @@ def _units(kind: Kind, blocks: Blocks) -> Iterator[tuple[str, slice, Float[np.nd
             yield name, part, W[part]
 
 
-def _explained(kind: Kind, blocks: Blocks, noise: Sequence[Blocks], budgets: Sequence[float]) -> list[Result]:
+def _explained(
+    kind: OrderedFamily, blocks: MatrixStacks, noise: Sequence[MatrixStacks], budgets: Sequence[float]
+) -> list[_Json]:
     """Per size the share of numbers, of energy, and of the energy of the controls; means over units."""
     ladder = [_ladder(kind, b, budgets) for b in (blocks, *noise)]
     shares, energy = ladder[0]
@@ -174,7 +178,7 @@ def _explained(kind: Kind, blocks: Blocks, noise: Sequence[Blocks], budgets: Seq
     return rows
 
 
-def _ladder(kind: Kind, blocks: Blocks, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _ladder(kind: OrderedFamily, blocks: MatrixStacks, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """(shares of numbers, explained energies), both (units, sizes)."""
     shares, energy = [], []
     for _, _, X in _units(kind, blocks):
@@ -185,13 +189,13 @@ def _ladder(kind: Kind, blocks: Blocks, budgets: Sequence[float]) -> tuple[np.nd
 
 
 def _coded(
-    kind: Kind, blocks: Blocks, marks: Mapping[str, Yardstick], alone: Mapping[str, list[float]],
+    kind: OrderedFamily, blocks: MatrixStacks, targets: Mapping[str, ErrorTarget], alone: Mapping[str, list[float]],
     budgets: Sequence[float],
-) -> Result:  # fmt: skip
+) -> _Json:  # fmt: skip
     """Bits/weight of f + r less those of r alone, each unit at the size and precision that cost it least."""
     difference, numbers = [], []
     for name, part, X in _units(kind, blocks):
-        step, errors = marks[name]
+        step, errors = targets[name]
         x, fit = X / step, kind.fit(X / step, budgets)
         size, bits = cheapest(fit, x, errors[part])
         difference.append((bits - sum(alone[name][part])) / X.size)
@@ -204,7 +208,7 @@ def _coded(
 
 
 def cheapest(
-    fit: Family, x: Float[np.ndarray, "layers out in"], errors: Float[np.ndarray, " layers"]
+    fit: IndexFamily, x: Float[np.ndarray, "layers out in"], errors: Float[np.ndarray, " layers"]
 ) -> tuple[int, float]:
     """(size, bits) of the cheapest f + r with an f that has numbers: the best size, then its best precision.
 

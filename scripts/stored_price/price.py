@@ -1,14 +1,16 @@
 """What a stored transform of an input group saves at high rate, and what its angles and its order cost.
 
-The gain is half a log2 of the column variances before and after, summed over rows (DESIGN section 3), rows of norm one.
+The gain is half a log2 of the column variances before and after, summed over rows of norm one (Jayant and Noll, Digital
+Coding of Waveforms, 1984, ch. 12).
 Transforms: block-diagonal rotations (Transform Quantization, 2009.01174; here the joint diagonalisers of the blocks),
 layers of learned pairs (after ParoQuant, 2511.10645), a Hadamard before them, a butterfly of Givens rotations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import lgamma, log
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +27,62 @@ from rdopt.transforms.matrices.joint import row_moments
 from rdopt.transforms.stored.angles import angle_codes, blocks_of_angles
 from rdopt.transforms.stored.pairing import fitted_angles, learned_pairs, pair_gains, pairing_bits, turned_moments
 
-BITS = (4, 5, 6, 7, 8)
-BLOCKS = (8, 16, 32, 64)
-LAYERS = (1, 2, 4)
-GROUPINGS = ("as they are", "by power", "by correlation")
+Grouping = Literal["as they are", "by power", "by correlation"]
+PRICED_BITS = (4, 5, 6, 7, 8)  # widths of an angle
+BLOCK_WIDTHS = (8, 16, 32, 64)
+PAIR_LAYERS = (1, 2, 4)
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class BlockRotations:
+    """A rotation of every block of so many channels, which are grouped in one of three ways."""
+
+    width: int
+    grouping: Grouping
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"blocks of {self.width}, {self.grouping}"
+
+    def side_information(self, n: int, free_order: bool) -> tuple[int, float]:
+        """Number of angles in width n, and the bits that name the channels of every block."""
+        stored = not free_order and self.grouping != "as they are"
+        return n * (self.width - 1) // 2, grouping_bits(n, self.width) if stored else 0.0
+
+
+@dataclass(frozen=True)
+class PairRotations:
+    """Layers of rotations of learned pairs of channels, perhaps behind a Hadamard."""
+
+    layers: int
+    behind_hadamard: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{'hadamard, ' * self.behind_hadamard}pairs, {self.layers} layer{'s' * (self.layers > 1)}"
+
+    def side_information(self, n: int, free_order: bool) -> tuple[int, float]:
+        """Number of angles in width n, and the bits that name the pairs; a free order puts one layer side by side."""
+        return self.layers * (n // 2), pairing_bits(n, self.layers - (free_order and not self.behind_hadamard))
+
+
+@dataclass(frozen=True)
+class Butterfly:
+    """All layers of a butterfly of Givens rotations."""
+
+    name = "butterfly"
+
+    def side_information(self, n: int, free_order: bool) -> tuple[int, float]:
+        """Number of angles in width n; its pairs need no naming."""
+        return sum(map(len, butterfly(n))), 0.0
+
+
+StoredForm = BlockRotations | PairRotations | Butterfly
+
+
+class InputGroup(NamedTuple):
     """Matrices that share an input.
 
     Attributes:
@@ -53,7 +104,7 @@ class Group(NamedTuple):
         return sum(rows * n for rows, n in self.shapes)
 
 
-class Fit(NamedTuple):
+class TransformFit(NamedTuple):
     """A transform fitted to one group.
 
     Attributes:
@@ -67,7 +118,7 @@ class Fit(NamedTuple):
     order: float
 
 
-class Price(NamedTuple):
+class TransformPrice(NamedTuple):
     """Transforms of one form of several groups that share a table, in bits/weight unless said.
 
     Attributes:
@@ -95,37 +146,36 @@ class Price(NamedTuple):
         return self.kept - self.price
 
 
-def group_of(kind: str, matrices: Sequence[Float[np.ndarray, "_ n"]], floor: float) -> Group:
+def group_of(kind: str, matrices: Sequence[Float[np.ndarray, "_ n"]], floor: float) -> InputGroup:
     """The group of some matrices; hidden channels of an MLP have no order of their own."""
     C, weights = row_moments(matrices, floor)
-    return Group(kind, tuple(W.shape for W in matrices), C, weights, kind == "down")
+    return InputGroup(kind, tuple(W.shape for W in matrices), C, weights, kind == "down")
 
 
-def chance_group(like: Group, rng: np.random.Generator, floor: float) -> Group:
+def chance_group(like: InputGroup, rng: np.random.Generator, floor: float) -> InputGroup:
     """iid Gaussian matrices of the same shapes: what a fit gains on them is chance."""
     return group_of(like.kind, [rng.standard_normal(shape) for shape in like.shapes], floor)
 
 
-def fit_all(group: Group, steps: int) -> dict[str, Fit]:
-    """Every form of transform by its name; `steps` of Adam for the butterfly, without one when zero."""
+def fit_all(group: InputGroup, steps: int) -> dict[StoredForm, TransformFit]:
+    """Every form of transform; `steps` of Adam for the butterfly, without one when zero."""
     C, weights = group.C, group.weights
-    fits = {
-        f"blocks of {b}, {how}": fit_blocks(C, weights, b, how, group.free_order) for b in BLOCKS for how in GROUPINGS
+    fits: dict[StoredForm, TransformFit] = {
+        BlockRotations(b, how): fit_blocks(C, weights, b, how, group.free_order)
+        for b in BLOCK_WIDTHS for how in get_args(Grouping)
     }
     H = hadamard(C.shape[1])
     flat = H.T @ C @ H
     lost = joint_cost(C, weights) - joint_cost(flat, weights)
-    for name, moments, start in (("pairs", C, 0.0), ("hadamard, pairs", flat, lost)):
-        pairs, angles = learned_pairs(moments, weights, max(LAYERS))
-        for layers in LAYERS:
-            count = layers * len(pairs[0])
-            # A free order puts the pairs of one layer side by side.
-            order = pairing_bits(C.shape[1], layers - (group.free_order and name == "pairs"))
-            found = fit_givens(moments, weights, pairs[:layers], angles[:count], order, start)
-            fits[f"{name}, {layers} layer{'s' * (layers > 1)}"] = found
+    for behind, moments, start in ((False, C, 0.0), (True, flat, lost)):
+        pairs, angles = learned_pairs(moments, weights, max(PAIR_LAYERS))
+        for layers in PAIR_LAYERS:
+            form = PairRotations(layers, behind)
+            _, order = form.side_information(C.shape[1], group.free_order)
+            fits[form] = fit_givens(moments, weights, pairs[:layers], angles[: layers * len(pairs[0])], order, start)
     if steps:
         pairs = butterfly(C.shape[1])
-        fits["butterfly"] = fit_givens(C, weights, pairs, butterfly_angles(C, weights, steps), 0.0)
+        fits[Butterfly()] = fit_givens(C, weights, pairs, butterfly_angles(C, weights, steps), 0.0)
     return fits
 
 
@@ -133,21 +183,22 @@ def fit_blocks(
     C: Float[np.ndarray, "k n n"],
     weights: Float[np.ndarray, " k"],
     block: int,
-    grouping: str,
+    grouping: Grouping,
     free_order: bool = False,
-) -> Fit:
+) -> TransformFit:
     """Joint diagonalisers of the diagonal blocks, channels grouped in one of the three ways."""
     order = grouped(C, weights, block, grouping)
     parts = diagonal_blocks(C[:, order][:, :, order], block)
-    before = sum(_turned_cost(part, None, weights) for part in parts)
+    before = sum(_rotated_cost(part, None, weights) for part in parts)
     axes = [np.stack([_axes(part[:, at], weights) for at in range(part.shape[1])]) for part in parts]
     rounded = {}
-    for bits in BITS:
+    for bits in PRICED_BITS:
         codes = [angle_codes(V, bits)[0] for V in axes]
-        turned = [_turned_cost(part, blocks_of_angles(c, bits), weights) for part, c in zip(parts, codes, strict=True)]
-        rounded[bits] = (before - sum(turned), np.concatenate([c.ravel() for c in codes]))
-    gain = before - sum(_turned_cost(part, V, weights) for part, V in zip(parts, axes, strict=True))
-    return Fit(gain, rounded, 0.0 if free_order or grouping == GROUPINGS[0] else grouping_bits(C.shape[1], block))
+        costs = [_rotated_cost(part, blocks_of_angles(c, bits), weights) for part, c in zip(parts, codes, strict=True)]
+        rounded[bits] = (before - sum(costs), np.concatenate([c.ravel() for c in codes]))
+    _, order_bits = BlockRotations(block, grouping).side_information(C.shape[1], free_order)
+    gain = before - sum(_rotated_cost(part, V, weights) for part, V in zip(parts, axes, strict=True))
+    return TransformFit(gain, rounded, order_bits)
 
 
 def fit_givens(
@@ -157,17 +208,17 @@ def fit_givens(
     angles: Float[np.ndarray, " p"],
     order: float,
     start: float = 0.0,
-) -> Fit:
+) -> TransformFit:
     """Givens layers as they are; `order` bits name their pairs, `start` bits were gained before them."""
     before, rounded = start + joint_cost(C, weights), {}
-    for bits in BITS:
+    for bits in PRICED_BITS:
         step = 2 * np.pi / 2**bits
         codes = np.rint(angles / step).astype(np.int32)
         rounded[bits] = (before - joint_cost(turned_moments(C, codes * step, pairs), weights), codes)
-    return Fit(before - joint_cost(turned_moments(C, angles, pairs), weights), rounded, order)
+    return TransformFit(before - joint_cost(turned_moments(C, angles, pairs), weights), rounded, order)
 
 
-def price_of(fits: Sequence[Fit], sizes: Sequence[int]) -> Price:
+def price_of(fits: Sequence[TransformFit], sizes: Sequence[int]) -> TransformPrice:
     """Gain and price of the same form of transform in several groups, angles of the width that leaves most.
 
     Args:
@@ -176,13 +227,13 @@ def price_of(fits: Sequence[Fit], sizes: Sequence[int]) -> Price:
     """
     total, order = sum(sizes), sum(f.order for f in fits)
     choices = []
-    for bits in BITS:
+    for bits in PRICED_BITS:
         codes = np.concatenate([f.rounded[bits][1] for f in fits])
         kept, coded = sum(f.rounded[bits][0] for f in fits), 8 * len(pack_integers(codes))
         choices.append((kept - coded, kept, coded, bits, len(codes)))
     _, kept, coded, bits, angles = max(choices)
     gains = np.array([f.gain / size for f, size in zip(fits, sizes, strict=True)])
-    return Price(
+    return TransformPrice(
         gain=sum(f.gain for f in fits) / total,
         error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("nan"),
         kept=kept / total,
@@ -195,13 +246,13 @@ def price_of(fits: Sequence[Fit], sizes: Sequence[int]) -> Price:
 
 
 def grouped(
-    C: Float[np.ndarray, "k n n"], weights: Float[np.ndarray, " k"], block: int, grouping: str
+    C: Float[np.ndarray, "k n n"], weights: Float[np.ndarray, " k"], block: int, grouping: Grouping
 ) -> Int[np.ndarray, " n"]:
     """The channels in the order in which consecutive `block` of them share a rotation."""
     n = C.shape[1]
-    if grouping == GROUPINGS[0] or block >= n:
+    if grouping == "as they are" or block >= n:
         return np.arange(n)
-    if grouping == GROUPINGS[1]:
+    if grouping == "by power":
         return np.argsort(-np.einsum("k,kii->i", weights / np.trace(C, axis1=1, axis2=2), C), kind="stable")
     gains = pair_gains(C, weights)[0]
     free, order = np.ones(n, bool), []
@@ -237,12 +288,12 @@ def _axes(C: Float[np.ndarray, "k b b"], weights: Float[np.ndarray, " k"]) -> Fl
     return Q[:, linear_sum_assignment(-(Q**2))[1]]
 
 
-def _turned_cost(
+def _rotated_cost(
     part: Float[np.ndarray, "k blocks b b"],
     V: Float[np.ndarray, "blocks b b"] | None,
     weights: Float[np.ndarray, " k"],
 ) -> float:
-    """1/2 sum_k n_k log2 det diag of the blocks turned by V."""
+    """1/2 sum_k n_k log2 det diag of the blocks rotated by V."""
     V = np.broadcast_to(np.eye(part.shape[-1]), part.shape[1:]) if V is None else V
     power = np.sum((part @ V) * V, axis=2)
     return float(0.5 * np.sum(weights[:, None, None] * np.log2(power)))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_functions.bits import bits_at_error, error_at, rate_at, spread_histogram, step_at_rate
+from index_functions.bits import bits_at_error, error_at, rate_at, spread_histogram, step_for_bits
 from index_functions.channels import blocks_in, gaussian_like, matched_channels, sorted_channels
 from index_functions.functions import Corner, LayerModes, LowRank
 from index_functions.predictions import INDEX_PREDICTIONS, judge
-from index_functions.structure import KINDS, cheapest, index_structure, yardsticks
+from index_functions.structure import ORDERED_FAMILIES, cheapest, error_targets, index_structure
 from tiny_runs import load_script, strict_json
 
 from rdopt.checkpoint.folder import open_checkpoint
@@ -114,7 +114,7 @@ def test_bits_at_the_error_of_a_step_are_those_of_the_step():
     x = normal(60, 40) * np.exp(normal(40))
     counts = spread_histogram(x)
     assert counts.sum() == pytest.approx(x.size)
-    step = step_at_rate(counts, 2.5 * x.size)
+    step = step_for_bits(counts, 2.5 * x.size)
     assert rate_at(counts, np.log2(step)) == pytest.approx(2.5 * x.size)
     assert bits_at_error(x, error_at(counts, np.log2(step))) == pytest.approx(2.5 * x.size, rel=1e-6)
     assert bits_at_error(x, 1.01 * np.sum(x**2)) == 0
@@ -134,7 +134,7 @@ def test_f_plus_r_saves_bits_on_structure_and_costs_bits_on_noise(family):
 
 def test_a_yardstick_takes_its_bits():
     blocks = blocks_of()
-    for name, mark in yardsticks(blocks, 3.0).items():
+    for name, mark in error_targets(blocks, 3.0).items():
         bits = [bits_at_error(x, e) for x, e in zip(blocks[name] / mark.step, mark.errors, strict=True)]
         assert sum(bits) / blocks[name].size == pytest.approx(3, abs=1e-4)
 
@@ -225,7 +225,8 @@ def test_predictions_are_judged_where_their_systems_were_measured():
     def system(energy: float, bits: float) -> dict:
         row = {"numbers": 0.05, "units": [energy, energy + 0.01, energy - 0.01]}
         best = {"units": [bits, bits + 0.01, bits - 0.01]}
-        families = {name: {"sizes": [{"numbers": 0.5, "units": [9.0] * 3}, row], "best": best} for name in KINDS}
+        sizes = [{"numbers": 0.5, "units": [9.0] * 3}, row]
+        families = {name: {"sizes": sizes, "best": best} for name in ORDERED_FAMILIES}
         return {"families": families, "alone": {"units": [bits + 2, bits + 2.1, bits + 1.9]}}
 
     judged = judge({"joint": system(0.3, -0.2), "identity": system(0.1, 0.1)})

@@ -2,17 +2,20 @@
 
 import json
 from math import comb, log2
+from typing import get_args
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from stored_price import price as stored_price
-from stored_price.extrapolate import extrapolate
 from stored_price.price import (
-    BITS,
-    GROUPINGS,
-    Fit,
-    Group,
+    PRICED_BITS,
+    BlockRotations,
+    Butterfly,
+    Grouping,
+    InputGroup,
+    PairRotations,
+    TransformFit,
     butterfly_angles,
     fit_all,
     fit_blocks,
@@ -20,6 +23,7 @@ from stored_price.price import (
     grouping_bits,
     price_of,
 )
+from stored_price.wide import extrapolate
 from tiny_runs import load_script
 
 from rdopt.codec.coders.constriction import pack_integers
@@ -54,7 +58,7 @@ def test_what_rotated_blocks_lost_is_recovered(n):
     fit = fit_blocks(C, WEIGHTS, 4, "as they are")
     assert fit.gain == pytest.approx(joint_cost(C, WEIGHTS) - joint_cost(spectra(n), WEIGHTS), rel=1e-3)
     assert fit.order == 0
-    losses = [fit.gain - fit.rounded[bits][0] for bits in BITS]
+    losses = [fit.gain - fit.rounded[bits][0] for bits in PRICED_BITS]
     assert losses[-1] < 0.02 * fit.gain and losses[-1] < losses[0]
 
 
@@ -67,20 +71,20 @@ def test_scattered_blocks_are_gathered_by_correlation():
     assert fit_blocks(C, WEIGHTS, 4, "by correlation").gain == pytest.approx(lost, rel=1e-3)
 
 
-@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize("grouping", get_args(Grouping))
 def test_a_grouping_is_an_order_of_all_channels(grouping):
     assert sorted(grouped(turned_in_blocks(spectra(15), 5), WEIGHTS, 4, grouping)) == list(range(15))
 
 
 def test_diagonal_moments_gain_nothing_and_a_hadamard_is_at_best_undone():
-    group = Group("attn", ((3, 16), (5, 16)), spectra(16), WEIGHTS, False)
-    for name, fit in fit_all(group, 2).items():
-        if name.startswith("hadamard"):
+    group = InputGroup("attn", ((3, 16), (5, 16)), spectra(16), WEIGHTS, False)
+    for form, fit in fit_all(group, 2).items():
+        if isinstance(form, PairRotations) and form.behind_hadamard:
             # Four layers of pairs reach back through a Hadamard of 16.
-            assert fit.gain == pytest.approx(0, abs=1e-9) if name.endswith("4 layers") else fit.gain < -1
+            assert fit.gain == pytest.approx(0, abs=1e-9) if form.layers == 4 else fit.gain < -1
         else:
             assert fit.gain == pytest.approx(0, abs=1e-4)
-            assert not fit.rounded[4][1].any() or name == "butterfly"
+            assert not fit.rounded[4][1].any() or form == Butterfly()
 
 
 def test_learned_pairs_of_a_layer_are_disjoint():
@@ -97,7 +101,8 @@ def test_training_a_butterfly_never_loses_what_fitting_it_gained():
 def test_a_price_is_the_coded_angles_and_the_order():
     rng = np.random.default_rng(0)
     codes = [rng.integers(-3, 4, 400).astype(np.int32) for _ in range(2)]
-    fits = [Fit(50.0 + i, {b: (40.0 + i + (b == 6), x) for b in BITS}, 7.0) for i, x in enumerate(codes)]
+    rounded = [{b: (40.0 + i + (b == 6), x) for b in PRICED_BITS} for i, x in enumerate(codes)]
+    fits = [TransformFit(50.0 + i, by_width, 7.0) for i, by_width in enumerate(rounded)]
     price = price_of(fits, [1000, 3000])
     coded = 8 * len(pack_integers(np.concatenate(codes)))
     assert price.bits == 6 and price.angles == 800
@@ -111,9 +116,10 @@ def test_groupings_are_counted(n, block, ways):
     assert grouping_bits(n, block) == pytest.approx(log2(ways), abs=1e-9)
 
 
-def test_blocks_have_half_b_minus_one_angles_a_channel(price_stored):
-    angles, order = price_stored.side("blocks of 32, as they are", 4096, False)
+def test_blocks_have_half_b_minus_one_angles_a_channel_and_a_butterfly_half_a_log():
+    angles, order = BlockRotations(32, "as they are").side_information(4096, False)
     assert 5 * angles / (4096 * 6144) == pytest.approx(2.5 * 31 / 6144) and order == 0
+    assert Butterfly().side_information(16, False) == (16 / 2 * 4, 0.0)
 
 
 def test_a_line_is_continued_and_scatter_about_a_mean_is_not():
@@ -125,7 +131,7 @@ def test_a_line_is_continued_and_scatter_about_a_mean_is_not():
 
 def test_the_table_of_a_bert_is_measured_once_and_kept(price_stored, tmp_path, capsys, monkeypatch):
     for module in (price_stored, stored_price):
-        monkeypatch.setattr(module, "BLOCKS", (8,))
+        monkeypatch.setattr(module, "BLOCK_WIDTHS", (8,))
     rng, out = np.random.default_rng(0), tmp_path / "price.json"
     names = ("attention.self.query", "attention.self.key", "attention.self.value", "output.dense")
     tensors = {f"encoder.layer.0.{k}.weight": rng.standard_normal((64, 64)).astype(np.float32) for k in names}
