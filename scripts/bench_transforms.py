@@ -30,7 +30,8 @@ from jaxtyping import Array, Float
 
 from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, Start, single_precision
-from rdopt.align.learn import State, _compiled, _schedule_only, optimizer
+from rdopt.align.learn import Constants, compiled_step
+from rdopt.align.loop import State
 from rdopt.align.train import make_problem
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
@@ -229,13 +230,13 @@ def step_row(distortion: str, args: argparse.Namespace) -> Step:
     module = Alignment(arch=settings.arch, sites=train.sites, rate="analytic")
     key = jax.random.key(0)
     params: Any = module.init(key, start)["params"]
-    state = State(params, optimizer(train).init(params), jax.random.key_data(key))
+    compiled: Any = compiled_step
+    optimizer, plain = compiled(module, settings, train.steps, train.learning_rate, tuple(devices))
+    state = State(params, optimizer.init(params))
     tokens = corpus.calibration[: train.batch_sequences]
-    compiled: Any = _compiled
-    plain: Any = compiled(module, settings, _schedule_only(train), tuple(devices))
-    fixed = pool.replicate((problem, start), devices)
-    words = (pool.replicate(state, devices), *fixed, pool.split(tokens, devices))
-    words = (*words, *pool.replicate((np.float32(train.lam), np.int32(0)), devices))
+    constants = Constants(problem, start, np.float32(train.lam), jax.random.key_data(key))
+    states, copies, number = pool.replicate((state, constants, np.int32(0)), devices)
+    words = states, copies, pool.split(tokens, devices), number
     counted = sum(necessary(settings.arch, len(tokens), tokens.shape[1], distortion).values())
     step = plain.lower(*words).compile()
     # XLA's analysis takes a scan's body once.

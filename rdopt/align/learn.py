@@ -3,38 +3,30 @@
 The relaxed weights see the same noise on every device, so that the mean gradient over devices is that of one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from rdopt.align import devices as pool
-from rdopt.align import hosts
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.devices import Device
+from rdopt.align.loop import Schedule, State, adam, run_steps
 from rdopt.align.objective import Problem, Settings, rate_and_distortion
 from rdopt.align.stored_choice import Choice, choose_stored
 from rdopt.align.stored_learning import STORED, StoredSettings, StoredStart, stored_settings, stored_start
-from rdopt.config.errors import UserError
 from rdopt.config.schema import TrainConfig
-from rdopt.runs.interrupt import Interrupt
 from rdopt.runs.states import StateStore
 from rdopt.transforms.gauges.gauges import Gauges, gauges_of
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotations import StoredRotations
 
-
-class State(NamedTuple):
-    """What a killed run needs to go on: parameters, optimizer, random key (the step is the checkpoint's name)."""
-
-    params: Any
-    optimizer: Any
-    key: jax.Array
+_NOT_FINITE = "the loss is {loss} at step {step}; lower train.learning_rate or raise train.damping and start again."
 
 
 class Progress(NamedTuple):
@@ -51,6 +43,15 @@ class Progress(NamedTuple):
             f"step {self.step} of {self.steps}  J {self.J:.4f}  R {self.rate:.4f} bits/weight  "
             f"D {self.distortion:.5f} nats/token"
         )
+
+
+class Constants(NamedTuple):
+    """What a step reads and does not change; the random key as its data."""
+
+    problem: Problem
+    start: Start
+    lam: Any
+    seed: Any
 
 
 class Learned(NamedTuple):
@@ -72,46 +73,29 @@ class Learned(NamedTuple):
         return None if self.choice is None else self.choice.stored
 
 
-def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Adam with a short warm-up and a cosine schedule to a twentieth.
-
-    The warm-up lets the second moments settle before steep pairs of axes are turned by full steps. eps is near
-    the smallest gradients that matter: entries of the skew matrices that J does not feel would otherwise walk
-    at full speed on rounding noise.
-    """
-    peak = train.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(peak / 10, peak, train.steps // 10, train.steps, peak / 20)
-    return optax.adam(schedule, b2=0.95, eps=1e-6)
-
-
 @cache
-def _compiled(module: Alignment, settings: Settings, train: TrainConfig, devices: tuple[Any, ...]) -> Callable:
-    """The pmapped step; cached, so that points of one sweep share one compilation."""
-    adam = optimizer(train)
+def compiled_step(
+    module: Alignment, settings: Settings, steps: int, learning_rate: float, devices: tuple[Device, ...]
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """(optimizer, pmapped step) of a run; cached, so that points of one sweep share one compilation."""
+    optimizer = adam(learning_rate, steps, eps=1e-6)
 
-    def step(state: State, problem: Problem, start: Start, tokens: Any, lam: Any, number: Any) -> Any:
-        """One Adam step on J = R + lam D, averaged over devices: the new state and its terms."""
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
+    def step(state: State, constants: Constants, tokens: Any, number: Any) -> tuple[State, tuple[Any, ...]]:
+        """One Adam step on J = R + lam D, averaged over devices: the new state, and J, R and D before it."""
+        problem, start, lam, seed = constants
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed), number)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            variables: Any = module.apply({"params": params}, start, number / train.steps)
+            variables: Any = module.apply({"params": params}, start, number / steps)
             terms = rate_and_distortion(variables, problem, tokens, lam, key, settings)
             return terms.rate + lam * terms.distortion, terms
 
         (J, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         J, terms, grads = pool.mean_over_devices((J, terms, grads))
-        updates, opt = adam.update(grads, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), opt, state.key), (J, *terms)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), moments), (J, *terms)
 
-    return pool.pmapped(step, devices)
-
-
-def batch_indices(seed: int, step: int, batch: int, sequences: int) -> Int[np.ndarray, " batch"]:
-    """The sequences of one step: walks through seeded permutations, so it depends on nothing but its arguments."""
-    positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = positions // sequences
-    orders = {int(e): np.random.default_rng([seed, int(e)]).permutation(sequences) for e in np.unique(epochs)}
-    return np.array([orders[int(e)][p % sequences] for e, p in zip(epochs, positions, strict=True)])
+    return optimizer, pool.pmapped(step, devices)
 
 
 def learn(
@@ -149,28 +133,35 @@ def learn(
     module = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
     stored = StoredStart() if kept is None else stored_start(kept, problem.params, arch, start)
     begun = Start(single_precision(start, arch), stored.rotations)
-    state = _first_state(module, begun, train)
-    begin, state, history = hosts.from_primary(partial(_restored, store, state, train.steps))
-    compiled: Any = _compiled
-    step = compiled(module, settings, _schedule_only(train), tuple(devices))
-    problem_copies, start_copies, lam = pool.replicate((problem, begun, np.float32(train.lam)), devices)
-    copies = pool.replicate(state, devices)
-    with Interrupt() as interrupt:
-        for number, batch in _batches(train, begin, tokens):
-            shards, index = pool.split(batch, devices), pool.replicate(np.int32(number), devices)
-            copies, out = step(copies, problem_copies, start_copies, shards, lam, index)
-            history[number] = pool.first(out)
-            _require_finite(float(history[number, 0]), number)
-            done = number + 1
-            stop = hosts.any_process(interrupt.requested) and done < train.steps
-            if store is not None and (stop or done % train.checkpoint_every == 0 or done == train.steps):
-                store.save(done, {"state": pool.first(copies), "history": history})
-            if report is not None:
-                report(Progress(done, train.steps, *map(float, history[number])))
-            if stop:
-                raise KeyboardInterrupt
+    compiled: Any = compiled_step  # Flax modules are hashable, which their type does not say
+    optimizer, step = compiled(module, settings, train.steps, train.learning_rate, tuple(devices))
+    params, key = _first_params(module, begun, train.seed)
+
+    def after(done: int, figures: Sequence[float], _: Any, history: np.ndarray) -> tuple[np.ndarray, Progress]:
+        history = np.array(history)
+        history[done - 1] = figures
+        return history, Progress(done, train.steps, *figures)
+
+    state, history = run_steps(
+        step,
+        State(params, optimizer.init(params)),
+        np.full((train.steps, 3), np.nan, np.float32),
+        Constants(problem, begun, np.float32(train.lam), jax.random.key_data(key)),
+        tokens,
+        Schedule(
+            steps=train.steps,
+            batch_sequences=train.batch_sequences,
+            seed=train.seed,
+            checkpoint_every=train.checkpoint_every,
+        ),
+        after,
+        devices=devices,
+        not_finite=_NOT_FINITE,
+        store=store,
+        report=report,
+    )
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
-    trained = pool.first(copies).params
+    trained = state.params
     records = trained_records(trained, start, arch, train.rotation)
     choice = None if kept is None else _choice(kept, stored, trained, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
@@ -191,36 +182,8 @@ def _choice(
     return choose_stored(chosen, start, theta, gauges, problem, lam, settings)
 
 
-def _first_state(module: Alignment, start: Start, train: TrainConfig) -> State:
-    """The start: every parameter is zero there (see `transforms.gauges.site`): init is not run but shaped."""
-    key = jax.random.key(train.seed)
+def _first_params(module: Alignment, start: Start, seed: int) -> tuple[Any, jax.Array]:
+    """(parameters, key). Every parameter starts at zero (see `transforms.gauges.site`), so init only shapes."""
+    key = jax.random.key(seed)
     shapes: Any = jax.eval_shape(module.init, key, start)
-    params: Any = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.get("params", {}))
-    return State(params, optimizer(train).init(params), jax.random.key_data(key))
-
-
-def _restored(store: StateStore | None, state: State, steps: int) -> tuple[int, State, Float[np.ndarray, "steps 3"]]:
-    """(steps done, state, J, R and D of every step) of the newest checkpoint, or of the start."""
-    history = np.full((steps, 3), np.nan, np.float32)
-    found = None if store is None else store.restore({"state": state, "history": history})
-    if found is None:
-        return 0, state, history
-    return found[0], State(*found[1]["state"]), np.array(found[1]["history"])
-
-
-def _batches(train: TrainConfig, begin: int, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for number in range(begin, train.steps):
-        chosen = batch_indices(train.seed, number, train.batch_sequences, len(tokens))
-        yield number, tokens[chosen]
-
-
-def _require_finite(J: float, step: int) -> None:
-    if not np.isfinite(J):
-        raise UserError(
-            f"the loss is {J} at step {step}; lower train.learning_rate or raise train.damping and start again."
-        )
-
-
-def _schedule_only(train: TrainConfig) -> TrainConfig:
-    """The configuration with everything reset that the compiled step does not read."""
-    return TrainConfig(steps=train.steps, learning_rate=train.learning_rate)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.get("params", {})), key

@@ -15,8 +15,7 @@ from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import Coded, Encoded, assemble
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.finetune import Finetuned, finetune
-from rdopt.encode.finetune_train import FinetuneProgress, FinetuneSettings
+from rdopt.encode.finetune import Finetuned, FinetuneProgress, FinetuneSettings, finetune
 from rdopt.encode.source import Source
 from rdopt.encode.target import Goal, Part, divergence_goal
 from rdopt.evaluate.divergence import Reference, compare

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
-from rdopt.align.learn import batch_indices
+from rdopt.align.loop import batch_indices
 from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.operator.llama import attend, embed_tokens, gated, linear, logits, rms_norm, rope_tables
 from rdopt.operator.params import Params

@@ -28,7 +28,8 @@ from rdopt.align.coordinates import (
     output_metric,
 )
 from rdopt.align.judged import judged_terms
-from rdopt.align.learn import batch_indices, learn
+from rdopt.align.learn import learn
+from rdopt.align.loop import batch_indices
 from rdopt.align.objective import Problem, Variables, rate_and_distortion
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
 from rdopt.align.train import make_problem
@@ -328,10 +329,10 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_devices(tiny_folder):
     """A process with four devices that learns beside the tests of one, and the file it will write."""
-    code = "import sys, test_align; test_align.learn_on_all_devices(*sys.argv[1:])"
+    code = "import sys, test_learning; test_learning.learn_on_all_devices(*sys.argv[1:])"
     flags = "--xla_force_host_platform_device_count=4"
     here, out = Path(__file__).parents[1], tiny_folder.parent / "four.npz"
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join(map(str, (Path(__file__).parent, here, here.parent)))
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-c", code, str(tiny_folder), str(out)]
     with subprocess.Popen(

@@ -19,18 +19,22 @@ from rdopt.codec.streams.gains import Gains
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.config.errors import UserError
 from rdopt.encode.blockwise import blockwise_pca
-from rdopt.encode.finetune import finetune
-from rdopt.encode.finetune_model import (
+from rdopt.encode.finetune import (
+    Distillation,
+    FinetuneSettings,
+    LearningRates,
+    check_steps,
+    decoded_params,
+    distill,
     divergence,
+    finetune,
     gained_linear,
-    kept,
     log_gains,
-    merged,
+    rounded_params,
     starting_point,
-    student,
-    with_turns,
+    student_params,
+    with_rotations,
 )
-from rdopt.encode.finetune_train import FinetuneSettings, Pupil, Rates, check_steps, train
 from rdopt.encode.quantize import matrix_shapes
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import logits
@@ -39,7 +43,7 @@ from rdopt.runs.states import StateStore
 from rdopt.transforms.stored.fold import fold_stored
 
 CPU = jax.devices("cpu")[:1]
-RATES = Rates(rows=0.02, cols=0.02, norms=0.02, biases=0.02)
+RATES = LearningRates(rows=0.02, cols=0.02, norms=0.02, biases=0.02)
 SETTINGS = FinetuneSettings(steps=24, lam=10.0, batch_sequences=4, rates=RATES, checkpoint_every=5)
 
 
@@ -95,10 +99,10 @@ def test_the_student_starts_as_the_model_that_the_file_decodes_to(family):
     params, arch = tiny(family)
     gains, tokens = tiny_gains(arch), tiny_tokens(0, 2)
     start = starting_point(params, arch, gains)
-    found = logits(student(params, start), tokens, arch, gained_linear)
-    expected = logits(merged(params, gains, None), tokens, arch)
+    found = logits(student_params(params, start), tokens, arch, gained_linear)
+    expected = logits(decoded_params(params, gains, None), tokens, arch)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    plain = logits(student(params, starting_point(params, arch, None)), tokens, arch, gained_linear)
+    plain = logits(student_params(params, starting_point(params, arch, None)), tokens, arch, gained_linear)
     np.testing.assert_allclose(plain, logits(params, tokens, arch), atol=1e-5)
 
 
@@ -109,9 +113,9 @@ def test_gains_act_before_stored_rotations_are_undone(block):
     params = fold_stored(original, stored)
     gains, tokens = tiny_gains(arch), tiny_tokens(0, 2)
     trained = starting_point(params, arch, gains)
-    found = logits(student(with_turns(params, arch, stored), trained), tokens, arch, gained_linear)
-    np.testing.assert_allclose(found, logits(merged(params, gains, stored), tokens, arch), atol=1e-4)
-    again = logits(merged(params, None, stored), tokens, arch)
+    found = logits(student_params(with_rotations(params, arch, stored), trained), tokens, arch, gained_linear)
+    np.testing.assert_allclose(found, logits(decoded_params(params, gains, stored), tokens, arch), atol=1e-4)
+    again = logits(decoded_params(params, None, stored), tokens, arch)
     np.testing.assert_allclose(again, logits(original, tokens, arch), atol=1e-4)
 
 
@@ -123,7 +127,7 @@ def test_the_loss_is_the_kl_that_evaluation_measures():
     start = starting_point(other, arch, None)
     # Evaluation scores all positions but the last: give the loss one token more.
     measured = compare(Reference(params, arch, tokens, scored, 8), other, arch).kl_mean
-    found = divergence(params, arch, student(other, start), arch, jnp.asarray(tokens[:, :-1]))
+    found = divergence(params, arch, student_params(other, start), arch, jnp.asarray(tokens[:, :-1]))
     assert float(found) == pytest.approx(measured, rel=1e-4)
 
 
@@ -141,7 +145,7 @@ def test_what_is_kept_of_the_start_is_the_start():
     params, arch = tiny("qwen3")
     gains = tiny_gains(arch)
     start = starting_point(params, arch, gains)
-    jax.tree.map(np.testing.assert_array_equal, kept(params, start), params)
+    jax.tree.map(np.testing.assert_array_equal, rounded_params(params, start), params)
     for part in ("rows", "cols"):
         logs, held = log_gains(start, part), getattr(gains, part)
         assert list(logs) == [key for name in MATRICES for i in range(2) if (key := (i, name)) in held]
@@ -162,9 +166,9 @@ def world():
 @pytest.fixture(scope="module")
 def two_devices(tmp_path_factory):
     """A process with two devices that trains beside the tests of one, and the file it will write."""
-    code = "import sys, test_codec_finetune; test_codec_finetune.train_on_all_devices(sys.argv[1])"
+    code = "import sys, test_finetune; test_finetune.train_on_all_devices(sys.argv[1])"
     here, out = Path(__file__).parents[1], tmp_path_factory.mktemp("devices") / "two.npz"
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join(map(str, (Path(__file__).parent, here, here.parent)))
     flags = "--xla_force_host_platform_device_count=2"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     with subprocess.Popen(
@@ -194,7 +198,7 @@ def test_the_reported_kl_is_that_of_the_rounded_values(whole, world):
     found, _ = whole
     params, arch, _, selection = world
     assert found.kl_before == compare(selection, params, arch).kl_mean
-    assert found.kl_after == compare(selection, merged(found.params, found.gains, None), arch).kl_mean
+    assert found.kl_after == compare(selection, decoded_params(found.params, found.gains, None), arch).kl_mean
     for name in MATRICES:
         np.testing.assert_array_equal(found.params["blocks"][name], params["blocks"][name])
     for name in ("attn_norm", "mlp_norm"):
@@ -206,11 +210,11 @@ def test_the_reported_kl_is_that_of_the_rounded_values(whole, world):
 def test_what_has_a_rate_of_zero_or_is_fixed_stays_and_all_else_moves(fixed):
     params, arch = tiny("qwen2")
     other = damaged(params)
-    pupil = Pupil(other, arch, params, arch, fixed)
+    models = Distillation(other, arch, params, arch, fixed)
     start = starting_point(other, arch, tiny_gains(arch))
     settings = replace(SETTINGS, steps=4, rates=RATES._replace(rows=0.0))
-    best = train(pupil, tiny_tokens(2), settings, start, lambda trained: 1.0, devices=CPU)
-    for kind, parts in best.trained.items():
+    best = distill(models, tiny_tokens(2), settings, start, lambda trained: 1.0, devices=CPU)
+    for kind, parts in best.values.items():
         for name, value in parts.items():
             stays = kind == "rows" or (kind == "cols" and name in fixed)
             assert np.array_equal(value, start[kind][name]) == stays, (kind, name)
@@ -225,7 +229,7 @@ def test_redundant_column_gains_change_nothing_that_rows_and_norms_could_not():
     moved["norms"]["attn_norm"] = shift["attn"]
     moved["cols"] |= {"q": -shift["attn"], "k": -shift["attn"]}
     moved["rows"]["up"] = shift["down"]
-    expected, found = (logits(student(params, x), tokens, arch, gained_linear) for x in (columns, moved))
+    expected, found = (logits(student_params(params, x), tokens, arch, gained_linear) for x in (columns, moved))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -237,20 +241,20 @@ def test_the_best_values_on_the_selection_text_are_kept(world):
         seen.append(trained)
         return [3.0, 1.0, 2.0, 4.0][len(seen) - 1]
 
-    pupil = Pupil(params, arch, selection.params, arch)
-    best = train(pupil, tokens, SETTINGS, start, rises_after_the_second, devices=CPU)
+    models = Distillation(params, arch, selection.params, arch)
+    best = distill(models, tokens, SETTINGS, start, rises_after_the_second, devices=CPU)
     assert best.kl == 1.0 and len(seen) == 4
-    jax.tree.map(np.testing.assert_array_equal, best.trained, seen[1])
+    jax.tree.map(np.testing.assert_array_equal, best.values, seen[1])
 
 
 def test_finetuning_that_does_harm_is_refused_and_gives_back_its_input(world):
     params, arch, _, selection = world
-    wild = replace(SETTINGS, rates=Rates(1.0, 1.0, 1.0, 1.0))
+    wild = replace(SETTINGS, rates=LearningRates(1.0, 1.0, 1.0, 1.0))
     gains = Gains(32, {(0, "q"): np.ones(32, np.int32)}, {})
     found = tuned(world, wild, gains=gains)
     assert not found.accepted and found.kl_after > found.kl_before
     assert found.gains is gains and found.params is params
-    assert found.kl_before == compare(selection, merged(params, gains, None), arch).kl_mean
+    assert found.kl_before == compare(selection, decoded_params(params, gains, None), arch).kl_mean
     assert found.sentence.startswith("finetuning is refused: on the selection text it takes KL from")
 
 
