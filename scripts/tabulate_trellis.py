@@ -1,4 +1,4 @@
-"""Prints the operational curve of the trellis on Gaussian weights, the table of `rdopt/rate/trellis_curve.py`.
+"""Prints the operational curve of the trellis on Gaussian weights, the table of `rdopt/rate/operational.py`.
 
 Beside each spread (log2, in steps of the scalar grid of equal distortion) stand bits per weight, the entropy of the
 index given the grid that its state allows, and the mean squared error in squared steps.
@@ -15,7 +15,7 @@ from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import Path, quantize_columns
 from rdopt.encode.trellis_model import SLOPE, STEP
-from rdopt.rate.trellis_curve import LOG2_SPREADS
+from rdopt.rate.operational import LOG2_SPREADS
 
 
 def measure(log2_spread: float, states: int, rows: int = 1 << 15, columns: int = 24) -> tuple[float, float]:

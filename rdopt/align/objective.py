@@ -20,7 +20,7 @@ from rdopt.config.schema import Density
 from rdopt.evaluate.divergence import token_kl
 from rdopt.operator.llama import block, embed_tokens, head_logits, rope_tables
 from rdopt.operator.params import Params
-from rdopt.rate.operational import Curve
+from rdopt.rate.operational import CurveName
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.rate.steps import base_step
 from rdopt.transforms.gauges.gauges import BlockGauges, Gauges, sides_of
@@ -51,7 +51,7 @@ class Settings:
     arch: Architecture
     rate: str
     density: Density
-    curve: Curve
+    curve: CurveName
     distortion: str
     feedback: bool
     damping: float

@@ -2,7 +2,7 @@
 
 In units of the step a_ij = c / (M_ii L_jj) the indices have variance t_ij = rho_i^2 kappa_j^2 plus the noise that
 feedback carries into an entry from those quantized before it. Rate and distortion follow from the operational curves
-of entropy-coded quantization (DESIGN section 3).
+of entropy-coded quantization (`rdopt.rate.operational`).
 """
 
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import ErrorMetric
-from rdopt.rate.operational import Curve, unit_curves, unit_distortion
+from rdopt.rate.operational import CurveName, unit_curves, unit_distortion
+from rdopt.rate.spreads import rank1_power
 
-_TINY = 1e-8
 _ROUNDS = 2
 
 
@@ -32,17 +32,8 @@ class Relaxed(NamedTuple):
     error: Float[Array, "out in"]
 
 
-def spread_power(codes: Float[Array, "out in"]) -> Float[Array, "out in"]:
-    """rho_i^2 kappa_j^2, the rank-1 fit that the encoder's classes use (one round of it)."""
-    power = jnp.square(codes)
-    kappa2 = jnp.mean(power, axis=0) + _TINY
-    rho2 = jnp.mean(power / kappa2, axis=1) + _TINY
-    kappa2 = jnp.mean(power / rho2[:, None], axis=0) + _TINY
-    return rho2[:, None] * kappa2
-
-
 def fed_back_power(
-    power: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, curve: Curve
+    power: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, curve: CurveName
 ) -> Float[Array, "out in"]:
     """`power` plus the variance, in squared steps, that feedback adds to every coordinate.
 
@@ -76,7 +67,7 @@ def _product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m 
 
 
 def relax(
-    W: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, c: Float[Array, ""], curve: Curve
+    W: Float[Array, "out in"], rows: ErrorMetric, cols: ErrorMetric, c: Float[Array, ""], curve: CurveName
 ) -> Relaxed:
     """Models the encoder on one matrix.
 
@@ -88,7 +79,7 @@ def relax(
         curve: what an entry of some spread costs.
     """
     codes = W * (rows.weights[:, None] * cols.weights / c)
-    variance = fed_back_power(spread_power(codes), rows, cols, curve)
+    variance = fed_back_power(rank1_power(codes), rows, cols, curve)
     curves = unit_curves(-0.5 * jnp.log2(variance), curve)
     return Relaxed(codes, curves.rate, variance * curves.distortion)
 

@@ -1,23 +1,23 @@
-"""Unit-variance Gaussian, Laplace and logistic densities and the mass they put on a quantization bin.
+"""Densities of unit variance: the mass that each puts on a quantization bin, and its upper tail.
 
 The mass is formed in the log domain without cancellation, so that rates and their gradients stay finite and
 right in the tails, for bins far narrower or wider than the density; lower_bound is CompressAI's gradient-
-passing bound.
+passing bound. A new density is a row of DENSITIES and a word of `rdopt.config.schema.Density`.
 """
 
 import math
-from typing import assert_never, get_args
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erfc, ndtri
+from jax.scipy.special import erfc
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from scipy.special import ndtr
 
 from rdopt.config.schema import Density
-
-DENSITIES: tuple[Density, ...] = get_args(Density)
 
 _B = math.sqrt(0.5)  # Laplace scale of unit variance
 _S = math.sqrt(3) / math.pi  # logistic scale of unit variance
@@ -45,60 +45,6 @@ def _lower_bound_backward(above: jax.Array, g: jax.Array) -> tuple[jax.Array, No
 lower_bound.defvjp(_lower_bound_forward, _lower_bound_backward)
 
 
-def entropy_bits(density: Density) -> float:
-    """Differential entropy h of the unit-variance density, in bits."""
-    match density:
-        case "gaussian":
-            return 0.5 * math.log2(2 * math.pi * math.e)
-        case "laplace":
-            return math.log2(2 * math.e * _B)
-        case "logistic":
-            return math.log2(_S) + 2 / math.log(2)
-        case _:
-            assert_never(density)
-
-
-def log_density(x: Float[Array, "..."], density: Density) -> Float[Array, "..."]:
-    """Natural logarithm of the unit-variance density."""
-    match density:
-        case "gaussian":
-            return -x * x / 2 - _LOG_2PI / 2
-        case "laplace":
-            return -jnp.abs(x) / _B - math.log(2 * _B)
-        case "logistic":
-            return -jnp.abs(x) / _S - 2 * jnp.log1p(jnp.exp(-jnp.abs(x) / _S)) - math.log(_S)
-        case _:
-            assert_never(density)
-
-
-def cdf(x: Float[Array, "..."], density: Density) -> Float[Array, "..."]:
-    """Distribution function of the unit-variance density."""
-    match density:
-        case "gaussian":
-            return erfc(-x / math.sqrt(2)) / 2
-        case "laplace":
-            tail = jnp.exp(-jnp.abs(x) / _B) / 2
-            return jnp.where(x < 0, tail, 1 - tail)
-        case "logistic":
-            return jax.nn.sigmoid(x / _S)
-        case _:
-            assert_never(density)
-
-
-def quantile(p: Float[Array, "..."], density: Density) -> Float[Array, "..."]:
-    """Inverse of the distribution function, 0 < p < 1."""
-    match density:
-        case "gaussian":
-            return ndtri(p)
-        case "laplace":
-            tail = jnp.minimum(p, 1 - p)
-            return jnp.sign(p - 0.5) * -_B * jnp.log(2 * tail)
-        case "logistic":
-            return _S * (jnp.log(p) - jnp.log1p(-p))
-        case _:
-            assert_never(density)
-
-
 def log_mills(t: Float[Array, "..."]) -> Float[Array, "..."]:
     """log of Q(t) / phi(t) for t >= 0: erfc up to 4, a continued fraction beyond (A. and S. 26.2.14)."""
     near = jnp.minimum(t, 4.0)
@@ -110,7 +56,7 @@ def log_mills(t: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(t < 4, near_log, -jnp.log(fraction))
 
 
-def _gaussian(c: jax.Array, h: jax.Array) -> jax.Array:
+def _gaussian_mass(c: jax.Array, h: jax.Array) -> jax.Array:
     """log of Phi(c + h) - Phi(c - h), c >= 0: a series, a sum of two erf, or a difference of Mills ratios."""
     series = h * (1 + c) < _SERIES
     inside = ~series & (h > c)
@@ -129,7 +75,11 @@ def _gaussian(c: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.where(series, from_series, jnp.where(inside, from_inside, from_tail))
 
 
-def _laplace(c: jax.Array, h: jax.Array) -> jax.Array:
+def _gaussian_tail(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return ndtr(-t), np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
+
+
+def _laplace_mass(c: jax.Array, h: jax.Array) -> jax.Array:
     """log of the mass on [c - h, c + h], c >= 0: 1 - e^-h cosh c around the peak, e^-c sinh h beside it."""
     c, h = c / _B, h / _B
     inside = h > c
@@ -140,10 +90,41 @@ def _laplace(c: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.where(inside, jnp.log(peak), flank)
 
 
-def _logistic(c: jax.Array, h: jax.Array) -> jax.Array:
+def _laplace_tail(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    b = np.sqrt(0.5)
+    mass = np.exp(-t / b) / 2
+    return mass, (t + b) * mass
+
+
+def _logistic_mass(c: jax.Array, h: jax.Array) -> jax.Array:
     """log of sigma(A) - sigma(B) = sigma(A) sigma(-B) (1 - e^(B - A)) at the bin's edges A > B."""
     above, below = (c + h) / _S, (c - h) / _S
     return jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * h / _S))
+
+
+def _logistic_tail(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    s = np.sqrt(3.0) / np.pi
+    mass = 1 / (1 + np.exp(t / s))
+    return mass, t * mass + s * np.log1p(np.exp(-t / s))
+
+
+class UnitDensity(NamedTuple):
+    """What the package asks of a symmetric density of unit variance.
+
+    Attributes:
+        log_mass: (c, h) to the logarithm of the mass on [c - h, c + h], for c >= 0 and h > 0; JAX, differentiable.
+        tail: t to (P(x > t), E[x; x > t]), for t >= 0; float64.
+    """
+
+    log_mass: Callable[[Array, Array], Array]
+    tail: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+DENSITIES: Mapping[Density, UnitDensity] = {
+    "gaussian": UnitDensity(_gaussian_mass, _gaussian_tail),
+    "laplace": UnitDensity(_laplace_mass, _laplace_tail),
+    "logistic": UnitDensity(_logistic_mass, _logistic_tail),
+}
 
 
 def _far(u: jax.Array) -> jax.Array:
@@ -168,32 +149,4 @@ def log_bin_mass(
     smallest = jnp.maximum(width * _NARROW, jnp.abs(x) * _OVERFLOW)
     sigma = lower_bound(jnp.broadcast_to(jnp.asarray(scale, dtype=x.dtype), x.shape), smallest)
     c, h = _far(x / sigma), width / (2 * sigma)
-    match density:
-        case "gaussian":
-            return _gaussian(c, h)
-        case "laplace":
-            return _laplace(c, h)
-        case "logistic":
-            return _logistic(c, h)
-        case _:
-            assert_never(density)
-
-
-def bin_mass(
-    x: Float[Array, "..."], step: ArrayLike, scale: ArrayLike, density: Density = "gaussian"
-) -> Float[Array, "..."]:
-    """exp(log_bin_mass): the probability of the bin around x."""
-    return jnp.exp(log_bin_mass(x, step, scale, density))
-
-
-def sample(rng: np.random.Generator, shape: tuple[int, ...], density: Density) -> Float[np.ndarray, "..."]:
-    """Float64 draws from the unit-variance density."""
-    match density:
-        case "gaussian":
-            return rng.standard_normal(shape)
-        case "laplace":
-            return rng.laplace(scale=_B, size=shape)
-        case "logistic":
-            return rng.logistic(scale=_S, size=shape)
-        case _:
-            assert_never(density)
+    return DENSITIES[density].log_mass(c, h)

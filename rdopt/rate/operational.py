@@ -1,8 +1,8 @@
-"""Rate and distortion of entropy-coded uniform scalar quantization of a unit-variance density, as curves.
+"""Rate and distortion of entropy-coded quantization of a unit-variance density, as curves over the step.
 
-x is rounded to k delta and the index coded at its entropy (Gish and Pierce 1968). Tabulated once in float64
-on a fine grid of log2 delta and read through a cubic spline: r -> h - log2 delta and d -> delta^2 / 12 for
-small steps, r -> 0 and d -> 1 for large ones.
+On the uniform grid x is rounded to k delta and the index coded at its entropy (Gish and Pierce 1968); the trellis is
+measured. Tabulated once in float64 on a fine grid of log2 delta and read through a cubic spline: r -> h - log2 delta
+and d -> delta^2 / 12 for small steps, r -> 0 and d -> 1 for large ones.
 """
 
 from functools import cache, partial
@@ -12,18 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.interpolate import CubicSpline
-from scipy.special import ndtr
+from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from rdopt.config.schema import Density
-from rdopt.rate.densities import entropy_bits
-from rdopt.rate.trellis_curve import measured_rate_distortion
+from rdopt.rate.densities import DENSITIES
 
 # Entropy-coded scalar quantization of a density, or Gaussian weights in the trellis.
-Curve = Density | Literal["trellis"]
+CurveName = Density | Literal["trellis"]
 
 LOG2_STEP_MIN, LOG2_STEP_MAX, KNOTS_PER_OCTAVE = -8, 6, 32
 _SUPPORT = 45.0  # standard deviations; the Laplace tail beyond is below 1e-27
+
+
+# The trellis of eight states on Gaussian weights, rate in the metric as the encoder has it, as
+# `scripts/tabulate_trellis.py` measures it: no closed form is known.
+LOG2_SPREADS = np.arange(-14, 17) / 4  # of a weight, in steps of the scalar grid of equal distortion
+_BITS = (
+    0.0, 0.0, 0.0, 0.0, 0.0001, 0.006, 0.2529, 0.7207, 0.9245, 1.1114, 1.3134, 1.5141, 1.7128, 1.9124, 2.1214,
+    2.3326, 2.5489, 2.7739, 2.9991, 3.2288, 3.4604, 3.6957, 3.9338, 4.1729, 4.4144, 4.657, 4.9009, 5.1459, 5.3915,
+    5.6378, 5.8849,
+)
+_ERROR = (  # mean squared, in squared steps
+    0.00782, 0.01106, 0.01564, 0.02212, 0.03128, 0.04399, 0.04962, 0.04189, 0.04465, 0.04891, 0.05264, 0.05591,
+    0.05899, 0.06201, 0.06476, 0.06734, 0.06966, 0.07149, 0.07323, 0.07485, 0.07621, 0.07735, 0.07824, 0.07917,
+    0.07988, 0.08046, 0.08094, 0.08144, 0.08176, 0.08203, 0.08228,
+)
+_bits = PchipInterpolator(LOG2_SPREADS, _BITS)
+_log2_error = PchipInterpolator(LOG2_SPREADS, np.log2(_ERROR))
 
 
 class UnitCurves(NamedTuple):
@@ -33,23 +48,10 @@ class UnitCurves(NamedTuple):
     distortion: Float[Array, "..."]
 
 
-def upper_tail(t: Float[np.ndarray, "..."], density: Density) -> tuple[np.ndarray, np.ndarray]:
-    """(P(x > t), E[x; x > t]) of the unit-variance density, for t >= 0, in float64."""
-    if density == "gaussian":
-        return ndtr(-t), np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
-    if density == "laplace":
-        b = np.sqrt(0.5)
-        mass = np.exp(-t / b) / 2
-        return mass, (t + b) * mass
-    s = np.sqrt(3.0) / np.pi
-    mass = 1 / (1 + np.exp(t / s))
-    return mass, t * mass + s * np.log1p(np.exp(-t / s))
-
-
 def exact_rate_distortion(step: float, density: Density) -> tuple[float, float]:
     """Entropy in bits of the rounded index and mean squared error, summed over the bins in float64."""
     k = np.arange(1, int(_SUPPORT / step) + 3)
-    mass, moment = upper_tail((np.arange(len(k) + 1) + 0.5) * step, density)
+    mass, moment = DENSITIES[density].tail((np.arange(len(k) + 1) + 0.5) * step)
     p, m = -np.diff(mass), -np.diff(moment)
     p0 = 1 - 2 * mass[0]
     plogp = p * np.log2(np.maximum(p, 1e-300))
@@ -59,12 +61,25 @@ def exact_rate_distortion(step: float, density: Density) -> tuple[float, float]:
     return float(rate), float(distortion)
 
 
+def trellis_rate_distortion(step: float) -> tuple[float, float]:
+    """Bits per entry and mean squared error of a unit-variance Gaussian at a step of so many standard deviations.
+
+    Between the measured spreads the curve is interpolated monotonically (PCHIP), beyond them it goes on as any
+    quantizer does: a bit an octave, and nothing coded.
+    """
+    spread = -np.log2(step)
+    inside = float(np.clip(spread, LOG2_SPREADS[0], LOG2_SPREADS[-1]))
+    above, below = max(spread - inside, 0.0), min(spread - inside, 0.0)
+    log2_error = float(_log2_error(inside)) + 2 * below  # in squared steps; below the table the error is the weight
+    return float(_bits(inside)) + above, min(1.0, 2.0 ** (log2_error - 2 * spread))
+
+
 @cache
-def _tables(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+def _tables(curve: CurveName) -> tuple[np.ndarray, np.ndarray]:
     """Spline coefficients (intervals, 4), lowest power first, of the rate and of log2 of the distortion."""
     count = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
     knots = LOG2_STEP_MIN + np.arange(count + 1) / KNOTS_PER_OCTAVE
-    exact = measured_rate_distortion if curve == "trellis" else partial(exact_rate_distortion, density=curve)
+    exact = trellis_rate_distortion if curve == "trellis" else partial(exact_rate_distortion, density=curve)
     rate, distortion = np.array([exact(2.0**knot) for knot in knots]).T
     rate_ends: Any = ((1, -1.0), (1, 0.0))  # slopes at the ends; scipy's stubs know only the strings
     distortion_ends: Any = ((1, 2.0), (1, 0.0))
@@ -100,7 +115,7 @@ def _evaluate(table: np.ndarray, place: _Place) -> tuple[jax.Array, jax.Array]:
     return value, c[..., 1] + t * (2 * c[..., 2] + t * 3 * c[..., 3])
 
 
-def _curves_and_slopes(log2_step: Float[Array, "..."], curve: Curve) -> tuple[UnitCurves, UnitCurves]:
+def _curves_and_slopes(log2_step: Float[Array, "..."], curve: CurveName) -> tuple[UnitCurves, UnitCurves]:
     """Both curves and their derivatives in log2_step."""
     place = _place(log2_step)
     rate_table, distortion_table = _tables(curve)
@@ -115,28 +130,18 @@ def _curves_and_slopes(log2_step: Float[Array, "..."], curve: Curve) -> tuple[Un
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def unit_curves(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> UnitCurves:
+def unit_curves(log2_step: Float[Array, "..."], curve: CurveName = "gaussian") -> UnitCurves:
     """Both curves at a step given as log2(step / standard deviation); twice differentiable, always finite."""
     return _curves_and_slopes(log2_step, curve)[0]
 
 
 @unit_curves.defjvp
-def _unit_curves_jvp(curve: Curve, at: tuple[Array], along: tuple[Array]) -> tuple[UnitCurves, UnitCurves]:
+def _unit_curves_jvp(curve: CurveName, at: tuple[Array], along: tuple[Array]) -> tuple[UnitCurves, UnitCurves]:
     """Slopes are made with the values: a backward pass then keeps two numbers of an entry, not its coefficients."""
     curves, slopes = _curves_and_slopes(*at, curve)
     return curves, UnitCurves(*(slope * along[0] for slope in slopes))
 
 
-def unit_rate(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> Float[Array, "..."]:
-    """Bits per entry of the unit density at the step 2^log2_step."""
-    return unit_curves(log2_step, curve).rate
-
-
-def unit_distortion(log2_step: Float[Array, "..."], curve: Curve = "gaussian") -> Float[Array, "..."]:
+def unit_distortion(log2_step: Float[Array, "..."], curve: CurveName = "gaussian") -> Float[Array, "..."]:
     """Mean squared error of the unit density at the step 2^log2_step."""
     return unit_curves(log2_step, curve).distortion
-
-
-def high_rate(log2_step: Float[Array, "..."], density: Density = "gaussian") -> UnitCurves:
-    """The high-rate limits h - log2 step and step^2 / 12."""
-    return UnitCurves(entropy_bits(density) - log2_step, jnp.exp2(2 * log2_step) / 12)

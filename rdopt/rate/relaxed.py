@@ -84,28 +84,21 @@ def straight_through_rate(
     return bits(round_straight_through(W, step), step, scale, density)
 
 
-def l1_proxy(
-    W: Float[Array, "out in"], step: ArrayLike = 1.0, scale: ArrayLike | None = None
-) -> Float[Array, "out in"]:
+def l1_proxy(W: Float[Array, "out in"], step: ArrayLike, scale: ArrayLike) -> Float[Array, "out in"]:
     """An l1 norm in bits: a Laplace density's code length at high rate, log2(2 b / step) + |W| / (b ln2).
 
     Args:
         W: weights.
-        step: of the grid; the default is for weights in steps.
-        scale: standard deviation, b = scale / sqrt(2). None takes b = mean |W|, the likeliest, as a constant
-            to the gradient, which is then that of the plain l1 norm. b is at least half a step, which keeps
-            the bits positive.
+        step: of the grid.
+        scale: standard deviation, b = scale / sqrt(2); b is at least half a step, which keeps the bits positive.
     """
     width = jnp.broadcast_to(jnp.asarray(step, dtype=W.dtype), W.shape)
-    if scale is None:
-        b = jax.lax.stop_gradient(jnp.broadcast_to(jnp.mean(jnp.abs(W)), W.shape))
-    else:
-        b = jnp.broadcast_to(jnp.asarray(scale, dtype=W.dtype), W.shape) / math.sqrt(2)
+    b = jnp.broadcast_to(jnp.asarray(scale, dtype=W.dtype), W.shape) / math.sqrt(2)
     b = lower_bound(b, width / 2)
     return jnp.log2(2 * b) - jnp.log2(width) + jnp.abs(W) / (b * math.log(2))
 
 
-def log_proxy(W: Float[Array, "out in"], step: ArrayLike = 1.0) -> Float[Array, "out in"]:
+def log_proxy(W: Float[Array, "out in"], step: ArrayLike) -> Float[Array, "out in"]:
     """log2(1 + |W| / step): the length of the index's magnitude in binary, a log-sum sparsity penalty."""
     width = jnp.broadcast_to(jnp.asarray(step, dtype=W.dtype), W.shape)
     return jnp.log2(width + jnp.abs(W)) - jnp.log2(width)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import tiny_config
 
 from rdopt.align.alignment import Alignment, Start, single_precision
-from rdopt.align.coordinates import OutputDamping, diagonal_metric
+from rdopt.align.coordinates import ErrorMetric, OutputDamping, diagonal_metric
 from rdopt.align.objective import Settings, rate_bits
-from rdopt.align.relaxation import relax
+from rdopt.align.relaxation import analytic_distortion, relax
 from rdopt.checkpoint.families import MATRICES, architecture_from_config, block_shapes
 from rdopt.transforms.gauges.gauges import Gauges
 
@@ -36,6 +37,31 @@ def relaxed():
     W = (rng.standard_normal((200, 96)) * np.exp(rng.standard_normal(96))).astype(np.float32)
     rows, cols = (diagonal_metric(jnp.ones(n), 0.0) for n in W.shape)
     return relax(jnp.asarray(W), rows, cols, jnp.float32(0.2), "gaussian")
+
+
+SCIPY = {
+    "gaussian": scipy.stats.norm(),
+    "laplace": scipy.stats.laplace(scale=np.sqrt(0.5)),
+    "logistic": scipy.stats.logistic(scale=np.sqrt(3) / np.pi),
+}
+
+
+@pytest.mark.parametrize("density", SCIPY)
+@pytest.mark.parametrize("c", [0.3, 1.5])
+def test_the_analytic_rate_and_distortion_are_those_of_rounding_each_entry(density, c):
+    """The ideal code length of every index under its own entry's density, and the error that it leaves."""
+    rng, law = np.random.default_rng(1), SCIPY[density]
+    spread = np.outer(np.exp(0.3 * rng.normal(size=600)), np.exp(0.3 * rng.normal(size=800)))
+    W = spread * law.rvs(spread.shape, random_state=rng)
+    G, L = rng.uniform(0.5, 2, 600), rng.uniform(0.5, 2, 800)
+    a = c / np.outer(np.sqrt(G), L)
+    codes = np.round(W / a)
+    mass = law.cdf((codes + 0.5) * a / spread) - law.cdf((codes - 0.5) * a / spread)
+    sides = (ErrorMetric(jnp.asarray(x, jnp.float32)) for x in (np.sqrt(G), L))
+    relaxed = relax(jnp.asarray(W, jnp.float32), *sides, jnp.float32(c), density)
+    assert float(jnp.mean(relaxed.rate)) == pytest.approx(-np.mean(np.log2(np.maximum(mass, 1e-30))), abs=0.02)
+    error = 0.5 * np.sum(np.outer(G, L**2) * (W - codes * a) ** 2)
+    assert float(analytic_distortion(relaxed, jnp.float32(c))) == pytest.approx(error, rel=0.02)
 
 
 @pytest.mark.parametrize("rate", ["noise", "ste"])

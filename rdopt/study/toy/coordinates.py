@@ -19,8 +19,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rdopt.codec.coders.constriction import pack_integers
-from rdopt.rate.analytic import spreads
 from rdopt.rate.relaxed import noise_rate
+from rdopt.rate.spreads import marginal_spreads
 from rdopt.transforms.matrices.cayley import cayley, skew_size
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.pca import near_identity, pca
@@ -147,8 +147,8 @@ def learn_axes(
 
 def relaxed_bits(W: Float[Array, "out n"], step: Float[Array, ""], key: PRNGKeyArray) -> Float[Array, ""]:
     """Mean relaxed rate of a matrix in bits/weight, at one draw of the noise."""
-    spread = spreads(W)
-    return jnp.mean(noise_rate(W, step, spread.row[:, None] * spread.col[None, :], key, "laplace"))
+    rho, kappa = marginal_spreads(W)
+    return jnp.mean(noise_rate(W, step, rho[:, None] * kappa[None, :], key, "laplace"))
 
 
 @partial(jax.jit, static_argnames="steps")
