@@ -32,7 +32,7 @@ from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments
 
 EVERYTHING = "everything"
-COMPARED_AT = (2.0, 3.0)
+_COMPARED_AT = (2.0, 3.0)
 
 
 def unchanged(benchmark: Benchmark, model: Model) -> Model:
@@ -150,7 +150,7 @@ def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
     rows = []
     for name, curve in found.items():
         rate = bd_rate(found[EVERYTHING], curve, floor)
-        gains = {at: saved_bits_with_error(found[EVERYTHING], curve, at) for at in COMPARED_AT}
+        gains = {at: saved_bits_with_error(found[EVERYTHING], curve, at) for at in _COMPARED_AT}
         rows.append({
             "model": cells[0]["model"],
             "variant": name,

@@ -20,33 +20,32 @@ from typing import Any
 
 import numpy as np
 from peers.benchmark import Benchmark
-from peers.report import Cell, curves
+from peers.report import OWN_ARM, Cell, curves
 from peers.table import ArmVariant, add_arguments, run_table
 from scipy.stats import spearmanr
-from transform_arms.arms import FIXED, LEARNED, TELLING, Arms
+from transform_arms.arms import FIXED_ARMS, LEARNED_ARMS, TELLING_ARMS, TransformArms
 from transform_arms.plots import plot_transforms
 
 from rdopt.config.schema import EncodeConfig
 from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 
-LAMS = (5.0, 6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
-COMPARED_AT = (1.5, 2.0, 3.0, 4.0)
-OWN = "rdopt"
-BEYOND = (0.0, 0.002, 0.005)  # bits/weight between relaxed costs whose order is counted
-Costs = Mapping[tuple[str, float], float]  # (arm, slope) -> J
+_LAMS = (5.0, 6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
+_COMPARED_AT = (1.5, 2.0, 3.0, 4.0)
+_BEYOND = (0.0, 0.002, 0.005)  # bits/weight between relaxed costs whose order is counted
+ArmCosts = Mapping[tuple[str, float], float]  # (arm, slope) -> J
 
 
 def chosen(which: str) -> list[str]:
     """The arms that are measured."""
-    return list(TELLING) if which == "telling" else Arms.names()
+    return list(TELLING_ARMS) if which == "telling" else TransformArms.names()
 
 
 def arm_variants(benchmark: Benchmark, which: str, encode: EncodeConfig, steps: int) -> Iterator[ArmVariant]:
     """Every curve of a model; a cell's target is its slope."""
-    arms = Arms(benchmark, encode, steps)
+    arms = TransformArms(benchmark, encode, steps)
     for name in chosen(which):
         settings = {"arm": name, "steps": steps, "states": encode.states, "drift": encode.drift}
-        yield ArmVariant(OWN, name, settings, partial(arms.code, name))
+        yield ArmVariant(OWN_ARM, name, settings, partial(arms.code, name))
 
 
 def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
@@ -61,9 +60,9 @@ def summary(cells: Sequence[Cell], floor: float) -> list[Cell]:
     rows = []
     for name, own in by_arm.items():
         row: Cell = {"model": cells[0]["model"], "arm": name, "against": {}}
-        for baseline in (x for x in FIXED if x in found and x != name):
+        for baseline in (x for x in FIXED_ARMS if x in found and x != name):
             rate = bd_rate(found[baseline], found[name], floor)
-            saved = {at: saved_bits_with_error(found[baseline], found[name], at) for at in COMPARED_AT}
+            saved = {at: saved_bits_with_error(found[baseline], found[name], at) for at in _COMPARED_AT}
             row["against"][baseline] = {
                 "bd_rate": None if math.isnan(rate) else rate,
                 "saved": {f"{at:g}": list(x) for at, x in saved.items() if not math.isnan(x[0])},
@@ -80,7 +79,7 @@ def prediction(cells: Sequence[Cell]) -> dict[str, Any]:
 
     Costs of one slope are compared with the costs of that slope; ranks are pooled over the slopes behind their means.
     """
-    known = [c for c in cells if c["variant"] in LEARNED and c.get("relaxed")]
+    known = [c for c in cells if c["variant"] in LEARNED_ARMS and c.get("relaxed")]
     relaxed, hard = (
         {(c["variant"], c["target"]): c[kind]["rate"] + c["target"] * c[kind]["distortion"] for c in known}
         for kind in ("relaxed", "hard")
@@ -100,7 +99,7 @@ def prediction(cells: Sequence[Cell]) -> dict[str, Any]:
         "configurations": len(known),
         "rank_correlation": rank_correlation(*pooled) if len(known) > 2 else None,
         "by_slope": each,
-        "ordered": {f"{beyond:g}": ordered_pairs(relaxed, hard, beyond) for beyond in BEYOND},
+        "ordered": {f"{beyond:g}": ordered_pairs(relaxed, hard, beyond) for beyond in _BEYOND},
         "rate_error_mean": float(np.mean(errors)) if errors else None,
         "rate_error_worst": float(np.max(np.abs(errors))) if errors else None,
     }
@@ -112,7 +111,7 @@ def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
     return float(found.statistic)
 
 
-def ordered_pairs(relaxed: Costs, hard: Costs, beyond: float) -> tuple[int, int]:
+def ordered_pairs(relaxed: ArmCosts, hard: ArmCosts, beyond: float) -> tuple[int, int]:
     """Pairs of arms of one slope whose relaxed costs differ by more than some bits/weight: (in hard order, all)."""
     pairs = [(a, b) for a, b in combinations(relaxed, 2) if a[1] == b[1] and abs(relaxed[a] - relaxed[b]) > beyond]
     return sum((relaxed[a] - relaxed[b]) * (hard[a] - hard[b]) > 0 for a, b in pairs), len(pairs)
@@ -152,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures what is missing, prints the table, writes JSON and plots on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.set_defaults(targets=list(LAMS))
+    parser.set_defaults(targets=list(_LAMS))
     parser.add_argument("--arms", choices=("all", "telling"), default="all", help="all, or the most telling ones")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of every training")
     parser.add_argument("--states", type=int, default=8, help="states of the trellis")

@@ -27,9 +27,9 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.config.errors import UserError
 
-LIMIT = 8.0  # GiB that a model of this size has to fit in
-SPREAD = 0.5  # of the logarithm of the columns' spreads
-LARGE, FACTOR = 1e-5, 20.0  # share of the entries that are outliers, and how large
+_LIMIT_GIB = 8.0  # GiB that a model of this size has to fit in
+_SPREAD = 0.5  # of the logarithm of the columns' spreads
+_LARGE, _FACTOR = 1e-5, 20.0  # share of the entries that are outliers, and how large
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def synthetic(config: dict[str, Any], seed: int) -> Iterator[tuple[str, Float[np
         if len(shape) == 1:
             yield name, np.exp(0.1 * rng.standard_normal(shape, np.float32))
             continue
-        W = rng.standard_normal(shape, np.float32) * np.exp(SPREAD * rng.standard_normal(shape[1], np.float32))
-        W.ravel()[rng.integers(W.size, size=math.ceil(LARGE * W.size))] *= FACTOR
+        W = rng.standard_normal(shape, np.float32) * np.exp(_SPREAD * rng.standard_normal(shape[1], np.float32))
+        W.ravel()[rng.integers(W.size, size=math.ceil(_LARGE * W.size))] *= _FACTOR
         yield name, W * np.float32(0.5 / math.sqrt(shape[1]))
 
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     found = json.loads((args.work / "analysis" / "analysis.json").read_text())
     peak = peak_gib()
     print(f"{parameters:,} parameters, {args.layers} blocks, {len(found['networks'])} networks beside the original: "
-          f"peak {peak:.2f} GiB of {LIMIT:g}, {seconds:.0f} s")
+          f"peak {peak:.2f} GiB of {_LIMIT_GIB:g}, {seconds:.0f} s")
     write_json(args.json, {"parameters": parameters, "peak_gib": peak, "seconds": seconds, "bases": args.bases,
                            "networks": len(found["networks"]), "tokens": found["tokens"]})
 

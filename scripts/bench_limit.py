@@ -29,28 +29,28 @@ from rdopt.encode.columns import quantize_columns
 from rdopt.encode.trellis_model import SLOPE
 from rdopt.rate.waterfill import reverse_waterfill
 
-OUT, IN = 1024, 512
-TARGETS = (1.0, 2.0, 3.0, 4.0)
+_OUT, _IN = 1024, 512
+_TARGETS = (1.0, 2.0, 3.0, 4.0)
 
 
-class Grid(NamedTuple):
+class TestedGrid(NamedTuple):
     """States of the trellis (1: uniform grid) and weight of the rate in its decisions."""
 
     states: int
     rdo: float
 
 
-GRIDS = {
-    "scalar": Grid(1, 0.0),
-    "scalar, rate-aware": Grid(1, 1.0),
-    "trellis 8, error only": Grid(8, 0.0),
-    "trellis 8": Grid(8, 1.0),
-    "trellis 64, error only": Grid(64, 0.0),
-    "trellis 64": Grid(64, 1.0),
+_GRIDS = {
+    "scalar": TestedGrid(1, 0.0),
+    "scalar, rate-aware": TestedGrid(1, 1.0),
+    "trellis 8, error only": TestedGrid(8, 0.0),
+    "trellis 8": TestedGrid(8, 1.0),
+    "trellis 64, error only": TestedGrid(64, 0.0),
+    "trellis 64": TestedGrid(64, 1.0),
 }
 
 
-class Layer(NamedTuple):
+class GaussianLayer(NamedTuple):
     """A synthetic layer: weights, Cholesky factor of the moment, its eigenvalues."""
 
     W: np.ndarray
@@ -58,18 +58,18 @@ class Layer(NamedTuple):
     eigenvalues: np.ndarray
 
 
-def make_layer(basis: str, out: int, width: int, seed: int) -> Layer:
+def make_layer(basis: str, out: int, width: int, seed: int) -> GaussianLayer:
     """iid Gaussian weights under a moment with eigenvalues i^-2."""
     rng = np.random.default_rng(seed)
     W = rng.standard_normal((out, width))
     eigenvalues = np.arange(1, width + 1) ** -2.0
     if basis == "eigenbasis":
-        return Layer(W, np.diag(np.sqrt(eigenvalues)), eigenvalues)
+        return GaussianLayer(W, np.diag(np.sqrt(eigenvalues)), eigenvalues)
     Q = np.linalg.qr(rng.standard_normal((width, width)))[0]
-    return Layer(W, np.linalg.cholesky((Q * eigenvalues) @ Q.T), eigenvalues)
+    return GaussianLayer(W, np.linalg.cholesky((Q * eigenvalues) @ Q.T), eigenvalues)
 
 
-def code(layer: Layer, grid: Grid, c: float) -> tuple[float, float]:
+def code(layer: GaussianLayer, grid: TestedGrid, c: float) -> tuple[float, float]:
     """(bits/weight of the bytes, distortion per weight) at a base step; two passes, the first fits the tables."""
     m, n = layer.W.shape
     logs = log_steps(1.0 / np.diagonal(layer.L))
@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--size", type=int, nargs=2, default=(OUT, IN), metavar=("OUT", "IN"))
-    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="bits/weight")
+    parser.add_argument("--size", type=int, nargs=2, default=(_OUT, _IN), metavar=("OUT", "IN"))
+    parser.add_argument("--targets", type=float, nargs="+", default=_TARGETS, help="bits/weight")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rows = []
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'basis':12}{'grid':24}" + "".join(f"{t:>8g} bits" for t in args.targets))
     for basis in ("eigenbasis", "random"):
         layer = make_layer(basis, args.size[0], args.size[1], args.seed)
-        for name, grid in GRIDS.items():
+        for name, grid in _GRIDS.items():
             cells = []
             for target in args.targets:
                 bits, D = at_target(partial(code, layer, grid), target)

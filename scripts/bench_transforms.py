@@ -49,13 +49,13 @@ from rdopt.transforms.matrices.givens import apply_givens, butterfly, givens_mat
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer
 from rdopt.transforms.stored.rotation import Rotation
 
-BLOCKS = (16, 32, 64)
-MOMENTS = 35  # as many as five blocks of seven matrices have
-ROUNDS = 2  # of the feedback's fixed point, `rdopt.align.relaxation`
+_BLOCK_WIDTHS = (16, 32, 64)
+_MOMENTS = 35  # as many as five blocks of seven matrices have
+_ROUNDS = 2  # of the feedback's fixed point, `rdopt.align.relaxation`
 Product = Callable[[Array, Array], Array]
 
 
-class Crossing(NamedTuple):
+class RotationCost(NamedTuple):
     """Forward and backward of x (n, n) times a rotation, in products of that width: in place, and made dense."""
 
     name: str
@@ -64,7 +64,7 @@ class Crossing(NamedTuple):
     dense: float
 
 
-class Step(NamedTuple):
+class TrainingStep(NamedTuple):
     """A training step by distortion: seconds, floor, their ratio, and XLA's multiply-adds over those counted here."""
 
     name: str
@@ -110,7 +110,7 @@ def rotations(n: int) -> dict[str, tuple[int, Product, Callable[[Array], Array]]
     for name, pairs in (("butterfly", layers), ("round robin", round_robin(n, len(layers)))):
         apply, dense = partial(apply_givens, pairs=pairs), partial(givens_matrix, pairs=pairs, n=n)
         found[name] = pair_count(pairs), apply, dense
-    for block in (b for b in BLOCKS if b <= n):
+    for block in (b for b in _BLOCK_WIDTHS if b <= n):
         apply = partial(apply_blocks, block=block)
         dense = partial(apply, jnp.eye(n))
         found[f"Cayley in blocks of {block}"] = block_cayley_size(n, block), apply, dense
@@ -128,7 +128,7 @@ def made_dense(dense: Callable[[Array], Array]) -> Product:
     return lambda x, parameters: jnp.matmul(x, dense(parameters), precision="highest")
 
 
-def crossings(widths: Sequence[int], repeats: int) -> list[Crossing]:
+def crossings(widths: Sequence[int], repeats: int) -> list[RotationCost]:
     """Every rotation at every width."""
     rows = []
     for n in widths:
@@ -136,7 +136,7 @@ def crossings(widths: Sequence[int], repeats: int) -> list[Crossing]:
         for name, (size, apply, dense) in rotations(n).items():
             args = x, 0.1 * normal(size)
             times = [gradient_seconds(turn, args, repeats) / unit for turn in (apply, made_dense(dense))]
-            rows.append(Crossing(name, n, *times))
+            rows.append(RotationCost(name, n, *times))
     return rows
 
 
@@ -173,7 +173,7 @@ def joint_rows(widths: Sequence[int]) -> list[dict[str, float]]:
     rows = []
     joint_diagonalizer(alike(4, 2), np.ones(2))  # compiles
     for n in widths:
-        C, weights = alike(n, MOMENTS), np.ones(MOMENTS)
+        C, weights = alike(n, _MOMENTS), np.ones(_MOMENTS)
         times = []
         for sweeps in (0, 1, 30):
             begun = time.perf_counter()
@@ -208,7 +208,7 @@ def necessary(arch: Architecture, batch: int, length: int, distortion: str) -> d
         "fold": fold,
         "moments": moment,
         "factors": factor,
-        "feedback": ROUNDS * (2 * sum(carried.values()) + turning),
+        "feedback": _ROUNDS * (2 * sum(carried.values()) + turning),
     }
     if distortion == "block":
         tokens = batch * length
@@ -218,7 +218,7 @@ def necessary(arch: Architecture, batch: int, length: int, distortion: str) -> d
     return {name: arch.num_layers * count for name, count in parts.items()}
 
 
-def step_row(distortion: str, args: argparse.Namespace) -> Step:
+def step_row(distortion: str, args: argparse.Namespace) -> TrainingStep:
     """The pmapped step of `rdopt train` on one device, analytic rate."""
     config = load_config(args.config, [("model", args.model), ("train.distortion", distortion)])
     subject, corpus = open_subject(config)
@@ -244,10 +244,10 @@ def step_row(distortion: str, args: argparse.Namespace) -> Step:
     # Timed beside the step, because the rate is what other work leaves.
     seconds, product = median_seconds(lambda: step(*words), args.repeats), product_seconds(512, 5 * args.repeats)
     floor = counted / 512**3 * product
-    return Step(distortion, seconds, floor, seconds / floor, xla / counted)
+    return TrainingStep(distortion, seconds, floor, seconds / floor, xla / counted)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure_transforms(args: argparse.Namespace) -> dict[str, Any]:
     """All tables, each printed when it is there."""
     rate = 512**3 / product_seconds(512, 3 * args.repeats)
     print(f"{rate / 1e9:.1f} G multiply-adds/s in a product of width 512")
@@ -257,7 +257,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found["cayley"] = cayley_rows(args.widths, args.repeats)
     show("Cayley forward and backward, in products", found["cayley"], ("solve", "cayley"))
     found["joint"] = joint_rows(args.joint)
-    show(f"joint diagonaliser of {MOMENTS} moments, s", found["joint"], ("sweep", "all"))
+    show(f"joint diagonaliser of {_MOMENTS} moments, s", found["joint"], ("sweep", "all"))
     kinds = () if args.model == "none" else ("matrix", "block")
     found["steps"] = [step_row(kind, args)._asdict() for kind in kinds]
     show("training step by distortion, s", found["steps"], ("seconds", "floor", "ratio", "xla"))
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
-    found = measure(args)
+    found = measure_transforms(args)
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -42,8 +42,8 @@ from rdopt.config.errors import UserError
 from rdopt.config.schema import Config
 from rdopt.study.predictions import Estimate, Prediction, mean_of
 
-LAMS = (24.0, 200.0)
-ALIGNED, BASELINES = ("pca", "joint"), ("identity", "hadamard")
+_LAMS = (24.0, 200.0)
+_ALIGNED, _BASELINES = ("pca", "joint"), ("identity", "hadamard")
 FIGURES = {
     "column_gain": "columns, bits", "row_gain": "rows, bits", "kurtosis": "kurtosis", "peak": "max/rms",
     "columns": "columns eff.", "columns_pr": "(particip.)", "singular": "sing. eff.", "singular_pr": "(particip.)",
@@ -57,7 +57,7 @@ FLATTER: Mapping[str, Prediction] = {
 LESS = "Muon leaves less to align: bits/weight saved by {} against {}, lambda {:g}, AdamW - Muon"
 
 
-class Measured(NamedTuple):
+class ModelSpectra(NamedTuple):
     """One model.
 
     Attributes:
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
     weights: np.ndarray
 
 
-def measure(spec: str, args: argparse.Namespace) -> Measured:
+def measure_model(spec: str, args: argparse.Namespace) -> ModelSpectra:
     """Spectra and savings of MODEL[:TEXT:SPLIT]."""
     model, text = model_and_text(spec, args.context, args.sequences)
     subject, corpus = open_subject(Config(model=model, text=text))
@@ -87,11 +87,11 @@ def measure(spec: str, args: argparse.Namespace) -> Measured:
         figures[name] = {key: np.array([getattr(r, key) for r in rows]) for key in Spectra._fields}
         terms[name] = terms_by_slope(here, its)
     saved = {(a, b, lam): savings(terms[b], terms[a], lam, weights)
-             for a in ALIGNED for b in BASELINES for lam in args.lams}
-    return Measured(Path(model).name, subject.arch, figures, saved, weights)
+             for a in _ALIGNED for b in _BASELINES for lam in args.lams}
+    return ModelSpectra(Path(model).name, subject.arch, figures, saved, weights)
 
 
-def model_lines(found: Measured) -> Iterator[str]:
+def model_lines(found: ModelSpectra) -> Iterator[str]:
     """The tables of one model."""
     chance = np.mean([chance_gain(int(w / n)) for w, n in zip(found.weights, _widths(found.arch), strict=True)])
     yield (f"{found.name}: mean of {len(found.weights)} matrices +- standard error; iid Gaussian columns gain "
@@ -109,7 +109,9 @@ def _widths(arch: Architecture) -> list[int]:
     return [block_shapes(arch)[k][1] for k in MATRICES for _ in range(arch.num_layers)]
 
 
-def differences(first: Measured, later: Measured) -> tuple[dict[str, Estimate], dict[tuple[str, str, float], Estimate]]:
+def differences(
+    first: ModelSpectra, later: ModelSpectra
+) -> tuple[dict[str, Estimate], dict[tuple[str, str, float], Estimate]]:
     """First less later of every figure and saving, with errors paired by matrix.
 
     Raises:
@@ -124,7 +126,7 @@ def differences(first: Measured, later: Measured) -> tuple[dict[str, Estimate], 
     return figures, saved
 
 
-def verdicts(first: Measured, later: Measured) -> list[dict[str, Any]]:
+def verdicts(first: ModelSpectra, later: ModelSpectra) -> list[dict[str, Any]]:
     """Every prediction with what was found."""
     figures, saved = differences(first, later)
     asked = [(prediction, figures[key]) for key, prediction in FLATTER.items()]
@@ -132,7 +134,7 @@ def verdicts(first: Measured, later: Measured) -> list[dict[str, Any]]:
     return [{"claim": p.claim, "sign": p.sign, **found._asdict(), "verdict": p.verdict(found)} for p, found in asked]
 
 
-def difference_lines(first: Measured, later: Measured, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def difference_lines(first: ModelSpectra, later: ModelSpectra, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Paired differences of all figures, then the verdicts."""
     figures, _ = differences(first, later)
     yield f"{first.name} less {later.name}, paired by matrix"
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--lams holds {min(args.lams):g}, but a slope must be above 0.")
     begun, models = time.perf_counter(), []
     for spec in args.model:
-        models.append(measure(spec, args))
+        models.append(measure_model(spec, args))
         print(*model_lines(models[-1]), sep="\n", flush=True)
     pairs = {f"{models[0].name} - {m.name}": verdicts(models[0], m) for m in models[1:]}
     for later, found in zip(models[1:], pairs.values(), strict=True):
@@ -167,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; 0, or 2 after a sentence on standard error."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", action="append", required=True, metavar="MODEL[:TEXT:SPLIT]", help="AdamW's first")
-    p.add_argument("--lams", type=float, nargs="+", default=list(LAMS), help="slopes of the baselines")
+    p.add_argument("--lams", type=float, nargs="+", default=list(_LAMS), help="slopes of the baselines")
     p.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     p.add_argument("--context", type=int, default=256, help="tokens in a sequence")
     p.add_argument("--json", type=Path, help="also write the figures of all matrices to this new file")

@@ -18,7 +18,7 @@ from rdopt.encode.trellis_model import SLOPE, STEP
 from rdopt.rate.operational import LOG2_SPREADS
 
 
-def measure(log2_spread: float, states: int, rows: int = 1 << 15, columns: int = 24) -> tuple[float, float]:
+def operational_point(log2_spread: float, states: int, rows: int = 1 << 15, columns: int = 24) -> tuple[float, float]:
     """(bits per weight, mean squared error in squared steps) of independent Gaussian weights, rate in the metric."""
     W = np.random.default_rng(0).standard_normal((rows, columns)) * 2.0**log2_spread
     row, col = np.ones(rows), np.full(columns, STEP)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--states", type=int, default=EncodeConfig().states)
     args = parser.parse_args(argv)
     for log2_spread in LOG2_SPREADS:
-        bits, error = measure(float(log2_spread), args.states)
+        bits, error = operational_point(float(log2_spread), args.states)
         print(f"{log2_spread:+.2f}  {bits:.4f}  {error:.5f}", flush=True)
     return 0
 

@@ -13,7 +13,7 @@ from scipy.special import digamma
 from rdopt.study.figures import entropy_dimension, participation_ratio, weight_statistics
 
 # A column below this share of the mean power costs no bits at the usual rates, so that being smaller saves none.
-FLOOR = 0.05
+POWER_FLOOR = 0.05
 
 
 class Spectra(NamedTuple):
@@ -39,7 +39,7 @@ class Spectra(NamedTuple):
     singular_pr: float
 
 
-def spread_gain(powers: Float[np.ndarray, " n"], floor: float = FLOOR) -> float:
+def spread_gain(powers: Float[np.ndarray, " n"], floor: float = POWER_FLOOR) -> float:
     """1/2 log2 of the arithmetic over the geometric mean of powers, bits.
 
     Args:

@@ -29,10 +29,10 @@ from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
 
-ALL: tuple[SiteName, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
+ALL_SITES: tuple[SiteName, ...] = ("residual", "value", "stretch", "query", "norm", "hidden")
 
 
-class Found(NamedTuple):
+class ArmCoordinates(NamedTuple):
     """Coordinates of one arm at one slope.
 
     Attributes:
@@ -48,7 +48,7 @@ class Found(NamedTuple):
     facts: Mapping[str, Any]
 
 
-class Learning(NamedTuple):
+class LearnedArm(NamedTuple):
     """An arm that is learned on R + lambda D.
 
     Attributes:
@@ -68,32 +68,32 @@ class Learning(NamedTuple):
     rotation: RotationKind = "cayley"
 
 
-FIXED: tuple[Init, ...] = ("identity", "hadamard", "pca", "joint")
-CRITERIA: Mapping[str, Criterion] = {
+FIXED_ARMS: tuple[Init, ...] = ("identity", "hadamard", "pca", "joint")
+CRITERION_ARMS: Mapping[str, Criterion] = {
     "sum of fourth powers (OptRot-like)": "fourth powers",
     "kurtosis (KurTail-like)": "kurtosis",
     "rounded cross-entropy (SpinQuant-like)": "cross-entropy",
 }
-LEARNED: Mapping[str, Learning] = {
-    "residual rotation alone": Learning(("residual",), "joint", ("value",)),
-    "value rotations alone": Learning(("value",), "joint", ("residual",)),
-    "value stretches alone": Learning(("stretch",), "identity"),
-    "query and key factors alone": Learning(("query",), "identity"),
-    "norm scales alone": Learning(("norm",), "identity"),
-    "hidden scales alone": Learning(("hidden",), "identity"),
-    "all gauges": Learning(ALL, "joint"),
-    "both rotations, Cayley": Learning(("residual", "value"), "joint"),
-    "both rotations, butterflies": Learning(("residual", "value"), "joint", rotation="givens"),
-    "all gauges + stored blocks of 8": Learning(ALL, "joint", stored="blocks"),
-    "all gauges + a layer of stored pairs": Learning(ALL, "joint", stored="pairs", size=1),
+LEARNED_ARMS: Mapping[str, LearnedArm] = {
+    "residual rotation alone": LearnedArm(("residual",), "joint", ("value",)),
+    "value rotations alone": LearnedArm(("value",), "joint", ("residual",)),
+    "value stretches alone": LearnedArm(("stretch",), "identity"),
+    "query and key factors alone": LearnedArm(("query",), "identity"),
+    "norm scales alone": LearnedArm(("norm",), "identity"),
+    "hidden scales alone": LearnedArm(("hidden",), "identity"),
+    "all gauges": LearnedArm(ALL_SITES, "joint"),
+    "both rotations, Cayley": LearnedArm(("residual", "value"), "joint"),
+    "both rotations, butterflies": LearnedArm(("residual", "value"), "joint", rotation="givens"),
+    "all gauges + stored blocks of 8": LearnedArm(ALL_SITES, "joint", stored="blocks"),
+    "all gauges + a layer of stored pairs": LearnedArm(ALL_SITES, "joint", stored="pairs", size=1),
 }
-TELLING = (
+TELLING_ARMS = (
     "identity", "hadamard", "pca", "joint", "residual rotation alone", "all gauges",
     "all gauges + a layer of stored pairs",
 )
 
 
-class Arms:
+class TransformArms:
     """The arms of one model.
 
     Args:
@@ -103,22 +103,22 @@ class Arms:
     """
 
     def __init__(self, benchmark: Benchmark, encode: EncodeConfig, steps: int) -> None:
-        self._world, self._encode, self._steps = benchmark, encode, steps
-        self._criteria: dict[str, Found] = {}
+        self._benchmark, self._encode, self._steps = benchmark, encode, steps
+        self._criteria: dict[str, ArmCoordinates] = {}
 
     @cached_property
     def _problem(self) -> tuple[Any, Any]:
-        config = Config(train=TrainConfig(sites=ALL), encode=self._encode)
-        return make_problem(self._world.subject, self._world.model.moments, config)
+        config = Config(train=TrainConfig(sites=ALL_SITES), encode=self._encode)
+        return make_problem(self._benchmark.subject, self._benchmark.model.moments, config)
 
     @staticmethod
     def names() -> list[str]:
         """All arms, in the order of the table."""
-        return [*FIXED, *CRITERIA, *LEARNED]
+        return [*FIXED_ARMS, *CRITERION_ARMS, *LEARNED_ARMS]
 
     def code(self, name: str, lam: float) -> DecodedModel:
         """The file of an arm at a slope, decoded, with what its coordinates cost relaxed and hard."""
-        benchmark, found = self._world, self.find(name, lam)
+        benchmark, found = self._benchmark, self.find(name, lam)
         subject, moments = benchmark.subject, benchmark.model.moments
         params, arch = fold(subject.params, subject.arch, found.gauges)
         folded = fold_moments(moments, subject.params, subject.arch, found.gauges)
@@ -139,31 +139,31 @@ class Arms:
         weights = params_from_tensors(decoded.tensors, decoded.arch)
         return DecodedModel(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, facts)
 
-    def _relaxed(self, lam: float, found: Found) -> Mapping[str, float] | None:
+    def _relaxed(self, lam: float, found: ArmCoordinates) -> Mapping[str, float] | None:
         """R and D by the analytic rate, of coordinates without stored rotations."""
         if found.stored is not None:
             return None
         rate, distortion = relaxed_terms(*self._problem, lam, found.gauges)
         return {"rate": rate, "distortion": distortion}
 
-    def find(self, name: str, lam: float) -> Found:
+    def find(self, name: str, lam: float) -> ArmCoordinates:
         """The coordinates of an arm; those that do not depend on the slope are found once."""
-        if name in LEARNED:
-            return self._learn(LEARNED[name], lam)
+        if name in LEARNED_ARMS:
+            return self._learn(LEARNED_ARMS[name], lam)
         if name not in self._criteria:
             self._criteria[name] = _timed(lambda: self._slopeless(name))
         return self._criteria[name]
 
     def _slopeless(self, name: str) -> Gauges:
-        subject, moments = self._world.subject, self._world.model.moments
-        if name not in CRITERIA:
+        subject, moments = self._benchmark.subject, self._benchmark.model.moments
+        if name not in CRITERION_ARMS:
             return starting_gauges(name, subject.params, subject.arch, moments)
         start = starting_gauges("hadamard", subject.params, subject.arch, moments)
-        tokens = self._world.calibration
-        return learn_criterion(CRITERIA[name], subject.params, subject.arch, start, tokens, steps=self._steps)
+        tokens = self._benchmark.calibration
+        return learn_criterion(CRITERION_ARMS[name], subject.params, subject.arch, start, tokens, steps=self._steps)
 
-    def _learn(self, arm: Learning, lam: float) -> Found:
-        subject, moments, begun = self._world.subject, self._world.model.moments, time.perf_counter()
+    def _learn(self, arm: LearnedArm, lam: float) -> ArmCoordinates:
+        subject, moments, begun = self._benchmark.subject, self._benchmark.model.moments, time.perf_counter()
         start = starting_gauges(arm.init, subject.params, subject.arch, moments)
         start = start._replace(**dict.fromkeys(arm.fixed))
         train = TrainConfig(
@@ -172,7 +172,7 @@ class Arms:
         )
         history: list[float] = []
         learned = learn(
-            *self._problem, self._world.calibration, start, train, devices=jax.local_devices(),
+            *self._problem, self._benchmark.calibration, start, train, devices=jax.local_devices(),
             report=lambda p: history.append(p.J),
         )
         facts: dict[str, Any] = {"history": history}
@@ -184,13 +184,13 @@ class Arms:
             before, after = start.residual, learned.gauges.residual
             assert before is not None and after is not None
             facts["angles"] = rotation_angles(before.T @ after).tolist()
-        return Found(learned.gauges, learned.stored, time.perf_counter() - begun, facts)
+        return ArmCoordinates(learned.gauges, learned.stored, time.perf_counter() - begun, facts)
 
 
-def _timed(make: Callable[[], Gauges]) -> Found:
+def _timed(make: Callable[[], Gauges]) -> ArmCoordinates:
     begun = time.perf_counter()
     gauges = make()
-    return Found(gauges, None, time.perf_counter() - begun, {})
+    return ArmCoordinates(gauges, None, time.perf_counter() - begun, {})
 
 
 def rotation_angles(Q: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:

@@ -30,7 +30,7 @@ _BATCH = 4
 _SITES = ("residual", "value")
 
 
-class Activations(NamedTuple):
+class RotatedInputs(NamedTuple):
     """Inputs of the rotated matrices on calibration tokens: the normalised streams, and the values after attention."""
 
     streams: Float[Array, "sites tokens d"]
@@ -116,7 +116,7 @@ def fourth_powers(params: Params, arch: Architecture, gauges: Gauges) -> Float[A
     return total
 
 
-def kurtosis_of_activations(inputs: Activations, gauges: Gauges) -> Float[Array, ""]:
+def kurtosis_of_activations(inputs: RotatedInputs, gauges: Gauges) -> Float[Array, ""]:
     """Mean distance of the kurtosis of rotated inputs from that of a uniform density."""
     assert gauges.residual is not None and gauges.value is not None
     streams = jnp.matmul(inputs.streams, gauges.residual, precision="highest")
@@ -149,7 +149,7 @@ def fake_rounded(W: Float[Array, "out in"]) -> Float[Array, "out in"]:
     return W + jax.lax.stop_gradient(jnp.round(W / step) * step - W)
 
 
-def activations(params: Params, tokens: Int[np.ndarray, "batch length"], arch: Architecture) -> Activations:
+def activations(params: Params, tokens: Int[np.ndarray, "batch length"], arch: Architecture) -> RotatedInputs:
     """Inputs of the matrices that the rotations turn, of a gain-folded model."""
     x, rope = embed_tokens(params, tokens), rope_tables(arch, tokens.shape[1])
     streams, values = [], []
@@ -161,7 +161,7 @@ def activations(params: Params, tokens: Int[np.ndarray, "batch length"], arch: A
         streams.append(rms_norm(x, p["mlp_norm"], arch.norm_eps))
         x = x + linear("down", p, gated(p, streams[-1]))
     heads = (arch.num_kv_heads, arch.num_heads // arch.num_kv_heads, arch.head_dim)
-    return Activations(
+    return RotatedInputs(
         jnp.stack([y.reshape(-1, arch.hidden_size) for y in streams]),
         jnp.stack([y.reshape(-1, *heads) for y in values]),
     )

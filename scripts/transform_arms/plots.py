@@ -6,10 +6,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from peers.report import Cell
 
 from rdopt.study.labels import name_ends
 
-Cell = dict[str, Any]
 _BASES = {"identity": "#222222", "hadamard": "#8a8a8a", "joint": "#0072b2", "all gauges": "#d55e00"}
 _SIZE = (3.4, 2.7)
 

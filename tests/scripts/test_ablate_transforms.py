@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import orthogonality_error, synthetic_moments
 from tiny_runs import load_script, make_model, make_text, strict_json
-from transform_arms.arms import TELLING, Arms, column_powers, rotation_angles
+from transform_arms.arms import TELLING_ARMS, TransformArms, column_powers, rotation_angles
 from transform_arms.criteria import (
     FAKE_BITS,
     activations,
@@ -36,7 +36,7 @@ def ablate() -> ModuleType:
 
 
 @pytest.fixture
-def world(tiny_llama):
+def benchmark(tiny_llama):
     """(gain-folded params on the device, their architecture, identity gauges, tokens) of a tiny model."""
     subject = load_subject(tiny_llama())
     params, arch = fold(subject.params, subject.arch, Gauges(residual=np.eye(subject.arch.hidden_size)))
@@ -47,8 +47,8 @@ def world(tiny_llama):
     return subject, jax.tree.map(jnp.asarray, params), arch, gauges, tokens
 
 
-def test_the_criteria_are_their_formulas_where_nothing_is_turned(world):
-    _, params, arch, gauges, tokens = world
+def test_the_criteria_are_their_formulas_where_nothing_is_turned(benchmark):
+    _, params, arch, gauges, tokens = benchmark
     matrices = [np.asarray(W, np.float64) for k in MATRICES for W in params["blocks"][k]]
     expected = sum(np.mean(W**4) / np.mean(W**2) ** 2 for W in matrices)
     assert float(fourth_powers(params, arch, gauges)) == pytest.approx(expected, rel=1e-4)
@@ -67,8 +67,8 @@ def test_the_criteria_are_their_formulas_where_nothing_is_turned(world):
 
 
 @pytest.mark.parametrize("criterion", ["fourth powers", "kurtosis", "cross-entropy"])
-def test_a_criterion_falls_and_its_rotations_stay_orthogonal(world, criterion):
-    subject, params, arch, _, tokens = world
+def test_a_criterion_falls_and_its_rotations_stay_orthogonal(benchmark, criterion):
+    subject, params, arch, _, tokens = benchmark
     predict = jax.jit(lambda x: jnp.argmax(logits(params, x, arch), axis=-1))
     for at in range(tokens.shape[1] - 1):  # text that the network predicts, so that rounding its weights does harm
         tokens[:, at + 1] = np.asarray(predict(tokens))[:, at]
@@ -88,18 +88,18 @@ def test_a_criterion_falls_and_its_rotations_stay_orthogonal(world, criterion):
     assert after < before
 
 
-def test_angles_and_column_powers_are_those_of_known_matrices(world):
+def test_angles_and_column_powers_are_those_of_known_matrices(benchmark):
     c, s = np.cos(0.3), np.sin(0.3)
     Q = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     np.testing.assert_allclose(rotation_angles(Q), np.degrees([0.3, 0.3, 0]), atol=1e-9)
-    params = world[0].params
+    params = benchmark[0].params
     powers = column_powers(params)
     assert powers == sorted(powers, reverse=True)
     assert np.mean(powers) == pytest.approx(1.0)
 
 
 def test_known_costs_give_the_rank_correlation_and_the_error_of_the_rate(ablate: ModuleType):
-    cells, names = [], list(ablate.LEARNED)[:4]
+    cells, names = [], list(ablate.LEARNED_ARMS)[:4]
     for lam in (8.0, 30.0):
         for i, name in enumerate(names):
             hard = {"codes": 2.0 + 0.1 * i, "rate": 2.5 + 0.1 * i, "distortion": 0.01}
@@ -122,8 +122,8 @@ def test_a_run_measures_every_arm_draws_it_and_resumes(
     ablate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     chosen = ("identity", "kurtosis (KurTail-like)", "all gauges", "all gauges + a layer of stored pairs")
-    assert set(TELLING) <= set(Arms.names())
-    monkeypatch.setattr(ablate, "TELLING", chosen)
+    assert set(TELLING_ARMS) <= set(TransformArms.names())
+    monkeypatch.setattr(ablate, "TELLING_ARMS", chosen)
     model, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.jsonl")
     words = ["--model", f"{model}:{text}:file", "--cells", str(tmp_path / "cells"), *SMALL, "--arms", "telling"]
     words += ["--json", str(tmp_path / "out.json"), "--plots", str(tmp_path / "plots")]

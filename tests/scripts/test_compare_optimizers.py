@@ -129,6 +129,6 @@ def test_the_comparison_of_two_tiny_models(script, tmp_path, capsys):
 
 def test_models_of_other_shapes_are_not_paired(script, tiny_llama):
     arch, wide = (load_subject(tiny_llama(**x)).arch for x in ({}, {"intermediate_size": 48}))
-    one, two = (script.Measured(str(i), a, {}, {}, np.ones(14) * i) for i, a in ((1, arch), (2, wide)))
+    one, two = (script.ModelSpectra(str(i), a, {}, {}, np.ones(14) * i) for i, a in ((1, arch), (2, wide)))
     with pytest.raises(script.UserError, match="other shapes"):
         script.differences(one, two)
