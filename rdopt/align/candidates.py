@@ -53,10 +53,10 @@ def candidates(starts: Mapping[str, Gauges], learn: Callable[[str, Gauges], Lear
         learn: from a name and a basis.
         cost: J of coordinates and stored rotations.
     """
-    found = []
+    ranked = []
     for name, start in starts.items():
         still = Learned(fixed_records(start), float("nan"), float("nan"))
-        found.append(Candidate(name, still, cost(start, None)))
+        ranked.append(Candidate(name, still, cost(start, None)))
         learned = learn(name, start)
-        found.append(Candidate(f"learned from {name}", learned, cost(gauges_of(learned.records), learned.stored)))
-    return sorted(found, key=lambda x: x.J)
+        ranked.append(Candidate(f"learned from {name}", learned, cost(gauges_of(learned.records), learned.stored)))
+    return sorted(ranked, key=lambda x: x.J)

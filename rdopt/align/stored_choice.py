@@ -23,7 +23,7 @@ from rdopt.transforms.stored.rotation import Rotation
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 WIDTHS = (4, 5, 6, 7, 8, 9)
-Key = tuple[Place, int]  # which rotation of a block, and the layer
+LayerPlace = tuple[Place, int]  # which rotation of a block, and the layer
 # Whether inputs and outputs are rotated -> cost of every matrix in bits.
 Costs = Mapping[tuple[bool, bool], Mapping[str, Float[np.ndarray, " layers"]]]
 
@@ -93,7 +93,7 @@ def choose_stored(
 
 def _rounded(
     chosen: StoredSettings, bits: int, start: StoredStart, theta: Mapping[str, Float[np.ndarray, "layers p"]]
-) -> dict[Key, StoredRotation]:
+) -> dict[LayerPlace, StoredRotation]:
     """All trained rotations with angles of so many bits."""
     rounded = {}
     for place, own in start.rotations.items():
@@ -115,7 +115,7 @@ def _rounded(
     return rounded
 
 
-def _stored(chosen: StoredSettings, bits: int, rounded: Mapping[Key, StoredRotation]) -> StoredRotations:
+def _stored(chosen: StoredSettings, bits: int, rounded: Mapping[LayerPlace, StoredRotation]) -> StoredRotations:
     """Rounded rotations as a file holds them."""
     inputs, outputs = (
         {(layer, name): x for ((side, name), layer), x in rounded.items() if side == wanted}
@@ -126,7 +126,7 @@ def _stored(chosen: StoredSettings, bits: int, rounded: Mapping[Key, StoredRotat
 
 
 def _on_device(
-    stored: StoredRotations, rounded: Mapping[Key, StoredRotation], widths: Mapping[Place, int]
+    stored: StoredRotations, rounded: Mapping[LayerPlace, StoredRotation], widths: Mapping[Place, int]
 ) -> dict[Place, Rotation]:
     """The rotations of the rounded angles, stacked over the layers."""
     stacked = {}
@@ -142,8 +142,8 @@ def _single(*parts: np.ndarray) -> jax.Array:
 
 
 def _prices(
-    chosen: StoredSettings, rounded: Mapping[Key, StoredRotation], widths: Mapping[Place, int]
-) -> dict[Key, float]:
+    chosen: StoredSettings, rounded: Mapping[LayerPlace, StoredRotation], widths: Mapping[Place, int]
+) -> dict[LayerPlace, float]:
     """Bits of every rotation: its angles under the frequencies of all, and its pairing."""
     every: Int[np.ndarray, " p"] = np.concatenate([x.codes for x in rounded.values()])
     values, counts = np.unique(every, return_counts=True)
@@ -155,19 +155,19 @@ def _prices(
     return prices
 
 
-def _cheapest(by_sides: Costs, price: Mapping[Key, float]) -> tuple[set[Key], float]:
+def _cheapest(by_sides: Costs, price: Mapping[LayerPlace, float]) -> tuple[set[LayerPlace], float]:
     """The set of rotations of least cost, and how many bits it saves."""
-    keys: set[Key] = set()
+    keys: set[LayerPlace] = set()
     saved, layers = 0.0, len(next(iter(by_sides[False, False].values())))
     options = {True: [on for on in by_sides if on[0]], False: [on for on in by_sides if not on[0]]}
     for layer, (group, names) in product(range(layers), MATRICES_OF.items()):
         plain = sum(by_sides[False, False][name][layer] for name in names)
-        best: tuple[float, set[Key]] = (plain, set())
+        best: tuple[float, set[LayerPlace]] = (plain, set())
         for inputs in (False, True):
             if not options[inputs]:
                 continue
             total = price[("inputs", group), layer] if inputs else 0.0
-            some: set[Key] = {(("inputs", group), layer)} if inputs else set()
+            some: set[LayerPlace] = {(("inputs", group), layer)} if inputs else set()
             for name in names:
                 cost, on = min(
                     (by_sides[on][name][layer] + (price[("outputs", name), layer] if on[1] else 0.0), on)

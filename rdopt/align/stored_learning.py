@@ -28,7 +28,7 @@ from rdopt.transforms.stored.rotation import Rotation, pair_gathers
 from rdopt.transforms.stored.rotations import Structure, flattening
 
 STORED = "stored_"  # begins the names of the parameters
-ANGLE_BITS = 6  # of an angle, while its cost is only expected
+EXPECTED_ANGLE_BITS = 6  # of an angle, while its cost is only expected
 
 # Which rotation of a block: ("inputs", input group) or ("outputs", matrix).
 Place = tuple[SideName, str]
@@ -125,7 +125,7 @@ def expected_angle_bits(rotation: Rotation, count: int) -> Float[Array, ""]:
     else:
         assert rotation.angle is not None
         power = jnp.sum(rotation.angle**2, axis=(1, 2)) / 2  # each angle stands at both coordinates of its pair
-    step = 2 * np.pi / 2**ANGLE_BITS
+    step = 2 * np.pi / 2**EXPECTED_ANGLE_BITS
     return jnp.sum(count / 2 * jnp.log2(1 + 2 * np.pi * np.e * power / (max(count, 1) * step**2)))
 
 

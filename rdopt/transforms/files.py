@@ -19,7 +19,7 @@ from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.sites import OWNERS
-from rdopt.transforms.records import VERSION, TransformRecord, record_from_dict, record_to_dict
+from rdopt.transforms.records import RECORD_VERSION, TransformRecord, record_from_dict, record_to_dict
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 JSON_NAME, TENSOR_NAME = "transforms.json", "transforms.safetensors"
@@ -69,7 +69,7 @@ def save_alignment(folder: Path, alignment: AlignmentFiles) -> None:
         tensors |= arrays
     tensors |= {f"gain.{k}": np.asarray(v, np.float32) for k, v in alignment.gains.items()}
     plain = {
-        "version": VERSION,
+        "version": RECORD_VERSION,
         "sites": sites,
         "gains": sorted(alignment.gains),
         "original": alignment.original,
@@ -95,8 +95,8 @@ def load_alignment(folder: Path) -> AlignmentFiles:
         tensors = load_file(str(folder / TENSOR_NAME))
     except Exception as error:
         raise UserError(f"the transforms in {folder} cannot be read ({error}); export the model again.") from error
-    if plain.get("version") != VERSION:
-        raise UserError(f"{path} has version {plain.get('version')!r}; this rdopt reads {VERSION}.")
+    if plain.get("version") != RECORD_VERSION:
+        raise UserError(f"{path} has version {plain.get('version')!r}; this rdopt reads {RECORD_VERSION}.")
     records = {site: record_from_dict(entry, tensors) for site, entry in plain["sites"].items()}
     gains = {name: tensors[f"gain.{name}"] for name in plain["gains"]}
     stored = _stored_from_dict(plain["stored"], tensors) if "stored" in plain else None

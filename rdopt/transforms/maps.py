@@ -67,7 +67,7 @@ class Map(NamedTuple):
         return Map(before, None, self.order, scale).apply(diagonal)
 
 
-def merged(maps: Iterable[Map]) -> Map:
+def merged_map(maps: Iterable[Map]) -> Map:
     """What several symmetries make of one side, each a stage of its own.
 
     Raises:

@@ -17,7 +17,7 @@ from rdopt.transforms.matrices.cayley import cayley
 from rdopt.transforms.matrices.givens import Pairs, as_pairs, givens_matrix
 from rdopt.transforms.matrices.stretch import stretch
 
-VERSION = 1
+RECORD_VERSION = 1
 Kind = Literal["matrix", "cayley", "givens", "composition", "stretch", "scale", "complex", "order"]
 Precision = Literal["float32", "float64"]
 
@@ -45,7 +45,7 @@ class TransformRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple["TransformRecord", ...] = ()
     precision: str = "float64"
-    version: int = VERSION
+    version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -98,9 +98,10 @@ def record_from_dict(plain: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
     Raises:
         UserError: for a newer version, an unknown kind, a missing field or a missing array.
     """
-    if plain.get("version") != VERSION:
-        found = plain.get("version")
-        raise UserError(f"transform metadata version {found!r} cannot be read; this rdopt reads {VERSION}")
+    if plain.get("version") != RECORD_VERSION:
+        raise UserError(
+            f"transform metadata version {plain.get('version')!r} cannot be read; this rdopt reads {RECORD_VERSION}"
+        )
     if missing := {"kind", "site", "shape", "precision", "options", "tensors", "parts"} - set(plain):
         raise UserError(f"transform metadata lacks {', '.join(sorted(missing))}; export the model again")
     if absent := [name for name in plain["tensors"].values() if name not in tensors]:

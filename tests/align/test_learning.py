@@ -368,6 +368,17 @@ def test_learned_rotations_are_orthogonal_in_float32_and_in_float64(whole):
         assert orthogonality_error(Q.astype(np.float32)) <= 1e-5
 
 
+def test_givens_angles_learn_rotations_as_good_as_cayleys(whole, tiny_folder):
+    train, seen = replace(TRAIN, rotation="givens"), []
+    learned = learn(*tiny_problem(tiny_folder, train), train, devices=CPU, report=seen.append)
+    cayley = whole[1]
+    assert pytest.approx(cayley[0].J, rel=1e-5) == seen[0].J  # both start on the basis
+    assert seen[-1].J < seen[0].J - 0.5 * (cayley[0].J - cayley[-1].J)
+    assert [part.kind for part in learned.records["residual"].parts] == ["matrix", "givens"]
+    for Q in (learned.gauges.residual, learned.gauges.value):
+        assert Q.dtype == np.float64 and orthogonality_error(Q) < 1e-9
+
+
 def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama):
     folder, train = tiny_llama("qwen2"), replace(TRAIN, sites=SITES)
     problem, settings, tokens, start = tiny_problem(folder, train)

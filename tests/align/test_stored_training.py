@@ -16,9 +16,9 @@ from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.learn import Learned, learn
 from rdopt.align.objective import Variables, matrix_terms
-from rdopt.align.stored_choice import Key, _cheapest, _on_device, _rounded, _stored
+from rdopt.align.stored_choice import LayerPlace, _cheapest, _on_device, _rounded, _stored
 from rdopt.align.stored_learning import (
-    ANGLE_BITS,
+    EXPECTED_ANGLE_BITS,
     StoredSettings,
     expected_angle_bits,
     parameter_name,
@@ -101,7 +101,7 @@ def test_expected_angle_bits_are_the_entropy_of_gaussian_angles():
     angles = 0.4 * rng.standard_normal((2, 300))
     both = np.stack([angles, -angles], axis=2).reshape(2, 1, 600)
     turn = Rotation(None, None, np.zeros((2, 1, 600), int), jnp.asarray(both))
-    step = 2 * np.pi / 2**ANGLE_BITS
+    step = 2 * np.pi / 2**EXPECTED_ANGLE_BITS
     entropy = 600 * (0.5 * np.log2(2 * np.pi * np.e * 0.4**2) - np.log2(step))
     assert float(expected_angle_bits(turn, 300)) == pytest.approx(entropy, rel=0.03)
     still = Rotation(None, None, turn.partner, jnp.zeros(both.shape))
@@ -113,7 +113,7 @@ def test_the_cheapest_sites_are_those_of_brute_force(seed, inputs, outputs):
     rng = np.random.default_rng(seed)
     sides = [(a, b) for a, b in product((False, True), (False, True)) if a <= inputs and b <= outputs]
     costs = {on: {name: rng.uniform(0, 4, 1) for name in MATRICES} for on in sides}
-    price: dict[Key, float] = {(("inputs", g), 0): rng.uniform(0, 2) for g in MATRICES_OF} if inputs else {}
+    price: dict[LayerPlace, float] = {(("inputs", g), 0): rng.uniform(0, 2) for g in MATRICES_OF} if inputs else {}
     price |= {(("outputs", name), 0): rng.uniform(0, 2) for name in MATRICES} if outputs else {}
     chosen, saved = _cheapest(costs, price)
     best = 0.0

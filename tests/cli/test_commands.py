@@ -110,6 +110,24 @@ def test_an_export_leads_back_to_the_original_weights(world):
         assert np.abs(found - wanted).max() < 1e-6 * rms
 
 
+def test_rotations_learned_by_givens_angles_go_all_the_way_to_a_decoded_folder(world, tmp_path):
+    run, aligned, file = (tmp_path / name for name in ("run", "aligned", "a.rdopt.safetensors"))
+    assert rdopt(*train_words(world, run), "--steps", 4, "--train.rotation", "givens") == 0
+    last = metrics(run)[-1]
+    assert last["J"] < last["start_J"]
+    assert rdopt("export", run, "--out", aligned) == 0
+    sites = strict_json(aligned / "transforms.json")["sites"]
+    assert {part["kind"] for site in sites.values() for part in site["parts"]} == {"matrix", "givens"}
+    params, _ = restore(aligned)
+    original = load_params(open_checkpoint(world / "model"))
+    np.testing.assert_allclose(params["blocks"]["up"], original["blocks"]["up"], atol=1e-6)
+    assert rdopt("encode", run, "--out", file, "--lam", "100", "--encode.drift", "none") == 0
+    assert rdopt("decode", file, "--out", tmp_path / "decoded") == 0
+    decoded, plain = (open_checkpoint(folder) for folder in (tmp_path / "decoded", world / "model"))
+    found, wanted = (logits(load_params(x), np.arange(32)[None], x.arch) for x in (decoded, plain))
+    assert np.mean(np.square(found - wanted)) < 0.1 * np.mean(np.square(wanted))
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_decoding_gives_the_same_bytes_again_for_any_number_of_threads(world, threads, tmp_path):
     source = world / "a.rdopt.safetensors"

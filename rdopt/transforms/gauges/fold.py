@@ -14,7 +14,7 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.gauges import Gauges, sides_of
 from rdopt.transforms.gauges.sites import OWNERS
-from rdopt.transforms.maps import Map, Sides, merged
+from rdopt.transforms.maps import Map, Sides, merged_map
 
 NORMS = ("attn_norm", "mlp_norm")
 
@@ -88,8 +88,8 @@ def _gain(gain: Float[np.ndarray, " d"], gauges: Gauges, at: int) -> Float[np.nd
 def _end_maps(final_gain: Float[np.ndarray, " d"], gauges: Gauges) -> tuple[Map, Map]:
     """What becomes of the embedding's rows and of the head's input."""
     gain, present = np.asarray(final_gain, np.float64), gauges.present().items()
-    rows = merged(OWNERS[field].embedding(gauge) for field, gauge in present)
-    return rows, merged(OWNERS[field].head(gauge, gain) for field, gauge in present)
+    rows = merged_map(OWNERS[field].embedding(gauge) for field, gauge in present)
+    return rows, merged_map(OWNERS[field].head(gauge, gain) for field, gauge in present)
 
 
 def _f32(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

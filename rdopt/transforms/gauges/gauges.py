@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rdopt.checkpoint.families import INPUT_OF, Architecture
 from rdopt.transforms.arrays import AnyArray
 from rdopt.transforms.gauges.sites import OWNERS
-from rdopt.transforms.maps import Sides, merged
+from rdopt.transforms.maps import Sides, merged_map
 from rdopt.transforms.records import TransformRecord, rebuild
 
 _FIELDS = tuple(OWNERS)
@@ -72,10 +72,10 @@ def fixed_records(gauges: Gauges) -> dict[str, TransformRecord]:
     return {field: OWNERS[field].fixed(gauge) for field, gauge in gauges.present().items()}
 
 
-Gains = tuple[Float[AnyArray, " d"] | None, Float[AnyArray, " d"] | None]
+NormGains = tuple[Float[AnyArray, " d"] | None, Float[AnyArray, " d"] | None]
 
 
-def sides_of(name: str, gains: Gains, arch: Architecture, gauges: BlockGauges) -> Sides:
+def sides_of(name: str, gains: NormGains, arch: Architecture, gauges: BlockGauges) -> Sides:
     """What becomes of one matrix.
 
     Args:
@@ -91,8 +91,8 @@ def sides_of(name: str, gains: Gains, arch: Architecture, gauges: BlockGauges) -
     gain = {"attn": gains[0], "mlp": gains[1]}.get(group)
     changing = [(OWNERS[field], part) for field, part in present if name in OWNERS[field].outputs_changed]
     return Sides(
-        merged(site.outputs(name, part, arch) for site, part in changing),
-        merged(OWNERS[field].inputs(group, part, gain, arch) for field, part in present),
+        merged_map(site.outputs(name, part, arch) for site, part in changing),
+        merged_map(OWNERS[field].inputs(group, part, gain, arch) for field, part in present),
     )
 
 

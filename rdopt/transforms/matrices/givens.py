@@ -16,7 +16,7 @@ from rdopt.transforms.arrays import AnyArray, eye_like, namespace
 Pairs = tuple[np.ndarray, ...]  # one (pairs, 2) integer array a layer
 
 
-class Layer(NamedTuple):
+class PairLayer(NamedTuple):
     """A layer with its coordinates put in order: first members of all pairs, second members, those without a pair."""
 
     order: Int[np.ndarray, " n"]
@@ -83,13 +83,13 @@ def pair_count(pairs: Pairs) -> int:
     return sum(len(layer) for layer in pairs)
 
 
-def _layers(pairs: Pairs, n: int) -> list[Layer]:
+def _layers(pairs: Pairs, n: int) -> list[PairLayer]:
     layers, start = [], 0
     for layer in pairs:
         alone = np.ones(n, bool)
         alone[layer] = False
         order = np.concatenate([layer[:, 0], layer[:, 1], np.flatnonzero(alone)])
-        layers.append(Layer(order, slice(start, start + len(layer))))
+        layers.append(PairLayer(order, slice(start, start + len(layer))))
         start += len(layer)
     return layers
 
@@ -125,21 +125,21 @@ def _trained() -> Any:
     return trained_turn
 
 
-def turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[Layer]) -> AnyArray:
+def turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[PairLayer]) -> AnyArray:
     """G^T z, layer after layer."""
     xp = namespace(angles)
     cos, sin = xp.cos(angles)[..., None], xp.sin(angles)[..., None]
     order = np.arange(z.shape[-2])
     for layer in layers:
-        x_i, x_j, alone = split(z, order, layer)
+        x_i, x_j, alone = split_layer(z, order, layer)
         c, s = cos[..., layer.angles, :], sin[..., layer.angles, :]
         z = xp.concatenate([c * x_i - s * x_j, s * x_i + c * x_j, alone], axis=-2)
         order = layer.order
     return xp.take(z, np.argsort(order), axis=-2, mode="clip")
 
 
-def split(
-    z: Float[AnyArray, "*batch n rows"], order: Int[np.ndarray, " n"], layer: Layer
+def split_layer(
+    z: Float[AnyArray, "*batch n rows"], order: Int[np.ndarray, " n"], layer: PairLayer
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """(x_i, x_j, those alone) of a layer from coordinates that stand in some order."""
     pairs = layer.angles.stop - layer.angles.start

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from rdopt.transforms.arrays import eye_like, matmul
 from rdopt.transforms.matrices.cayley import skew, upper
-from rdopt.transforms.matrices.givens import Layer, split, turn
+from rdopt.transforms.matrices.givens import PairLayer, split_layer, turn
 
 Batch = Float[Array, "*batch n n"]
 
@@ -82,19 +82,19 @@ trained_cayley.defvjp(_cayley_forward, _cayley_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def trained_turn(
-    z: Float[Array, "*batch n rows"], angles: Float[Array, "*batch p"], layers: list[Layer]
+    z: Float[Array, "*batch n rows"], angles: Float[Array, "*batch p"], layers: list[PairLayer]
 ) -> Float[Array, "*batch n rows"]:
     """`givens.turn`, of which no layer is kept for the gradient."""
     return turn(z, angles, layers)
 
 
-def _turn_forward(z: Array, angles: Array, layers: list[Layer]) -> tuple[Array, tuple[Array, Array]]:
+def _turn_forward(z: Array, angles: Array, layers: list[PairLayer]) -> tuple[Array, tuple[Array, Array]]:
     y = turn(z, angles, layers)
     return y, (y, angles)
 
 
 def _turn_backward(
-    layers: list[Layer], saved: tuple[Array, Array], g: Float[Array, "*batch n rows"]
+    layers: list[PairLayer], saved: tuple[Array, Array], g: Float[Array, "*batch n rows"]
 ) -> tuple[Array, Array]:
     """The result is turned back beside its cotangent, so that no layer is kept and no gradient scatters.
 
@@ -105,7 +105,7 @@ def _turn_backward(
     both, order = jnp.stack([y, g]), np.arange(y.shape[-2])
     slopes = jnp.zeros_like(angles)
     for layer in reversed(layers):
-        i, j, alone = split(both, order, layer)
+        i, j, alone = split_layer(both, order, layer)
         slopes = slopes.at[..., layer.angles].set(jnp.sum(j[1] * i[0] - i[1] * j[0], axis=-1))
         c, s = cos[None, ..., layer.angles, :], sin[None, ..., layer.angles, :]
         both = jnp.concatenate([c * i + s * j, c * j - s * i, alone], axis=-2)

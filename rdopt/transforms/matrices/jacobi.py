@@ -2,8 +2,8 @@
 
 Pham (2001, SIAM J. Matrix Anal. Appl. 22:1136) measures how far symmetric positive definite C_k are from diagonal in
 the basis Q by sum_k n_k (log det diag(Q^T C_k Q) - log det C_k). With C_k the second moment of a matrix's n_k rows,
-half its log2 is what entropy-coded quantization with a scale per column pays at high rate above independent columns
-(DESIGN section 3). Unlike Pham's, Q stays orthogonal, for the residual stream allows nothing else.
+half its log2 is what entropy-coded quantization with a scale per column pays at high rate above independent columns.
+Unlike Pham's, Q stays orthogonal, for the residual stream allows nothing else.
 
 The axes are dealt into blocks, and blocks meet in the rounds of a tournament (block Jacobi; Golub and Van Loan, Matrix
 Computations, 8.5). Where two blocks meet, their pairs of axes are turned one by one inside a small matrix; the rest of
@@ -258,10 +258,10 @@ def _best_angle(mean, half, off, weights):
         phi = -np.pi / 2 + trial * arc
         slope = -_slopes(np.cos(phi), np.sin(phi), mean, half, off, weights)[0]
         if trial > 0 and rising < 0 <= slope:
-            found = _newton(low, phi, mean, half, off, weights)
-            cost = _cost(found, mean, half, off, weights)
+            zero = _newton(low, phi, mean, half, off, weights)
+            cost = _cost(zero, mean, half, off, weights)
             if cost < least:
-                best, least = found, cost
+                best, least = zero, cost
         low, rising = phi, slope
     return best / 2
 

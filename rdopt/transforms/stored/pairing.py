@@ -83,8 +83,8 @@ def greedy_matching(gains: Float[np.ndarray, "n n"]) -> Int[np.ndarray, "pairs 2
     """
     i, j = np.triu_indices(len(gains), 1)
     order = np.argsort(-gains[i, j], kind="stable")
-    found = _match(i[order], j[order], len(gains))
-    return found[np.argsort(found[:, 0])]
+    pairs = _match(i[order], j[order], len(gains))
+    return pairs[np.argsort(pairs[:, 0])]
 
 
 def turned_moments(
@@ -105,15 +105,15 @@ def pairing_bits(n: int, layers: int = 1) -> float:
 @no_type_check
 def _match(i, j, n):
     """Pairs in the given order, those with an axis already taken left out."""
-    free, found, count = np.ones(n, np.bool_), np.empty((n // 2, 2), np.int64), 0
+    free, pairs, count = np.ones(n, np.bool_), np.empty((n // 2, 2), np.int64), 0
     for at in range(len(i)):
         if free[i[at]] and free[j[at]]:
             free[i[at]] = free[j[at]] = False
-            found[count, 0], found[count, 1] = i[at], j[at]
+            pairs[count, 0], pairs[count, 1] = i[at], j[at]
             count += 1
             if count == n // 2:
                 break
-    return found
+    return pairs
 
 
 @kernel()

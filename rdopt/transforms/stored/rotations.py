@@ -18,7 +18,7 @@ from rdopt.transforms.stored.rotation import RotatedSides, Rotation, pair_gather
 
 Structure = Literal["blocks", "butterfly", "pairs"]
 STRUCTURES: tuple[Structure, ...] = ("blocks", "butterfly", "pairs")
-Key = tuple[int, str]
+RotationKey = tuple[int, str]  # layer, and input group or matrix
 
 
 class StoredRotation(NamedTuple):
@@ -49,8 +49,8 @@ class StoredRotations(NamedTuple):
     size: int
     hadamard: bool
     bits: int
-    inputs: Mapping[Key, StoredRotation]
-    outputs: Mapping[Key, StoredRotation]
+    inputs: Mapping[RotationKey, StoredRotation]
+    outputs: Mapping[RotationKey, StoredRotation]
 
     def rotation(self, site: StoredRotation, n: int) -> Rotation:
         """A rotation of width n, float64, of its rounded angles."""
