@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from optimizers.equal_distortion import (
     COORDINATES,
-    all_gauges,
     in_coordinates,
     matrix_names,
     matrix_spectra,
@@ -81,11 +80,10 @@ def measure_model(spec: str, args: argparse.Namespace) -> ModelSpectra:
     subject, corpus = open_subject(Config(model=model, text=text))
     moments = corpus_moments(subject, corpus, text)
     figures, terms, weights = {}, {}, matrix_weights(subject.params)
-    for name, gauges in all_gauges(subject, moments).items():
-        here, its = in_coordinates(subject, moments, gauges)
-        rows = matrix_spectra(here)
+    for name, aligned in in_coordinates(subject, moments).items():
+        rows = matrix_spectra(aligned)
         figures[name] = {key: np.array([getattr(r, key) for r in rows]) for key in Spectra._fields}
-        terms[name] = terms_by_slope(here, its)
+        terms[name] = terms_by_slope(aligned)
     saved = {(a, b, lam): savings(terms[b], terms[a], lam, weights)
              for a in _ALIGNED for b in _BASELINES for lam in args.lams}
     return ModelSpectra(Path(model).name, subject.arch, figures, saved, weights)

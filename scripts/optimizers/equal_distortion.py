@@ -4,7 +4,6 @@ The baseline's slope lambda gives a distortion D; the other coordinates' slope i
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from optimizers.spectra import Spectra, spectra
+from rdopt.align.alignment import single_precision
 from rdopt.align.objective import Variables, matrix_terms
 from rdopt.align.train import make_problem
 from rdopt.calibration.moments import Moments
@@ -22,9 +22,8 @@ from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.config.schema import Config
 from rdopt.operator.params import Params
 from rdopt.study.predictions import Estimate
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
-from rdopt.transforms.gauges.gauges import Gauges
 
 COORDINATES = ("identity", "hadamard", "pca", "joint")
 # Relative, of the distortion: what is missed counts at the price of the slope, so that its square is the error.
@@ -51,35 +50,33 @@ def matrix_weights(params: Params) -> Float[np.ndarray, " m"]:
     return np.array([W.size for k in MATRICES for W in params["blocks"][k]], float)
 
 
-def all_gauges(subject: Subject, moments: Moments) -> dict[str, Gauges]:
-    """The fixed bases by name."""
-    return {name: starting_gauges(name, subject.params, subject.arch, moments) for name in COORDINATES}
+def in_coordinates(subject: Subject, moments: Moments) -> dict[str, Aligned]:
+    """The model in every fixed basis by name, norm gains folded in all of them."""
+    models = {}
+    for name in COORDINATES:
+        gauges = starting_gauges(name, subject.params, subject.arch, moments)
+        if gauges.residual is None:
+            gauges = gauges._replace(residual=np.eye(subject.arch.hidden_size))
+        models[name] = Aligned(subject=subject, moments=moments, gauges=gauges)
+    return models
 
 
-def in_coordinates(subject: Subject, moments: Moments, gauges: Gauges) -> tuple[Subject, Moments]:
-    """A model and its moments in other coordinates, gains folded in all of them."""
-    if gauges.residual is None:
-        gauges = gauges._replace(residual=np.eye(subject.arch.hidden_size))
-    params, arch = fold(subject.params, subject.arch, gauges)
-    checkpoint = replace(subject.checkpoint, arch=arch)
-    return replace(subject, checkpoint=checkpoint, params=params), fold_moments(
-        moments, subject.params, subject.arch, gauges
-    )
-
-
-def matrix_spectra(subject: Subject) -> list[Spectra]:
+def matrix_spectra(model: Aligned) -> list[Spectra]:
     """Figures of every coded matrix."""
-    return [spectra(W) for k in MATRICES for W in subject.params["blocks"][k]]
+    blocks = list(model.blocks())
+    return [spectra(block.params[k]) for k in MATRICES for block in blocks]
 
 
-def terms_by_slope(subject: Subject, moments: Moments) -> TermsAtSlope:
-    """Analytic bits and distortion of a model in its present coordinates as a function of the slope."""
-    problem, settings = make_problem(subject, moments, Config())
+def terms_by_slope(model: Aligned) -> TermsAtSlope:
+    """Analytic bits and distortion of a model in coordinates as a function of the slope."""
+    problem, settings = make_problem(model.subject, model.moments, Config())
+    assert model.gauges is not None
+    variables = Variables(single_precision(model.gauges, settings.arch))
 
     @cache
     def at(lam: float) -> MatrixTerms:
-        found = _evaluate(Variables(Gauges()), problem, jnp.float32(lam), settings=settings)
-        return MatrixTerms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in found))
+        terms = _evaluate(variables, problem, jnp.float32(lam), settings=settings)
+        return MatrixTerms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in terms))
 
     return at
 

@@ -7,7 +7,6 @@ import pytest
 from conftest import synthetic_moments
 from optimizers.equal_distortion import (
     MatrixTerms,
-    all_gauges,
     in_coordinates,
     matrix_names,
     matrix_weights,
@@ -97,11 +96,13 @@ def test_terms_of_a_model_in_coordinates_are_the_relaxed_terms_of_their_gauges(t
     subject = load_subject(tiny_llama())
     moments = synthetic_moments(subject.arch)
     problem = make_problem(subject, moments, Config())
-    gauges = all_gauges(subject, moments)
+    models = in_coordinates(subject, moments)
     weights = matrix_weights(subject.params)
     for name in ("identity", "joint"):
-        rate, distortion = relaxed_terms(*problem, 24.0, gauges[name])
-        found = terms_by_slope(*in_coordinates(subject, moments, gauges[name]))(24.0)
+        gauges = models[name].gauges
+        assert gauges is not None
+        rate, distortion = relaxed_terms(*problem, 24.0, gauges)
+        found = terms_by_slope(models[name])(24.0)
         assert len(found.bits) == len(matrix_names(subject.arch))
         assert found.bits.sum() / weights.sum() == pytest.approx(rate, rel=1e-3), name
         assert found.distortion.sum() == pytest.approx(distortion, rel=1e-3), name

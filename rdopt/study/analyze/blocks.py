@@ -26,8 +26,8 @@ from rdopt.study.analyze.ends import end_rows, ends_in
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
 from rdopt.study.analyze.networks import Inputs, Network
 from rdopt.study.analyze.store import LayerStore
-from rdopt.transforms.gauges.fold import fold_block
-from rdopt.transforms.gauges.gauges import Gauges, sides_of
+from rdopt.transforms.gauges.fold import fold_block, fold_block_moments
+from rdopt.transforms.gauges.gauges import Gauges
 
 SAVE_AFTER = 60.0  # seconds since the last state
 
@@ -138,17 +138,12 @@ class BlockPass:
         self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]
     ) -> _BlockInBasis:
         """A block and its moments in a basis."""
-        gains = (np.asarray(p["attn_norm"], np.float64), np.asarray(p["mlp_norm"], np.float64))
-        inputs, G = {}, {}
-        for name in MATRICES:
-            sides, group = sides_of(name, gains, self._arch, gauges.block(layer, self._arch)), INPUT_OF[name]
-            if group not in inputs:
-                inputs[group] = Inputs(sides.inputs.moment(moments["sigma"][group]))
-            own, dual = moments["G"][name], sides.outputs.dual()
-            G[name] = np.asarray(dual.diagonal_moment(own) if own.ndim == 1 else dual.moment(own), np.float32)
-        folded = fold_block(p, layer, self._arch, gauges)
-        whole = {name: error_cost(folded[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
-        return _BlockInBasis(folded, inputs, G, whole)
+        weights = fold_block(p, layer, self._arch, gauges)
+        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self._arch, gauges)
+        inputs = {group: Inputs(S) for group, S in sigma.items()}
+        G = {name: np.asarray(g, np.float32) for name, g in gradients.items()}
+        whole = {name: error_cost(weights[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
+        return _BlockInBasis(weights, inputs, G, whole)
 
     def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str) -> Row:
         place = {"name": hf_name(layer, name), "layer": layer, "kind": name, "basis": basis}

@@ -28,7 +28,7 @@ COLUMNS: Mapping[str, Callable[[Row], float]] = {
     "dim G": lambda row: row["outputs"]["entropy dimension"],
     "curv": lambda row: row["curvature"],
 }
-Key = Literal["kind", "layer"]  # what rows are grouped by
+RowKey = Literal["kind", "layer"]  # what rows are grouped by
 
 
 def report_lines(analysis: Analysis) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _means(label: str, rows: Sequence[Row]) -> str:
     return f"{label:12s} {l2:9.4f} {top:7.3f} {means}"
 
 
-def _peaks_by(rows: Sequence[Row], bases: Sequence[str], key: Key, what: str) -> Iterator[str]:
+def _peaks_by(rows: Sequence[Row], bases: Sequence[str], key: RowKey, what: str) -> Iterator[str]:
     """Two of the figures, a line for every value of a key of the rows."""
     yield ""
     yield f"By {what}: max/rms | share of the top 10 % of the columns"
@@ -114,7 +114,7 @@ def _cost(kl: float, rows: Sequence[Row], rounding: Rounding) -> str:
     return f"{kl:9.5f} ({estimate:.5f}; {error:.1e})"
 
 
-def _errors_by(rows: Sequence[Row], bases: Sequence[str], key: Key, what: str, rounding: Rounding) -> Iterator[str]:
+def _errors_by(rows: Sequence[Row], bases: Sequence[str], key: RowKey, what: str, rounding: Rounding) -> Iterator[str]:
     """Errors of one rounding, a line for every value of a key of the rows."""
     yield ""
     yield f"By {what}: relative output error, mean | D in nats/token, sum"
