@@ -24,9 +24,8 @@ from peers.report import Cell, curves
 from peers.table import ArmVariant, add_arguments, run_table
 
 from rdopt.calibration.backward import second_moments
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import coded_matrices
 from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments

@@ -21,12 +21,12 @@ import numpy as np
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_lists
 from rdopt.codec.grids.steps import exp_steps, log_steps
+from rdopt.codec.grids.trellis import TRELLIS_SLOPE
 from rdopt.codec.streams.trellis_file import pack_trellis, unpack_trellis
 from rdopt.codec.tables.allocation import pack_spreads
 from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.encode.columns import quantize_columns
-from rdopt.encode.trellis_model import SLOPE
 from rdopt.rate.waterfill import reverse_waterfill
 
 _OUT, _IN = 1024, 512
@@ -75,7 +75,7 @@ def code(layer: GaussianLayer, grid: TestedGrid, c: float) -> tuple[float, float
     logs = log_steps(1.0 / np.diagonal(layer.L))
     row, col = np.ones(m), exp_steps(logs).astype(np.float64) * c
     plan = starting_plan([rank1_spreads(layer.W / col)])
-    for mu in (0.0, SLOPE * grid.rdo):
+    for mu in (0.0, TRELLIS_SLOPE * grid.rdo):
         (rates,) = rates_of(plan, mu)
         path = quantize_columns(layer.W, layer.L, row, col, rates, grid.states)
         plan = fit_plan([path])

@@ -37,27 +37,24 @@ from rdopt.codec.coders.constriction import decode_indices, encode_indices
 from rdopt.codec.coders.lanes import to_lanes
 from rdopt.codec.coders.rans import Blank, Lanes
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_model
-from rdopt.codec.grids.trellis import SEGMENT, next_states
+from rdopt.codec.grids.steps import dequantize
+from rdopt.codec.grids.trellis import SEGMENT, TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath, next_states
 from rdopt.codec.streams.trellis_file import CODERS, pack_trellis, unpack_trellis
 from rdopt.codec.tables.allocation import choose_plan, table_classes
 from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
-from rdopt.encode.columns import Path as Codes
-from rdopt.encode.columns import Rates, quantize_columns
+from rdopt.encode.columns import quantize_columns
 from rdopt.encode.feedback import quantize_feedback
-from rdopt.encode.quantize import dequantize
+from rdopt.encode.model import encode_model
 from rdopt.encode.source import make_source
-from rdopt.encode.trellis_jax import quantize_columns_jax
-from rdopt.encode.trellis_model import SLOPE, STEP
 from rdopt.encode.wavefront import quantize_wavefront
 from rdopt.evaluate.divergence import compare
 from rdopt.runs.export import reference_of
 from rdopt.transforms.bases import starting_gauges
 
-ONE_SIDED, TWO_SIDED, JAX = (256, 512, 1024, 2048, 4096), 4096, 512
+ONE_SIDED, TWO_SIDED = (256, 512, 1024, 2048, 4096), 4096
 _STEP = 0.5  # base step in standard deviations of the weights: about 3 bits/weight
 _PATIENCE = 20.0  # seconds after which no more repeats begin
 
@@ -83,7 +80,7 @@ class Matrix(NamedTuple):
     M: Float[np.ndarray, "n n"]
     row: Float[np.ndarray, " n"]
     col: Float[np.ndarray, " n"]
-    rates: Rates
+    rates: RateTerm
 
 
 @contextlib.contextmanager
@@ -129,9 +126,9 @@ def random_matrix(n: int) -> Matrix:
     """Gaussian weights under triangular factors whose off-diagonal entries matter."""
     rng = np.random.default_rng(n)
     L, M = (np.tril(0.5 * rng.standard_normal((n, n)) / np.sqrt(n), -1) + np.eye(n) for _ in range(2))
-    W, row, col = rng.standard_normal((n, n)), np.ones(n), np.full(n, _STEP * STEP)
+    W, row, col = rng.standard_normal((n, n)), np.ones(n), np.full(n, _STEP * TRELLIS_STEP)
     plan = starting_plan([rank1_spreads(W / np.outer(row, col))])
-    (rates,) = rates_of(plan, 0.4 * SLOPE)
+    (rates,) = rates_of(plan, 0.4 * TRELLIS_SLOPE)
     return Matrix(W, L, M, row, col, rates)
 
 
@@ -139,22 +136,20 @@ def quantizers(x: Matrix) -> dict[str, Callable[[], Any]]:
     """The quantizers that are timed at this size."""
     n, one_sided = len(x.W), (x.W, x.L, x.row, x.col, x.rates)
     works: dict[str, Callable[[], Any]] = {}
-    works["scalar feedback"] = lambda: quantize_feedback(x.W, x.L, x.row, x.col / STEP)
+    works["scalar feedback"] = lambda: quantize_feedback(x.W, x.L, x.row, x.col / TRELLIS_STEP)
     for states in (8, 64):
         works[f"trellis columns, {states} states"] = lambda states=states: quantize_columns(*one_sided, states)
         if n <= TWO_SIDED:
             works[f"trellis wavefront, {states} states"] = lambda states=states: quantize_wavefront(
                 x.W, x.L, x.M, x.row, x.col, x.rates, states
             )
-    if n <= JAX:
-        works["trellis columns in JAX, 8 states"] = lambda: quantize_columns_jax(*one_sided, 8)
     return works
 
 
 def coders(x: Matrix) -> dict[str, Callable[[], Any]]:
     """Entropy coders on the indices of this matrix, and decoding to weights."""
     path = quantize_columns(x.W, x.L, x.row, x.col, x.rates, 8)
-    works = {**_scalar_coder(quantize_feedback(x.W, x.L, x.row, x.col / STEP)), **_trellis_coders(path)}
+    works = {**_scalar_coder(quantize_feedback(x.W, x.L, x.row, x.col / TRELLIS_STEP)), **_trellis_coders(path)}
     plan = fit_plan([path])
     packed = pack_trellis([path], ["columns"], plan, 8, 1)
     head, exponents = BitWriter(), np.zeros(len(x.W), np.int32)
@@ -178,7 +173,7 @@ def _scalar_coder(z: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _trellis_coders(path: Codes) -> dict[str, Callable[[], Any]]:
+def _trellis_coders(path: TrellisPath) -> dict[str, Callable[[], Any]]:
     plan, step = fit_plan([path]), next_states(8)
     lanes = Lanes._make(to_lanes(part, "columns") for part in (path.k, plan.tables_of(0, plan.keys()), path.grids))
     works: dict[str, Callable[[], Any]] = {}
@@ -258,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, and writes JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=ONE_SIDED,
-                        help=f"widths of square matrices (two-sided up to {TWO_SIDED}, JAX up to {JAX})")
+                        help=f"widths of square matrices (two-sided up to {TWO_SIDED})")
     parser.add_argument("--model", default="demo", help="a model for the second table, or none")
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--steps", type=int, default=12, help="training steps to time; 0: none")

@@ -11,26 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath
 from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.columns import Path, quantize_columns
-from rdopt.encode.trellis_model import SLOPE, STEP
+from rdopt.encode.columns import quantize_columns
 from rdopt.rate.operational import LOG2_SPREADS
 
 
 def operational_point(log2_spread: float, states: int, rows: int = 1 << 15, columns: int = 24) -> tuple[float, float]:
     """(bits per weight, mean squared error in squared steps) of independent Gaussian weights, rate in the metric."""
     W = np.random.default_rng(0).standard_normal((rows, columns)) * 2.0**log2_spread
-    row, col = np.ones(rows), np.full(columns, STEP)
-    spreads = [(np.ones(rows), np.full(columns, 2.0**log2_spread / STEP))]
+    row, col = np.ones(rows), np.full(columns, TRELLIS_STEP)
+    spreads = [(np.ones(rows), np.full(columns, 2.0**log2_spread / TRELLIS_STEP))]
 
-    def quantize(plan, mu: float) -> Path:
+    def quantize(plan, mu: float) -> TrellisPath:
         return quantize_columns(W, np.eye(columns), row, col, rates_of(plan, mu)[0], states)
 
     rough = quantize(starting_plan(spreads), 0.0)
-    path = quantize(fit_plan([rough], spreads), SLOPE * EncodeConfig().rdo)
+    path = quantize(fit_plan([rough], spreads), TRELLIS_SLOPE * EncodeConfig().rdo)
     bits = sum(_entropy(path.k[path.grids == grid]) for grid in range(2))
-    return bits / W.size, float(np.mean((W - STEP * path.values) ** 2))
+    return bits / W.size, float(np.mean((W - TRELLIS_STEP * path.values) ** 2))
 
 
 def _entropy(k: np.ndarray) -> float:

@@ -6,12 +6,13 @@ Llama, Mistral, Qwen2 and Qwen3; defaults for absent keys are those of transform
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rdopt.config.errors import UserError
 
+Key = tuple[int, str]  # (layer, matrix) or (layer, input group)
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 # Input groups in the order of the computation: matrices of one group read the same activations.
 MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
@@ -171,6 +172,32 @@ def coded_weights(arch: Architecture) -> int:
     """N, the number of weights in the matrices of all blocks: the denominator of bits/weight."""
     shapes = block_shapes(arch)
     return arch.num_layers * sum(math.prod(shapes[name]) for name in MATRICES)
+
+
+def coded_matrices(layers: int) -> Iterator[Key]:
+    """(layer, matrix) of every matrix of the blocks, in the order of an encoded file."""
+    for layer in range(layers):
+        for name in MATRICES:
+            yield layer, name
+
+
+def input_groups(layers: int) -> Iterator[Key]:
+    """(layer, group) in the order of the computation."""
+    for layer in range(layers):
+        for group in MATRICES_OF:
+            yield layer, group
+
+
+def matrix_shapes(arch: Architecture) -> dict[Key, tuple[int, int]]:
+    """(layer, matrix) -> (out, in) of every matrix of the blocks, in the order of an encoded file."""
+    shapes = block_shapes(arch)
+    return {(i, name): (shapes[name][0], shapes[name][1]) for i, name in coded_matrices(arch.num_layers)}
+
+
+def group_widths(arch: Architecture) -> dict[Key, int]:
+    """(layer, group) -> input width of every input group, in the order of an encoded file."""
+    shapes = block_shapes(arch)
+    return {(layer, group): shapes[MATRICES_OF[group][0]][1] for layer, group in input_groups(arch.num_layers)}
 
 
 def expected_tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:

@@ -74,7 +74,7 @@ def run_export(args: argparse.Namespace, config: Config) -> None:
 
 def run_encode(args: argparse.Namespace, config: Config) -> None:
     """rdopt encode."""
-    from rdopt.codec.encoder import coded_bits
+    from rdopt.codec.streams.index import coded_bits
     from rdopt.encode.encode import encode
     from rdopt.encode.measure import encode_figures
     from rdopt.runs.figures import write_figures
@@ -126,7 +126,7 @@ def refuse_text_of_run(args: argparse.Namespace) -> None:
 def run_decode(args: argparse.Namespace, config: Config) -> None:
     """rdopt decode."""
     from rdopt.checkpoint.families import coded_weights
-    from rdopt.encode.encode import decode
+    from rdopt.codec.decoder import decode
     from rdopt.integrations.model_card import decoded_card
 
     begun = time.perf_counter()

@@ -3,32 +3,42 @@
 import lzma
 import struct
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.checkpoint.families import INPUT_OF, Architecture, architecture_from_config, expected_tensors, hf_name
+from rdopt.checkpoint.families import (
+    INPUT_OF,
+    Architecture,
+    Key,
+    architecture_from_config,
+    expected_tensors,
+    group_widths,
+    hf_name,
+    matrix_shapes,
+)
+from rdopt.checkpoint.write import write_checkpoint
 from rdopt.codec.coders.bits import BitReader
 from rdopt.codec.coders.constriction import decode_indices
-from rdopt.codec.encoder import LLOYD, SCALAR, TRELLIS, bits_of
+from rdopt.codec.grids.lloyd import lloyd_step, lloyd_values, read_levels
+from rdopt.codec.grids.trellis import trellis_step
 from rdopt.codec.streams.container import unpack
-from rdopt.codec.streams.embeddings import decode_embeddings
+from rdopt.codec.streams.embeddings import unpack_embeddings
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import Gains, unpack_gains
+from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, read_index
 from rdopt.codec.streams.smooth_scales import unpack_scales
 from rdopt.codec.streams.stored import unpack_stored
 from rdopt.codec.streams.structured import rebuild, unpack_structured
-from rdopt.codec.streams.trellis_file import Matrix, unpack_trellis
+from rdopt.codec.streams.trellis_file import DecodedMatrix, unpack_trellis
 from rdopt.codec.streams.uncoded import unpack_files, unpack_uncoded
 from rdopt.codec.tables.allocation import read_tables, table_classes
 from rdopt.codec.tables.classes import Spreads
 from rdopt.config.errors import UserError
-from rdopt.encode.lloyd_model import lloyd_step, lloyd_values, read_levels
-from rdopt.encode.quantize import Key, group_widths, matrix_shapes
-from rdopt.encode.trellis_model import trellis_step
 from rdopt.transforms.stored.rotations import StoredRotations
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
@@ -85,6 +95,39 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
         raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
 
 
+def decode_file(path: Path, threads: int = 0) -> Decoded:
+    """Decodes a file into memory."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name one written by rdopt encode.")
+    return decode_model(path.read_bytes(), str(path), threads)
+
+
+def decode(
+    path: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    threads: int = 0,
+    card: Callable[[Decoded], str] | None = None,
+) -> Decoded:
+    """Decodes a file into a plain Hugging Face folder.
+
+    Args:
+        path: the file.
+        out: a new folder.
+        dtype: of the written weights; float32 keeps them exactly.
+        threads: 0 for all cores; the bytes do not depend on it.
+        card: makes the folder's README.md.
+
+    Raises:
+        UserError: a damaged file or an existing output.
+    """
+    decoded = decode_file(path, threads)
+    files = decoded.files if card is None else {**decoded.files, "README.md": card(decoded).encode()}
+    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=files)
+    return decoded
+
+
 class Matrices(NamedTuple):
     """Decoded matrices, by (layer, matrix).
 
@@ -99,7 +142,7 @@ class Matrices(NamedTuple):
 
     c: float
     parameters: int
-    coded: dict[Key, Matrix]
+    coded: dict[Key, DecodedMatrix]
     gains: Gains | None
     plain: dict[Key, Float[np.ndarray, "out in"]]
     weights: dict[Key, Float[np.ndarray, "out in"]]
@@ -120,11 +163,7 @@ def decode_matrices(
     Raises:
         ValueError: damaged streams.
     """
-    (c,) = struct.unpack_from("<f", index)
-    source = BitReader(index[4:])
-    method, parameters = source.gammas(2)
-    if method not in (SCALAR, TRELLIS, LLOYD):
-        raise ValueError(f"coding method {method}")
+    c, method, parameters, source = read_index(index)
     rows, cols, spreads = unpack_scales(streams["scales"], shapes, widths)
     components = unpack_structured(streams["structured"], shapes)
     read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
@@ -162,7 +201,7 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
     with ThreadPoolExecutor(threads or None) as pool:
         weights = dict(zip((hf_name(*key) for key in found.weights), pool.map(undone, found.weights), strict=True))
     if streams["embeddings"]:
-        weights |= decode_embeddings(streams["embeddings"], arch, found.c, threads)
+        weights |= unpack_embeddings(streams["embeddings"], arch, found.c, threads)
     weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))
     return Decoded(
         tensors={k: weights[k] for k in expected_tensors(arch)},
@@ -182,14 +221,14 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
 
 def _read_scalar(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
-) -> list[Matrix]:
+) -> list[DecodedMatrix]:
     """Matrices on a uniform grid: an index is its value."""
     return _read_plan(streams, spreads, index, shapes, threads)[0]
 
 
 def _read_lloyd(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
-) -> list[Matrix]:
+) -> list[DecodedMatrix]:
     """Matrices whose levels are described behind their lengths."""
     matrices, precision = _read_plan(streams, spreads, index, shapes, threads)
     levels = read_levels(index)
@@ -199,7 +238,7 @@ def _read_lloyd(
 
 def _read_plan(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
-) -> tuple[list[Matrix], int]:
+) -> tuple[list[DecodedMatrix], int]:
     """(the matrices with their indices as values, precision of the spreads)."""
     precision, width = index.gammas(2)
     if width < 1:
@@ -208,10 +247,10 @@ def _read_plan(
     tables = read_tables(streams["tables"], precision, width)
     ends = np.cumsum(lengths)
 
-    def one(i: int) -> Matrix:
+    def one(i: int) -> DecodedMatrix:
         classes = table_classes(spreads[i], width)
         z = decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
-        return Matrix(z, z, 8.0 * lengths[i])
+        return DecodedMatrix(z, z, 8.0 * lengths[i])
 
     with ThreadPoolExecutor(threads or None) as pool:
         return list(pool.map(one, range(len(shapes)))), precision
@@ -219,5 +258,5 @@ def _read_plan(
 
 def _read_trellis(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
-) -> list[Matrix]:
+) -> list[DecodedMatrix]:
     return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)

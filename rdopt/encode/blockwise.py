@@ -8,17 +8,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture, Key, group_widths
 from rdopt.codec.streams.fixed_point import MAX_BLOCK
 from rdopt.codec.streams.stored import pack_stored
-from rdopt.encode.quantize import group_widths
 from rdopt.operator.params import Params
 from rdopt.transforms.matrices.pca import near_identity, pca
 from rdopt.transforms.stored.angles import angle_codes
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 BITS = (4, 5, 6, 7, 8)
-Key = tuple[int, str]
 # (columns, blocks): all full blocks, then the smaller last one; each has its own shape.
 Blocks = list[tuple[slice, Float[np.ndarray, "_ _ _"]]]
 

@@ -4,38 +4,15 @@ With one step per column (a_j = c / L_jj, successive interference cancellation) 
 same, so a path through the trellis and the feedback to the columns before do not interfere (DESIGN section 4).
 """
 
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from rdopt.codec.grids.trellis import SEGMENT, next_states, viterbi, walk
+from rdopt.codec.grids.trellis import SEGMENT, RateTerm, TrellisPath, next_states, viterbi, walk
 from rdopt.transforms.kernels import kernel
 
 BLOCK = 64
-
-
-class Rates(NamedTuple):
-    """What the rate term of the trellis sees.
-
-    Attributes:
-        rows, cols: the class of an entry is rows_i + cols_j.
-        bits: (classes, 2, K) code length of |k| on each grid, sign included.
-        mu: price of a bit in squared steps; 0 minimises the error alone.
-    """
-
-    rows: Int[np.ndarray, " out"]
-    cols: Int[np.ndarray, " in"]
-    bits: Float[np.ndarray, "classes 2 K"]
-    mu: float
-
-
-class Path(NamedTuple):
-    """A quantized matrix: indices and values (in steps), both (out, in), and the grid of every entry."""
-
-    k: Int[np.ndarray, "out in"]
-    values: Int[np.ndarray, "out in"]
-    grids: Int[np.ndarray, "out in"]
 
 
 @kernel()
@@ -65,9 +42,9 @@ def quantize_columns(
     L: Float[np.ndarray, "in in"],
     row: Float[np.ndarray, " out"],
     col: Float[np.ndarray, " in"],
-    rates: Rates,
+    rates: RateTerm,
     states: int,
-) -> Path:
+) -> TrellisPath:
     """Minimises |(W - row values col) L|^2 + rate greedily, column by column from the last.
 
     Updates are lazy: inside a block of columns at once, from the columns behind it as one matrix product.
@@ -94,4 +71,4 @@ def quantize_columns(
             Y, M, low, high, rates.rows, rates.cols, bits, rates.mu, step, SEGMENT, k, values, grids
         )
         E[low:high] -= col[low:high, None] * values[low:high]
-    return Path(k.T, values.T, grids.T)
+    return TrellisPath(k.T, values.T, grids.T)

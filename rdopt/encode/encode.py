@@ -1,7 +1,6 @@
-"""`rdopt encode` and `rdopt decode`: runs and folders to files, files to plain folders."""
+"""`rdopt encode`: runs and folders to files."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +13,14 @@ from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_corpus, load_subject
 from rdopt.checkpoint.atomic import refuse_existing
 from rdopt.checkpoint.families import Architecture
-from rdopt.checkpoint.write import carried_files, write_checkpoint
-from rdopt.codec.decoder import Decoded, decode_model
-from rdopt.codec.encoder import Encoded, encode_at_step
+from rdopt.checkpoint.write import carried_files
+from rdopt.codec.encoder import Encoded
 from rdopt.codec.streams.container import write_container
-from rdopt.config.errors import UserError
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, EncodeConfig
 from rdopt.encode.finetune import Finetuned
 from rdopt.encode.judge import Judge, Report, finetune_file
+from rdopt.encode.model import encode_at_step
 from rdopt.encode.source import Source, make_source
 from rdopt.encode.target import search_file, size_goal
 from rdopt.evaluate.divergence import Reference
@@ -149,7 +147,7 @@ def encode_source(
     if encode.target_bpw is not None:
         goal = size_goal(encode.target_bpw)
         encoded = search_file(
-            source, encode, goal, c, whole, lambda x: x.bpw(source), lambda part, coded, _: part.bits_per_weight(coded)
+            source, encode, goal, c, whole, lambda x: x.bpw, lambda part, coded, _: part.bits_per_weight(coded)
         )
     elif judge is not None and (encode.target_kl is not None or encode.target_ppl is not None):
         goal, value = judge.goal(encode)
@@ -197,37 +195,3 @@ def encode(
     write_container(out, encoded.data)
     shutil.rmtree(folder, ignore_errors=True)
     return prepared, encoded, tuned
-
-
-def decode_file(path: Path, threads: int = 0) -> Decoded:
-    """Decodes a file into memory."""
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; name one written by rdopt encode.")
-    return decode_model(path.read_bytes(), str(path), threads)
-
-
-def decode(
-    path: Path,
-    out: Path,
-    *,
-    dtype: str = "float32",
-    threads: int = 0,
-    card: Callable[[Decoded], str] | None = None,
-) -> Decoded:
-    """Decodes a file into a plain Hugging Face folder.
-
-    Args:
-        path: the file.
-        out: a new folder.
-        dtype: of the written weights; float32 keeps them exactly.
-        threads: 0 for all cores; the bytes do not depend on it.
-        card: makes the folder's README.md.
-
-    Raises:
-        UserError: a damaged file or an existing output.
-    """
-    decoded = decode_file(path, threads)
-    files = decoded.files if card is None else {**decoded.files, "README.md": card(decoded).encode()}
-    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=files)
-    return decoded
-

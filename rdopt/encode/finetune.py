@@ -19,11 +19,10 @@ from jaxtyping import Array, Float, Int
 from rdopt.align import devices as pool
 from rdopt.align.devices import Device
 from rdopt.align.loop import Schedule, State, adam, run_steps
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, matrix_shapes
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import PRECISIONS, Gains, choose_precision, quantize_gains
 from rdopt.codec.streams.uncoded import sixteen_bit
-from rdopt.encode.quantize import matrix_shapes
 from rdopt.evaluate.divergence import Reference, compare, token_kl
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rope_tables, run_blocks
 from rdopt.operator.params import Params

@@ -76,7 +76,7 @@ class Judge(NamedTuple):
         Errors of different rows add up in KL. A loss above the original's is expected to equal it: the excess of a
         tenth of the errors would drown in the noise of the labels.
         """
-        nats = self.divergence(part.model(coded, c), part.whole.arch)
+        nats = self.divergence(part.model(coded), part.whole.arch)
         return math.log2(nats * part.whole.weights / part.source.weights)
 
 
@@ -120,5 +120,6 @@ def finetune_file(
     if not found.accepted:
         return encoded, found
     blocks = {**found.params["blocks"], **{k: source.params["blocks"][k] for k in MATRICES}}
-    tuned = source._replace(params={**found.params, "blocks": blocks})
-    return assemble(tuned, encoded.c, encoded.coded._replace(gains=found.gains)), found
+    tuned_params = {**found.params, "blocks": blocks}
+    coded = encoded.coded._replace(gains=found.gains)
+    return assemble(coded, tuned_params, source.arch, source.files, source.parameters), found

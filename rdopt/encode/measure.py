@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from rdopt.calibration.subject import load_subject, open_subject
 from rdopt.checkpoint.families import Architecture
+from rdopt.codec.decoder import decode_file
 from rdopt.codec.encoder import Encoded, structure_saved
-from rdopt.codec.streams.embeddings import embedding_distortion
 from rdopt.config.schema import Config
-from rdopt.encode.encode import Prepared, decode_file
+from rdopt.encode.embeddings import embedding_distortion
+from rdopt.encode.encode import Prepared
 from rdopt.encode.quantize import estimated_distortion
 from rdopt.evaluate.divergence import Comparison, as_eval_json, compare, noise_floor_bf16
 from rdopt.operator.params import Params, params_from_tensors
@@ -70,12 +71,12 @@ def encode_figures(path: Path, made_from: Path, prepared: Prepared, encoded: Enc
     source, config = prepared.source, prepared.config
     model = config.model if (made_from / "run.json").is_file() else str(made_from)
     measured = measure(str(path), replace(config, model=model))
-    scales, low_rank = structure_saved(source, encoded)
+    scales, low_rank = structure_saved(encoded, source.arch)
     distortion = estimated_distortion(source.params, measured.params, source.moments)
     return {
-        "bpw": encoded.bpw(source),
-        "bpw_estimated": encoded.bpw_estimated(source),
-        "bpw_all": encoded.bpw_all(source),
+        "bpw": encoded.bpw,
+        "bpw_estimated": encoded.bpw_estimated,
+        "bpw_all": encoded.bpw_all,
         "bytes": len(encoded.data),
         "parts": {k: v / source.weights for k, v in encoded.bits.items()},
         "structure_saved": {"scales": scales, "low_rank": low_rank},

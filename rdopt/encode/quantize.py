@@ -4,7 +4,6 @@ Row steps follow the damped output sensitivities, column steps the Cholesky fact
 a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (DESIGN section 3).
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture, block_shapes
-from rdopt.codec.grids.steps import damped_cholesky, damped_weights, exp_steps, log_steps
+from rdopt.checkpoint.families import INPUT_OF, Key, coded_matrices, input_groups
+from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
 from rdopt.codec.streams.gains import Gains
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.config.progress import Tick
@@ -22,7 +21,6 @@ from rdopt.encode.feedback import quantize_feedback, quantize_rounding, quantize
 from rdopt.operator.params import Params
 
 _GAIN_PRECISION = 32  # of gains in the loop, steps in an octave: a relative error of 4e-5, far below any grid's
-Key = tuple[int, str]
 
 
 class Grid(NamedTuple):
@@ -40,32 +38,6 @@ class Grid(NamedTuple):
     outputs: dict[Key, Float[np.ndarray, "out out"]]
     rows: dict[Key, Int[np.ndarray, " out"]]
     cols: dict[Key, Int[np.ndarray, " in"]]
-
-
-def coded_matrices(layers: int) -> Iterator[tuple[int, str]]:
-    """(layer, matrix) in the order of the file."""
-    for layer in range(layers):
-        for name in MATRICES:
-            yield layer, name
-
-
-def input_groups(layers: int) -> Iterator[Key]:
-    """(layer, group) in the order of the computation."""
-    for layer in range(layers):
-        for group in MATRICES_OF:
-            yield layer, group
-
-
-def matrix_shapes(arch: Architecture) -> dict[Key, tuple[int, int]]:
-    """(layer, matrix) -> (out, in) of every coded matrix, in the order of the file."""
-    shapes = block_shapes(arch)
-    return {(i, name): (shapes[name][0], shapes[name][1]) for i in range(arch.num_layers) for name in MATRICES}
-
-
-def group_widths(arch: Architecture) -> dict[Key, int]:
-    """(layer, group) -> input width of every input group, in the order of the file."""
-    shapes = block_shapes(arch)
-    return {(layer, group): shapes[MATRICES_OF[group][0]][1] for layer, group in input_groups(arch.num_layers)}
 
 
 def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
@@ -158,14 +130,6 @@ def index_spreads(
     if gains is not None:
         decoded = gains.apply(key, decoded)
     return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
-
-
-def dequantize(
-    z: Int[np.ndarray, "out in"], row: Int[np.ndarray, " out"], col: Int[np.ndarray, " in"], c: float
-) -> Float[np.ndarray, "out in"]:
-    """z_ij (row_i (col_j c)) in float32, products in this order, so that every machine gets the same bits."""
-    steps = exp_steps(row)[:, None] * (exp_steps(col) * np.float32(c))[None, :]
-    return z.astype(np.float32) * steps
 
 
 def estimated_distortion(params: Params, decoded: Params | None, moments: Moments) -> float:

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, Architecture, coded_weights, hf_name
+from rdopt.checkpoint.families import INPUT_OF, Architecture, Key, coded_matrices, coded_weights, hf_name
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.uncoded import pack_files
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import Grid, Key, coded_matrices, estimated_distortion, make_grid
+from rdopt.encode.quantize import Grid, estimated_distortion, make_grid
 from rdopt.operator.params import Params
 from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
 from rdopt.transforms.stored.rotations import StoredRotations

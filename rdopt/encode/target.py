@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Int
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import MATRICES
+from rdopt.checkpoint.families import MATRICES, group_widths, matrix_shapes
 from rdopt.codec.decoder import decode_matrices
-from rdopt.codec.encoder import Coded, Encoded, code_matrices, coded_streams, write_index
+from rdopt.codec.encoder import Coded, Encoded, coded_index, coded_streams
 from rdopt.codec.streams.stored import pack_stored
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import estimated_distortion, group_widths, make_grid, matrix_shapes
+from rdopt.encode.model import code_matrices
+from rdopt.encode.quantize import estimated_distortion, make_grid
 from rdopt.encode.source import Source
 from rdopt.operator.params import Params
 
@@ -113,17 +114,18 @@ class Part(NamedTuple):
     def bits_per_weight(self, coded: Coded) -> float:
         """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
         part, whole = self.source, self.whole
-        bits = {name: 8 * len(x) for name, x in coded_streams(part, coded).items()}
+        bits = {name: 8 * len(x) for name, x in coded_streams(coded, part.arch).items()}
         lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
         side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
         transforms = 8 * len(pack_stored(whole.stored, whole.arch))
         return bits["codes"] / part.weights + (side + bits["tables"] + transforms) / whole.weights
 
-    def model(self, coded: Coded, c: float) -> Params:
+    def model(self, coded: Coded) -> Params:
         """The whole model with the part's rows as a file would give them back, all others as they were."""
-        index = write_index(c, self.source.parameters, coded)
+        index = coded_index(coded, self.source.parameters)
         shapes = {key: (len(self.rows[key[1]]), n) for key, (_, n) in matrix_shapes(self.whole.arch).items()}
-        found = decode_matrices(coded_streams(self.source, coded), index, shapes, group_widths(self.whole.arch)).weights
+        streams, widths = coded_streams(coded, self.whole.arch), group_widths(self.whole.arch)
+        found = decode_matrices(streams, index, shapes, widths).weights
         blocks, coded_whole = dict(self.whole.params["blocks"]), self.whole.coded_params()["blocks"]
         layers = range(self.whole.arch.num_layers)
         for name, rows in self.rows.items():

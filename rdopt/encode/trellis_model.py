@@ -12,37 +12,33 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key, input_groups, matrix_shapes
 from rdopt.codec.grids.steps import exp_steps
+from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath, trellis_step
 from rdopt.codec.streams.gains import Gains, quantize_gains
-from rdopt.codec.streams.structured import Gain, Structured, component, fit_structured, rebuild
+from rdopt.codec.streams.structured import Structured, component, rebuild
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.codec.tables.trellis_plan import PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
-from rdopt.encode.columns import Path, quantize_columns
+from rdopt.encode.columns import quantize_columns
 from rdopt.encode.drift import Prefix
 from rdopt.encode.gain_fit import fit_gains, gain_precision
-from rdopt.encode.quantize import Grid, Key, input_groups, matrix_shapes
+from rdopt.encode.quantize import Grid
 from rdopt.encode.source import Source
+from rdopt.encode.structured import ComponentGain, fit_structured
 from rdopt.encode.wavefront import quantize_wavefront
 from rdopt.rate.steps import lam_of_base_step
-
-# A trellis of this step has the distortion of a scalar grid of step one at high rate: its error is 0.26 of a
-# squared step (1.09 dB of granular gain on grids of step two), the scalar grid's 1/12.
-STEP = 0.566
-SLOPE = 0.36  # squared steps per bit on the curve D(R) at high rate: 2 ln2 0.26
-
 
 
 class TrellisModel(NamedTuple):
     """A quantized model: what the file has to say beside the steps."""
 
-    paths: dict[Key, Path]
+    paths: dict[Key, TrellisPath]
     plan: TrellisPlan
     gains: Gains | None
     components: dict[Key, Structured]
-    component_gains: dict[Key, Gain]
+    component_gains: dict[Key, ComponentGain]
 
 
 def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> TrellisModel:
@@ -63,13 +59,14 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
     first = _Pass(source, c, encode, guess, components, mu=0.0)
 
-    def roughly(key: Key) -> tuple[Path, Spread]:
+    def roughly(key: Key) -> tuple[TrellisPath, Spread]:
         path = first.path(key, weights[key])
         return path, first.spread(key, weights[key], path)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         paths, spreads = zip(*count(threads.map(roughly, keys)), strict=True)
-        second = _Pass(source, c, encode, fit_plan(paths, spreads, PRECISIONS[:1]), components, SLOPE * encode.rdo)
+        fitted_plan, mu = fit_plan(paths, spreads, PRECISIONS[:1]), TRELLIS_SLOPE * encode.rdo
+        second = _Pass(source, c, encode, fitted_plan, components, mu)
         done = _behind_prefix(second, encode, count, threads)
     ordered = [done[key] for key in keys]
     plan = fit_plan([x.path for x in ordered], [x.spread for x in ordered])
@@ -81,7 +78,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
 class Done(NamedTuple):
     """One quantized matrix: path, spreads of its coordinates, its gains, decoded weights as the network has them."""
 
-    path: Path
+    path: TrellisPath
     spread: Spread
     gains: Gains
     W: Float[np.ndarray, "out in"]
@@ -131,7 +128,7 @@ class _Pass:
         self._rates = dict(zip(matrix_shapes(source.arch), rates_of(plan, mu), strict=True))
         self._components = components
 
-    def path(self, key: Key, W: Float[np.ndarray, "out in"]) -> Path:
+    def path(self, key: Key, W: Float[np.ndarray, "out in"]) -> TrellisPath:
         """Quantizes what a matrix has beside its component."""
         grid, rates, f = self.source.grid, self._rates[key], self._components.get(key)
         row, col = step_factors(grid, key, self.c)
@@ -142,14 +139,14 @@ class _Pass:
             return quantize_columns(W, L, row, col, rates, self._states)
         return quantize_wavefront(W, L, M, row, col, rates, self._states)
 
-    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: Path) -> Spread:
+    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: TrellisPath) -> Spread:
         """Row and column spreads of the coordinates that were rounded."""
         grid = self.source.grid
         L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)
         error = np.asarray(W, np.float64) - self.decoded(key, path)
         return coordinate_spreads(path.values, error, L, M, *step_factors(grid, key, self.c))
 
-    def decoded(self, key: Key, path: Path) -> Float[np.ndarray, "out in"]:
+    def decoded(self, key: Key, path: TrellisPath) -> Float[np.ndarray, "out in"]:
         """The weights that the decoder makes of a path, before gains; float32."""
         grid = self.source.grid
         row, col = grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]]
@@ -158,13 +155,14 @@ class _Pass:
 
 def _components(
     source: Source, c: float, encode: EncodeConfig, weights: Mapping[Key, Float[np.ndarray, "out in"]]
-) -> dict[Key, tuple[Structured, Gain]]:
+) -> dict[Key, tuple[Structured, ComponentGain]]:
     """The low-rank components that pay, and what they are worth."""
     if encode.structured == "none":
         return {}
 
-    def fit(key: Key) -> tuple[Structured, Gain] | None:
-        return fit_structured(np.asarray(weights[key], np.float64), *step_factors(source.grid, key, c), 1 / STEP)
+    def fit(key: Key) -> tuple[Structured, ComponentGain] | None:
+        W = np.asarray(weights[key], np.float64)
+        return fit_structured(W, *step_factors(source.grid, key, c), 1 / TRELLIS_STEP)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         found = zip(weights, threads.map(fit, weights), strict=True)
@@ -174,12 +172,7 @@ def _components(
 def step_factors(grid: Grid, key: Key, c: float) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
     """Row and column factors of the trellis's steps, float64."""
     col = exp_steps(grid.cols[key[0], INPUT_OF[key[1]]]).astype(np.float64)
-    return exp_steps(grid.rows[key]).astype(np.float64), col * (c * STEP)
-
-
-def trellis_step(c: float) -> float:
-    """The base step of the trellis as the float32 number that encoder and decoder multiply with."""
-    return float(np.float32(c) * np.float32(STEP))
+    return exp_steps(grid.rows[key]).astype(np.float64), col * (c * TRELLIS_STEP)
 
 
 def _expected_spreads(source: Source, key: Key, W: Float[np.ndarray, "out in"], c: float):

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Subject
+from rdopt.checkpoint.families import group_widths, matrix_shapes
 from rdopt.codec.decoder import decode_matrices
-from rdopt.codec.encoder import code_matrices, coded_streams, write_index
+from rdopt.codec.encoder import coded_index, coded_streams
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
-from rdopt.encode.quantize import estimated_distortion, group_widths, matrix_shapes
+from rdopt.encode.model import code_matrices
+from rdopt.encode.quantize import estimated_distortion
 from rdopt.rate.steps import base_step
 from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges
@@ -59,12 +61,12 @@ def hard_cost(
     source = aligned_source(subject, params, arch, folded, quick, stored=stored)
     c = base_step(lam, source.weights)
     coded = code_matrices(source, c, quick)
-    streams = coded_streams(source, coded)
+    streams = coded_streams(coded, arch)
     side = 8 * sum(len(data) for name, data in streams.items() if name != "codes")
-    index = write_index(c, source.parameters, coded)
+    index = coded_index(coded, source.parameters)
     found = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), quick.threads).weights
     truth = source.coded_params()
     blocks = {**truth["blocks"], **{k: [found[i, k] for i in range(arch.num_layers)] for _, k in found}}
     D = estimated_distortion(truth, {**truth, "blocks": blocks}, source.coded)
-    rate = (coded.bits + side) / source.weights
-    return HardCost(coded.bits / source.weights, rate, D, rate + lam * D)
+    rate = (coded.indices.bits + side) / source.weights
+    return HardCost(coded.indices.bits / source.weights, rate, D, rate + lam * D)

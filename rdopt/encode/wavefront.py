@@ -14,8 +14,7 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.codec.grids.trellis import next_states, viterbi, walk
-from rdopt.encode.columns import Path, Rates
+from rdopt.codec.grids.trellis import RateTerm, TrellisPath, next_states, viterbi, walk
 from rdopt.transforms.kernels import kernel
 
 TILE = 32
@@ -68,9 +67,9 @@ def quantize_wavefront(
     M: Float[np.ndarray, "out out"],
     row: Float[np.ndarray, " out"],
     col: Float[np.ndarray, " in"],
-    rates: Rates,
+    rates: RateTerm,
     states: int,
-) -> Path:
+) -> TrellisPath:
     """Minimises |M^T (W - row values col) L|^2 + rate greedily, diagonal by diagonal from the last.
 
     Costs (out + in) / 2 multiply-adds an entry, nearly all of them in matrix products.
@@ -107,4 +106,4 @@ def quantize_wavefront(
             first, last, Y, E, carried, left, right, rates.rows, rates.cols, bits, rates.mu, step, machine,
             k, values, grids,
         )
-    return Path(k, values, grids)
+    return TrellisPath(k, values, grids)

@@ -5,7 +5,7 @@ The front matter follows the Hugging Face hub's model card metadata.
 
 from rdopt.checkpoint.families import coded_weights
 from rdopt.codec.decoder import Decoded
-from rdopt.codec.encoder import coded_bits
+from rdopt.codec.streams.index import coded_bits
 
 
 def model_card(

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rdopt.codec.decoder import decode
 from rdopt.config.errors import UserError
-from rdopt.encode.encode import decode
 
 
 def load_compressed(path: str | Path, *, threads: int = 0) -> Any:

@@ -8,11 +8,10 @@ import numpy as np
 
 from rdopt.checkpoint.families import MATRICES, block_shapes, coded_weights, hf_name
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
-from rdopt.codec.decoder import Decoded
+from rdopt.codec.decoder import Decoded, decode_file
 from rdopt.codec.streams.container import VERSION
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
-from rdopt.encode.encode import decode_file
 from rdopt.study.figures import weight_statistics
 from rdopt.transforms.files import load_alignment
 

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject
 from rdopt.checkpoint.atomic import new_file
+from rdopt.codec.decoder import decode_file
 from rdopt.codec.streams.container import write_container
-from rdopt.codec.streams.embeddings import embedding_distortion
 from rdopt.config.schema import Config, EncodeConfig
-from rdopt.encode.encode import decode_file, encode_source, make_judge
+from rdopt.encode.embeddings import embedding_distortion
+from rdopt.encode.encode import encode_source, make_judge
 from rdopt.encode.quantize import estimated_distortion
 from rdopt.encode.source import Source
 from rdopt.evaluate.divergence import Reference, compare
@@ -111,10 +112,10 @@ def measure_point(
     return Point(
         arm=arm,
         lam=lam_of_base_step(encoded.c, source.weights),
-        bpw=encoded.bpw(source),
-        bpw_estimated=encoded.bpw_estimated(source),
+        bpw=encoded.bpw,
+        bpw_estimated=encoded.bpw_estimated,
         bpw_relaxed=trained[0],
-        bpw_all=encoded.bpw_all(source),
+        bpw_all=encoded.bpw_all,
         distortion=estimated_distortion(truth[0], params, truth[1])
         + embedding_distortion(truth[0], params, truth[1]),
         kl=found.kl_mean,

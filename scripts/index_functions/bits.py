@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 
-from rdopt.codec.streams.structured import log2_spreads
+from rdopt.encode.structured import log2_spreads
 from rdopt.rate.operational import exact_rate_distortion
 
 _LOW, _HIGH, _PER_OCTAVE = -16, 16, 64  # log2 of a spread, in steps

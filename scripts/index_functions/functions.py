@@ -13,7 +13,8 @@ import scipy.fft
 from jaxtyping import Float, Int
 
 from index_functions.bits import gaussian_bits, rate_at, spread_histogram
-from rdopt.codec.streams.structured import SHIFTS, factor_bits, product, rounded_factors
+from rdopt.codec.streams.structured import SHIFTS, product
+from rdopt.encode.structured import factor_bits, rounded_factors
 
 _Unit = Float[np.ndarray, "layers out in"]
 _SCALE_BITS = 4.0  # of a row's or a column's spread in a mode of the layer index, about

@@ -14,9 +14,8 @@ from peers.model import Key, Model
 from peers.peer_file import index_entropy_bits
 from peers.settings import PeerSettings
 from peers.watersic import GainRule, WeightedMatrix, cancel, high_rate_step, weighted_matrix
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.codec.grids.steps import damped_cholesky
-from rdopt.encode.quantize import coded_matrices
 
 StepOf = Callable[[Key, WeightedMatrix, float], float]
 _RATE_TOLERANCE, _RATE_TRIALS = 0.01, 8

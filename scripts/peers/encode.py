@@ -24,9 +24,8 @@ from peers.model import DecodedModel, Key, Model, Moment, Weights, with_matrices
 from peers.peer_file import COARSE_SCALES, FINE_SCALES, PeerFile, PeerMatrix, pack_peer, snap_scales, unpack_peer
 from peers.settings import PeerSettings
 from peers.watersic import watersic, weighted_matrix
-from rdopt.checkpoint.families import INPUT_OF, MATRICES_OF, coded_weights
+from rdopt.checkpoint.families import INPUT_OF, MATRICES_OF, coded_matrices, coded_weights, input_groups
 from rdopt.encode.drift import Prefix
-from rdopt.encode.quantize import coded_matrices, input_groups
 from rdopt.encode.target import search_step, size_goal
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from peers.allocation import relative_steps
 from peers.model import DecodedModel, Key, Model, with_matrices
 from peers.settings import PeerSettings
-from rdopt.checkpoint.families import coded_weights
-from rdopt.encode.quantize import coded_matrices
+from rdopt.checkpoint.families import coded_matrices, coded_weights
 
 QPS_PER_OCTAVE = 4
 _TRIALS = 6

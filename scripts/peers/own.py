@@ -5,10 +5,10 @@ from dataclasses import replace
 from peers.benchmark import Benchmark
 from peers.model import DecodedModel, Model
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_at_step
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.judge import Judge, finetune_file
+from rdopt.encode.model import encode_at_step
 from rdopt.encode.target import search_step, size_goal
 from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import base_step
@@ -40,7 +40,7 @@ def encode_own(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_
     decoded = decode_model(encoded.data, benchmark.cells.model)
     weights = params_from_tensors(decoded.tensors, decoded.arch)
     parts = {"bits": {name: bits / source.weights for name, bits in encoded.bits.items()}}
-    return DecodedModel(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, parts)
+    return DecodedModel(encoded.bpw, encoded.bpw_estimated, weights, decoded.arch, parts)
 
 
 def scalar_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float) -> float:
@@ -49,7 +49,7 @@ def scalar_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, t
     source = aligned_source(benchmark.subject, *model[:3], scalar)
     start = base_step(_LAM, source.weights)
     return search_step(
-        lambda c: encode_at_step(source, c, scalar), lambda encoded: encoded.bpw(source), size_goal(target_bpw), start
+        lambda c: encode_at_step(source, c, scalar), lambda encoded: encoded.bpw, size_goal(target_bpw), start
     ).c
 
 
@@ -58,7 +58,7 @@ def trellis_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, 
     quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
     source = aligned_source(benchmark.subject, *model[:3], quick)
     for _ in range(_TRIALS):
-        miss = encode_at_step(source, c, quick).bpw(source) - target_bpw
+        miss = encode_at_step(source, c, quick).bpw - target_bpw
         c *= 2.0**miss  # a bit is an octave of steps
         if abs(miss) <= NEAR:
             break

@@ -18,9 +18,9 @@ from rdopt.align.candidates import relaxed_terms
 from rdopt.align.learn import learn
 from rdopt.align.train import make_problem
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_model
 from rdopt.config.schema import Config, EncodeConfig, Init, RotationKind, SiteName, StoredKind, TrainConfig
 from rdopt.encode.encode import aligned_source
+from rdopt.encode.model import encode_model
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import Params, params_from_tensors
 from rdopt.transforms.bases import starting_gauges
@@ -137,7 +137,7 @@ class TransformArms:
             **found.facts,
         }
         weights = params_from_tensors(decoded.tensors, decoded.arch)
-        return DecodedModel(encoded.bpw(source), encoded.bpw_estimated(source), weights, decoded.arch, facts)
+        return DecodedModel(encoded.bpw, encoded.bpw_estimated, weights, decoded.arch, facts)
 
     def _relaxed(self, lam: float, found: ArmCoordinates) -> Mapping[str, float] | None:
         """R and D by the analytic rate, of coordinates without stored rotations."""

@@ -30,9 +30,9 @@ from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_model
 from rdopt.config.schema import Config, EncodeConfig
 from rdopt.encode.encode import aligned_source
+from rdopt.encode.model import encode_model
 from rdopt.encode.quantize import estimated_distortion
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import params_from_tensors
@@ -256,7 +256,7 @@ def test_a_trial_encoding_costs_what_a_file_costs(tiny_llama):
     file = encode_model(source, 20.0, encode)
     decoded = decode_model(file.data)
     headers = file.bits["headers"] / source.weights
-    assert trial.rate == pytest.approx(file.bpw_estimated(source) - headers)
+    assert trial.rate == pytest.approx(file.bpw_estimated - headers)
     D = estimated_distortion(params, params_from_tensors(decoded.tensors, decoded.arch), folded)
     assert trial.distortion == pytest.approx(D, rel=1e-6)
     assert pytest.approx(trial.rate + 20 * trial.distortion) == trial.J

@@ -27,7 +27,7 @@ from tiny_runs import (
 
 from rdopt import __version__
 from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.encode.encode import decode_file
+from rdopt.codec.decoder import decode_file
 from rdopt.integrations.model_card import decoded_card
 from rdopt.integrations.transformers_loader import load_compressed
 from rdopt.operator.llama import logits

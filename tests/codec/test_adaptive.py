@@ -9,12 +9,11 @@ from test_huffman import MIDDLES, blank_of, coder_of, lanes_of
 from rdopt.codec.coders.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.rans import LARGEST, PRECISION, Lanes, Rans, code_lengths
-from rdopt.codec.grids.trellis import next_states, walk_lanes
+from rdopt.codec.grids.trellis import TrellisPath, next_states, walk_lanes
 from rdopt.codec.streams.trellis_file import CODERS, pack_trellis, restart, unpack_trellis
 from rdopt.codec.tables.trellis_plan import fit_plan, starting_plan
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.columns import Path
 
 every_coder = pytest.mark.parametrize("name", list(CODERS))
 
@@ -24,7 +23,7 @@ def paths_of(shapes, states=8):
     for shape in shapes:
         k = np.rint(3 * rng.standard_normal(shape) * np.exp(rng.standard_normal(shape[1]))).astype(np.int32)
         values, grids = walk_lanes(np.ascontiguousarray(k.T), states, restart("columns"))
-        paths.append(Path(k, np.ascontiguousarray(values.T), np.ascontiguousarray(grids.T)))
+        paths.append(TrellisPath(k, np.ascontiguousarray(values.T), np.ascontiguousarray(grids.T)))
     return paths
 
 

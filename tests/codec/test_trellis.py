@@ -1,18 +1,14 @@
-"""Claims about the trellis: the standard's machine, Viterbi against all paths, granular gains, JAX against numba."""
+"""Claims about the trellis: the standard's machine, Viterbi against all paths, granular gains."""
 
 from itertools import product
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.grids.trellis import (
-    SEGMENT,
     STATES,
-    TRIALS,
     next_states,
     predecessors,
     subset_index,
@@ -20,9 +16,6 @@ from rdopt.codec.grids.trellis import (
     walk,
     walk_lanes,
 )
-from rdopt.encode.columns import BLOCK, Rates, quantize_columns
-from rdopt.encode.trellis_jax import quantize_blocks, quantize_columns_jax
-from rdopt.encode.trellis_jax import viterbi as viterbi_jax
 
 # Granular gains in dB over the uniform grid (Marcellin and Fischer 1990, table I; 1.53 is the limit).
 GAINS = {1: 0.0, 4: 0.99, 8: 1.09, 16: 1.16, 32: 1.22, 64: 1.27}
@@ -77,6 +70,16 @@ def test_the_two_ways_into_a_state_use_different_subsets_of_one_grid_pair(states
         into = subset[step == s]
         assert len(set(into.tolist())) == 2 and len({int(x) >> 1 for x in into}) == 1
         assert step[s, 0] != step[s, 1]
+
+
+@every_trellis
+def test_the_predecessors_are_the_transposed_machine(states):
+    before, subset = predecessors(next_states(states))
+    step = next_states(states)
+    assert np.all(np.diff(before * 2 + (subset & 1), axis=1) > 0)  # the lower state first: ties fall to it
+    for s in range(states):
+        for b, u in zip(before[s], subset[s], strict=True):
+            assert step[b, u & 1] == s and u >> 1 == b & 1
 
 
 @pytest.mark.parametrize("states", [0, 2, 3, 7, 128])
@@ -183,92 +186,3 @@ def test_the_granular_gain_is_the_published_one(states, source):
     values, _, _ = run_walk(k, states)
     gain = 10 * np.log10((2**2 / 12) / np.mean((x - values) ** 2))
     assert gain == pytest.approx(GAINS[states], abs=0.05)
-
-
-# the same in JAX
-
-
-@every_trellis
-def test_the_predecessors_are_the_transposed_machine(states):
-    before, subset = predecessors(next_states(states))
-    step = next_states(states)
-    assert np.all(np.diff(before * 2 + (subset & 1), axis=1) > 0)  # the order in which the kernel meets them
-    for s in range(states):
-        for b, u in zip(before[s], subset[s], strict=True):
-            assert step[b, u & 1] == s and u >> 1 == b & 1
-
-
-@every_trellis
-@pytest.mark.parametrize("mu", [0.0, 0.3])
-@pytest.mark.parametrize("kind", ["random", "half steps", "constant"])
-def test_jax_finds_the_indices_of_the_kernel_ties_included(states, mu, kind):
-    rng = np.random.default_rng(states)
-    shape = (12, 20)
-    x = {
-        "random": 3 * rng.standard_normal(shape),
-        "half steps": rng.integers(-12, 13, shape) / 2,
-        "constant": np.full(shape, 1.3) * rng.choice([-1, 1], shape[1]),
-    }[kind]
-    bits, classes = growing_bits(rng, 2), rng.integers(0, 2, shape)
-    if kind == "constant":
-        classes = np.zeros(shape, np.int64)  # permuted costs tie
-    ends = rng.integers(1, 13, shape[1])
-    live = np.arange(12)[:, None] < ends
-    with jax.enable_x64(True):
-        trials = TRIALS if mu else 1
-        prices = jnp.asarray(bits, jnp.float64)
-        found = viterbi_jax(
-            jnp.asarray(x),
-            jnp.asarray(classes),
-            jnp.asarray(live),
-            prices,
-            jnp.float64(mu),
-            states=states,
-            trials=trials,
-        )
-        k, values, grids = (np.asarray(z) for z in found)
-    for i, end in enumerate(ends):
-        expected, _ = run_viterbi(x[:end, i], states, bits, classes[:end, i].copy(), mu)
-        np.testing.assert_array_equal(k[:end, i], expected)
-        walked = run_walk(expected, states)
-        np.testing.assert_array_equal(values[:end, i], walked[0])
-        np.testing.assert_array_equal(grids[:end, i], walked[1])
-
-
-def matrix_problem(out, width, mu, seed=0):
-    """(W, L, row, col, rates) with correlated inputs."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((3 * width, width)) * np.exp(rng.standard_normal(width))
-    L = np.linalg.cholesky(x.T @ x / len(x) + 0.3)
-    W = rng.standard_normal((out, width)).astype(np.float32)
-    rates = Rates(rng.integers(0, 2, out), rng.integers(0, 3, width), growing_bits(rng, 4), mu)
-    return W, L, np.exp(0.3 * rng.standard_normal(out)), 0.3 / np.diagonal(L), rates
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (9, BLOCK), (2 * SEGMENT + 5, BLOCK + 3)])
-@pytest.mark.parametrize(("states", "mu"), [(1, 0.0), (8, 0.0), (8, 0.15), (64, 0.15)])
-def test_jax_quantizes_matrices_to_the_same_path(shape, states, mu):
-    problem = matrix_problem(shape[0], shape[1], mu)
-    for found, expected in zip(
-        quantize_columns_jax(*problem, states), quantize_columns(*problem, states), strict=True
-    ):
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_matrices_of_one_shape_run_together_under_vmap():
-    problems = [matrix_problem(10, BLOCK, 0.1, seed) for seed in range(3)]
-    rates = problems[0][-1]
-    alone = [quantize_columns(*p[:-1], rates, 8).k for p in problems]
-    Y = np.stack([((p[0] / p[2][:, None]) @ p[1]).T for p in problems])
-    M = np.stack([p[3][:, None] * p[1] for p in problems])
-    with jax.enable_x64(True):
-        bits, mu = jnp.asarray(rates.bits, jnp.float64), jnp.float64(0.1)
-        rows, cols = jnp.asarray(rates.rows), jnp.asarray(rates.cols)
-
-        def one(Y, M):
-            return quantize_blocks(Y, M, rows, cols, bits, mu, out=10, states=8, trials=TRIALS)[0]
-
-        found = np.asarray(jax.vmap(one)(jnp.asarray(Y), jnp.asarray(M)))
-    for k, expected in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(k.T, expected)

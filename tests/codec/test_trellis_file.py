@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS
-from rdopt.codec.grids.trellis import STATES, walk_lanes
+from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
 from rdopt.codec.streams import trellis_file
 from rdopt.codec.streams.trellis_file import pack_trellis, restart, segments, unpack_trellis
 from rdopt.codec.tables.trellis_plan import (
@@ -23,7 +23,6 @@ from rdopt.codec.tables.trellis_plan import (
     starting_plan,
     write_shapes,
 )
-from rdopt.encode.columns import Path
 
 SHAPES = [(1, 1), (24, 9), (9, 24), (300, 17), (40, 33)]
 ORDERS: list[Order] = ["columns", "diagonals", "columns", "columns", "diagonals"]
@@ -34,7 +33,7 @@ def random_path(rng, shape, order, states, scale=3.0):
     spread = scale * np.exp(0.5 * rng.standard_normal(shape[0])[:, None] + 0.5 * rng.standard_normal(shape[1]))
     k = to_lanes(np.rint(spread * rng.standard_normal(shape) / 2).astype(np.int32), order)
     values, grids = walk_lanes(k, states, restart(order))
-    return Path(*(from_lanes(x, order) for x in (k, values, grids)))
+    return TrellisPath(*(from_lanes(x, order) for x in (k, values, grids)))
 
 
 @functools.cache
@@ -106,7 +105,7 @@ def test_codes_are_not_longer_than_the_entropy_of_gaussian_indices_on_known_spre
     for scale in (8.0, 20.0):
         k = np.rint(scale * rng.standard_normal((512, 128)) / 2).astype(np.int32).T.copy()
         values, grids = walk_lanes(k, 8, restart("columns"))
-        paths.append(Path(k.T, values.T, grids.T))
+        paths.append(TrellisPath(k.T, values.T, grids.T))
     found = pack_trellis(paths, ["columns", "columns"], fit_plan(paths), 8, 1)
     entropy = np.mean([0.5 * np.log2(2 * np.pi * np.e) + np.log2(s / 2) for s in (8.0, 20.0)])
     bits = 8 * (len(found.codes) + len(found.tables)) / sum(p.k.size for p in paths)
@@ -155,7 +154,7 @@ def test_the_chosen_precision_is_the_one_with_the_fewest_bits():
     assert fit_plan(varied).precision > 0
     k = np.rint(1.5 * rng.standard_normal((60, 50))).astype(np.int32)
     values, grids = walk_lanes(k.T.copy(), 8, restart("columns"))
-    assert fit_plan([Path(k, values.T, grids.T)]).precision == 0
+    assert fit_plan([TrellisPath(k, values.T, grids.T)]).precision == 0
 
 
 def test_shapes_read_back_and_damaged_ones_are_a_value_error():

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.grids.trellis import SEGMENT, STATES, next_states, viterbi, walk_lanes
-from rdopt.encode.columns import BLOCK, Rates, quantize_columns
+from rdopt.codec.grids.trellis import SEGMENT, STATES, RateTerm, next_states, viterbi, walk_lanes
+from rdopt.encode.columns import BLOCK, quantize_columns
 from rdopt.encode.feedback import quantize_feedback
 
 
@@ -21,13 +21,13 @@ def problem(out, width, c=0.3, seed=0):
 
 
 def no_rates(out, width):
-    return Rates(np.zeros(out, np.int64), np.zeros(width, np.int64), np.zeros((1, 2, 1), np.float32), 0.0)
+    return RateTerm(np.zeros(out, np.int64), np.zeros(width, np.int64), np.zeros((1, 2, 1), np.float32), 0.0)
 
 
 def some_rates(out, width, mu, seed=0):
     rng = np.random.default_rng(seed)
     bits = np.cumsum(0.1 + rng.random((5, 2, 60)), axis=2).astype(np.float32)
-    return Rates(rng.integers(0, 3, out), rng.integers(0, 3, width), bits, mu)
+    return RateTerm(rng.integers(0, 3, out), rng.integers(0, 3, width), bits, mu)
 
 
 def path_of(x, classes, rates, states):

@@ -19,20 +19,24 @@ from rdopt.checkpoint.families import (
     MATRICES,
     architecture_from_config,
     block_shapes,
+    coded_matrices,
     expected_tensors,
     hf_name,
 )
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_at_step, encode_model, structure_saved
+from rdopt.codec.encoder import structure_saved
+from rdopt.codec.grids.steps import dequantize
+from rdopt.codec.grids.trellis import trellis_step
 from rdopt.codec.streams import container
 from rdopt.codec.streams.container import STREAMS, pack, read_container, unpack, write_container
 from rdopt.codec.streams.uncoded import pack_files, unpack_files
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import coded_matrices, dequantize, quantize_model
+from rdopt.encode.model import encode_at_step, encode_model
+from rdopt.encode.quantize import quantize_model
 from rdopt.encode.source import make_source
-from rdopt.encode.trellis_model import quantize_trellis, trellis_step
+from rdopt.encode.trellis_model import quantize_trellis
 from rdopt.operator.params import load_params
 
 VARIANTS = [(family, {}) for family in FAMILIES] + [
@@ -145,10 +149,10 @@ def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
         source = make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
         files[encode.structured] = encode_at_step(source, 0.02, encode)
     found = files["svd"]
-    _, low_rank = structure_saved(source, found)
+    _, low_rank = structure_saved(found, source.arch)
     assert low_rank[hf_name(0, "up")][0] >= 1 and low_rank[hf_name(0, "up")][1] > 0
     assert found.bits["structured"] > 0 and files["none"].bits["structured"] == 0
-    assert found.bpw(source) < files["none"].bpw(source)
+    assert found.bpw < files["none"].bpw
     W, original = decode_model(found.data).tensors[hf_name(0, "up")], params["blocks"]["up"][0]
     assert np.linalg.norm(W - original) < 0.1 * np.linalg.norm(original)
 
@@ -228,11 +232,11 @@ def test_the_parts_sum_to_the_file_and_the_decoder_agrees(tiny_llama, grid):
     assert decoded.bits == encoded.bits
     assert sum(decoded.code_bits.values()) == pytest.approx(encoded.bits["codes"])
     if grid == "trellis":  # real bits against ideal ones
-        assert encoded.coded.bits == pytest.approx(encoded.bits["codes"], rel=0.02)
+        assert encoded.coded.indices.bits == pytest.approx(encoded.bits["codes"], rel=0.02)
     assert all(v >= 0 for v in encoded.bits.values())
     coded = 8 * len(encoded.data) - encoded.bits["uncoded"]
-    assert encoded.bpw(source) == pytest.approx(coded / source.weights)
-    assert encoded.bpw_all(source) == pytest.approx(8 * len(encoded.data) / source.parameters)
+    assert encoded.bpw == pytest.approx(coded / source.weights)
+    assert encoded.bpw_all == pytest.approx(8 * len(encoded.data) / source.parameters)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +250,7 @@ def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_model, lam
     encode = EncodeConfig(grid=grid)
     demo_source = source_of(demo_model, encode)
     encoded = encode_model(demo_source, lam, encode)
-    assert encoded.bpw_estimated(demo_source) == pytest.approx(encoded.bpw(demo_source), rel=0.01)
+    assert encoded.bpw_estimated == pytest.approx(encoded.bpw, rel=0.01)
     assert encoded.bits["headers"] / demo_source.weights < 0.01
     assert demo_source.weights == sum(demo_source.params["blocks"][k].size for k in MATRICES)
 

@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdopt.checkpoint.families import MATRICES, MATRICES_OF
+from rdopt.checkpoint.families import MATRICES, MATRICES_OF, input_groups
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.encode.drift import Prefix
-from rdopt.encode.quantize import input_groups
 from rdopt.operator.llama import block, embed_tokens, linear, rope_tables
 from rdopt.operator.params import load_params
 

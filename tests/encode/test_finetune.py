@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import random_tensors, tiny_config
 
-from rdopt.checkpoint.families import MATRICES, architecture_from_config
+from rdopt.checkpoint.families import MATRICES, architecture_from_config, matrix_shapes
 from rdopt.codec.streams.gains import Gains
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.config.errors import UserError
@@ -35,7 +35,6 @@ from rdopt.encode.finetune import (
     student_params,
     with_rotations,
 )
-from rdopt.encode.quantize import matrix_shapes
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import logits
 from rdopt.operator.params import params_from_tensors

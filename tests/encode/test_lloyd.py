@@ -13,22 +13,25 @@ from tiny_sources import source_of
 from rdopt.checkpoint.families import INPUT_OF, hf_name
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_at_step
-from rdopt.codec.grids.lloyd import FRACTIONS, POOLED, SLOPE, THRESHOLDS, Cell, design, fixed_point, values_of
+from rdopt.codec.grids.lloyd import (
+    FRACTIONS,
+    POOLED,
+    LloydLevels,
+    lloyd_step,
+    lloyd_values,
+    read_levels,
+    values_of,
+    write_levels,
+)
+from rdopt.codec.grids.steps import dequantize
+from rdopt.codec.grids.uniform import UNIFORM_SLOPE
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK, quantize_feedback
-from rdopt.encode.lloyd_model import (
-    Levels,
-    lloyd_step,
-    lloyd_values,
-    quantize_lloyd,
-    quantize_on_cells,
-    read_levels,
-    write_levels,
-)
-from rdopt.encode.quantize import dequantize, quantize_model
+from rdopt.encode.lloyd import THRESHOLDS, CellGrid, design, fixed_point, quantize_lloyd, quantize_on_cells
+from rdopt.encode.model import encode_at_step
+from rdopt.encode.quantize import quantize_model
 
 SPREADS = (0.6, 1.0, 2.0, 5.0)
 
@@ -85,7 +88,7 @@ def test_at_a_threshold_both_levels_cost_the_same(spread):
     bits = -np.log2(mass + 2.0**-PRECISION)
     for k, t in enumerate(thresholds[: POOLED + 1]):
         if k < t < k + 0.999:
-            cost = [(t - levels[i]) ** 2 + SLOPE * bits[i] for i in (k, k + 1)]
+            cost = [(t - levels[i]) ** 2 + UNIFORM_SLOPE * bits[i] for i in (k, k + 1)]
             np.testing.assert_allclose(*cost, atol=1e-6)
 
 
@@ -93,7 +96,7 @@ def test_at_a_threshold_both_levels_cost_the_same(spread):
 def test_the_fixed_point_has_less_error_and_rate_than_the_uniform_grid(spread):
     grid = fixed_point(spread)
     ours, plain = rate_and_error(*grid, spread), rate_and_error(*uniform(len(grid.levels)), spread)
-    assert ours[0] + ours[1] / SLOPE < plain[0] + plain[1] / SLOPE
+    assert ours[0] + ours[1] / UNIFORM_SLOPE < plain[0] + plain[1] / UNIFORM_SLOPE
 
 
 @pytest.mark.parametrize("spread", [0.6, 1.0, 2.0])
@@ -166,7 +169,7 @@ def test_blocked_feedback_is_the_textbook_loop_with_these_levels(width, seed):
 
 
 def test_beyond_the_tabulated_thresholds_indices_continue_without_a_jump():
-    cell = Cell(np.arange(THRESHOLDS) + 0.75, np.zeros(POOLED + 1, np.int32))
+    cell = CellGrid(np.arange(THRESHOLDS) + 0.75, np.zeros(POOLED + 1, np.int32))
     W = np.linspace(10, 40, 301, dtype=np.float32)[:, None] + np.float32(0.01)
     one = np.ones(1)
     z = quantize_on_cells(W, np.eye(1), np.ones(301), one, np.zeros(W.shape, np.int64), [cell])
@@ -184,7 +187,7 @@ def test_a_decoded_model_is_the_one_that_was_quantized(tiny_llama, family, c):
     model = quantize_lloyd(source.params, source.grid, c, encode)
     encoded = encode_at_step(source, c, encode)
     decoded = decode_model(encoded.data)
-    estimated, real = (encoded.bpw_estimated(source), encoded.bpw(source))
+    estimated, real = (encoded.bpw_estimated, encoded.bpw)
     assert abs(estimated / real - 1) < 0.05  # a tiny model: whole words of every matrix weigh
     assert np.any(model.levels.offsets)
     for (key, z), spreads in zip(model.indices.items(), model.plan.spreads, strict=True):
@@ -226,7 +229,7 @@ def gammas(values):
 def test_levels_survive_the_file(low, offsets):
     table = np.zeros((len(offsets), POOLED + 1), np.int32)
     table[:, 1:] = np.reshape(offsets, (-1, POOLED))
-    found = read_levels(gammas(write_levels(Levels(low, table))))
+    found = read_levels(gammas(write_levels(LloydLevels(low, table))))
     assert found.low == low
     np.testing.assert_array_equal(found.offsets, table)
 
@@ -240,4 +243,4 @@ def test_damaged_levels_are_refused(numbers):
 def test_a_spread_without_levels_is_refused():
     z, spreads = np.zeros((1, 1), np.int32), Spreads(np.full(1, 3, np.int32), np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="without levels"):
-        lloyd_values(z, spreads, 4, Levels(0, np.zeros((2, POOLED + 1), np.int32)))
+        lloyd_values(z, spreads, 4, LloydLevels(0, np.zeros((2, POOLED + 1), np.int32)))

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, MATRICES
-from rdopt.codec.grids.steps import damped_cholesky, damped_weights, exp_steps
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, coded_matrices
+from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps
 from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK, quantize_feedback, quantize_rounding, quantize_with_gains
-from rdopt.encode.quantize import coded_matrices, dequantize, estimated_distortion, make_grid, quantize_model
+from rdopt.encode.quantize import estimated_distortion, make_grid, quantize_model
 from rdopt.rate.steps import base_step, lam_of_base_step
 
 WIDTHS = {"attn": 20, "o": 12, "mlp": 20, "down": 70}

@@ -9,16 +9,16 @@ from hypothesis import given
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, hf_name
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, group_widths, hf_name, matrix_shapes
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import encode_at_step
+from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.streams.container import pack, unpack
 from rdopt.codec.streams.stored import _octaves, pack_pairing, pack_stored, unpack_pairing, unpack_stored
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.blockwise import BITS, blockwise_pca
-from rdopt.encode.quantize import dequantize, group_widths, matrix_shapes
+from rdopt.encode.model import encode_at_step
 from rdopt.encode.source import make_source
 from rdopt.operator.params import load_params
 from rdopt.rate.steps import base_step
@@ -148,7 +148,7 @@ def test_the_bytes_of_the_transforms_are_counted(tiny):
     assert sum(file.bits.values()) == 8 * len(file.data)
     assert decode_model(file.data).bits == file.bits
     turned = source._replace(params=source.coded_params(), moments=source.coded, stored=None)
-    extra = file.bpw(source) - encode_at_step(turned, file.c, ENCODE).bpw(source)
+    extra = file.bpw - encode_at_step(turned, file.c, ENCODE).bpw
     assert extra * source.weights >= file.bits["transforms"]
 
 

@@ -5,21 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.grids.steps import exp_steps
+from rdopt.codec.grids.steps import dequantize, exp_steps
 from rdopt.codec.streams.structured import (
     MAX_FACTOR,
     SHIFTS,
     Structured,
-    coded_cost,
     combine,
     component,
     finer,
-    fit_structured,
     pack_structured,
     product,
     unpack_structured,
 )
-from rdopt.encode.quantize import dequantize
+from rdopt.encode.structured import coded_cost, fit_structured
 
 M, N = 48, 40
 

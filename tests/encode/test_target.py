@@ -9,12 +9,12 @@ from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, sha256, stric
 
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES
-from rdopt.codec.decoder import decode_model
-from rdopt.codec.encoder import code_matrices, encode_at_step
+from rdopt.codec.decoder import decode_file, decode_model
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.encode import decode_file, encode_source
+from rdopt.encode.encode import encode_source
 from rdopt.encode.judge import Judge
+from rdopt.encode.model import code_matrices, encode_at_step
 from rdopt.encode.quantize import make_grid
 from rdopt.encode.source import make_source
 from rdopt.encode.target import Goal, divergence_goal, search_step, size_goal, some_rows
@@ -83,7 +83,7 @@ def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(d
     grid = make_grid(moments, demo[0].arch.num_layers, FEEDBACK)
     source = demo[0]._replace(moments=moments, coded=moments, grid=grid)
     part = some_rows(source, FEEDBACK)
-    found = part.model(code_matrices(part.source, c, FEEDBACK), c)
+    found = part.model(code_matrices(part.source, c, FEEDBACK))
     whole = decode_model(encode_at_step(source, c, FEEDBACK).data).plain
     assert 0.08 < part.source.weights / source.weights < 0.3
     for name in MATRICES:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.coders.lanes import from_lanes, to_lanes
-from rdopt.codec.grids.trellis import STATES, next_states, viterbi, walk, walk_lanes
-from rdopt.encode.columns import Rates, quantize_columns
+from rdopt.codec.grids.trellis import STATES, RateTerm, next_states, viterbi, walk, walk_lanes
+from rdopt.encode.columns import quantize_columns
 from rdopt.encode.feedback import quantize_feedback
 from rdopt.encode.wavefront import quantize_wavefront
 
@@ -30,7 +30,7 @@ def problem(out, width, c=0.3, seed=0):
 def some_rates(out, width, mu):
     rng = np.random.default_rng(5)
     bits = np.cumsum(0.1 + rng.random((5, 2, 60)), axis=2).astype(np.float32)
-    return Rates(rng.integers(0, 3, out), rng.integers(0, 3, width), bits, mu)
+    return RateTerm(rng.integers(0, 3, out), rng.integers(0, 3, width), bits, mu)
 
 
 def residual(W, L, M, row, col, values):

@@ -10,9 +10,9 @@ from conftest import synthetic_moments
 from peers.model import Model
 from tiny_runs import load_script, make_model, make_text, strict_json
 
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.encode.quantize import coded_matrices, estimated_distortion
+from rdopt.encode.quantize import estimated_distortion
 from rdopt.operator.params import load_params
 
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "4", "5", "--finetune", "0")

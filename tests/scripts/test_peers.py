@@ -38,11 +38,10 @@ from peers.settings import TUNED_CHOICES, PeerSettings, tune
 from peers.watersic import cancel, high_rate_step, rescale, watersic, weighted_matrix
 
 from rdopt.calibration.backward import second_moments
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.grids.steps import damped_cholesky
 from rdopt.encode.feedback import quantize_feedback
-from rdopt.encode.quantize import coded_matrices
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 

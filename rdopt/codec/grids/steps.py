@@ -40,6 +40,14 @@ def _mantissa(r: int) -> int:
     return isqrt(isqrt((1 << r) << (4 * _MANTISSA_BITS)))
 
 
+def dequantize(
+    z: Int[np.ndarray, "out in"], row: Int[np.ndarray, " out"], col: Int[np.ndarray, " in"], c: float
+) -> Float[np.ndarray, "out in"]:
+    """z_ij (row_i (col_j c)) in float32, products in this order, so that every machine gets the same bits."""
+    steps = exp_steps(row)[:, None] * (exp_steps(col) * np.float32(c))[None, :]
+    return z.astype(np.float32) * steps
+
+
 def damped_cholesky(sigma: Float[np.ndarray, "n n"], damping: float) -> Float[np.ndarray, "n n"]:
     """Lower Cholesky factor L of sigma + damping mean(diag sigma) I, float64.
 

@@ -9,10 +9,10 @@ ones. In state s an entry lies on grid s mod 2, and the parity of its index move
 More states come from Ungerboeck's one-dimensional codes (1987, table I); one state is the uniform grid of step 2.
 """
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from rdopt.transforms.kernels import kernel
 
@@ -20,7 +20,39 @@ from rdopt.transforms.kernels import kernel
 _CODES = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10), 64: (0o103, 0o024)}
 STATES = (1, *_CODES)
 SEGMENT = 256  # rows after which a column's machine starts anew, so that segments can run in parallel
+# A trellis of this step has the distortion of a scalar grid of step one at high rate: its error is 0.26 of a
+# squared step (1.09 dB of granular gain on grids of step two), the scalar grid's 1/12.
+TRELLIS_STEP = 0.566
+TRELLIS_SLOPE = 0.36  # squared steps per bit on the curve D(R) at high rate: 2 ln2 0.26
 TRIALS = 3  # magnitudes tried per subset when the rate counts: the nearest and two below it
+
+
+class RateTerm(NamedTuple):
+    """What the rate term of the trellis sees.
+
+    Attributes:
+        rows, cols: the class of an entry is rows_i + cols_j.
+        bits: (classes, 2, K) code length of |k| on each grid, sign included.
+        mu: price of a bit in squared steps; 0 minimises the error alone.
+    """
+
+    rows: Int[np.ndarray, " out"]
+    cols: Int[np.ndarray, " in"]
+    bits: Float[np.ndarray, "classes 2 K"]
+    mu: float
+
+
+class TrellisPath(NamedTuple):
+    """A quantized matrix: indices and values (in steps), both (out, in), and the grid of every entry."""
+
+    k: Int[np.ndarray, "out in"]
+    values: Int[np.ndarray, "out in"]
+    grids: Int[np.ndarray, "out in"]
+
+
+def trellis_step(c: float) -> float:
+    """The base step of the trellis as the float32 number that encoder and decoder multiply with."""
+    return float(np.float32(c) * np.float32(TRELLIS_STEP))
 
 
 def next_states(states: int) -> Int[np.ndarray, "states 2"]:

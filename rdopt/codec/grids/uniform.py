@@ -7,6 +7,8 @@ it lies within half a step plus `dead_zone` of zero, and its nearest integer oth
 import numpy as np
 from jaxtyping import Float, Int
 
+UNIFORM_SLOPE = 2 * np.log(2) / 12  # squared steps per bit on the curve D(R) at high rate: D = 2^(-2R) / 12 in steps
+
 
 def round_dead_zone(x: Float[np.ndarray, "*shape"], dead_zone: float = 0.0) -> Int[np.ndarray, "*shape"]:
     """Rounds x (in steps) to integers, zero where |x| < 1/2 + dead_zone.

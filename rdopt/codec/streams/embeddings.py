@@ -1,62 +1,25 @@
-"""The embedding and the head through the trellis, as one stream with tables of their own.
-
-An error e_v in the row of token v costs, in nats/token,
-
-    D = 1/2 sum_v e_v (f_v G + h_v S) e_v^T,
-
-the first part in an embedding, the second in a head (see calibration.EmbeddingMoments), both where the two are tied.
-One metric M = sum_v f_v G + h_v S for the columns and one weight a row, w_v = tr(f_v G + h_v S) / tr M, stand for it:
-the same D, unless they are tied, where a row takes the mean metric instead of its own. The base step is that of the
-whole model, so that embeddings lie on the same slope.
-"""
+"""The stream of embedding and head: trellis-coded as the blocks are, scales and tables of its own."""
 
 import struct
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import EMBED, HEAD, Architecture
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
 from rdopt.codec.coders.lanes import Order
-from rdopt.codec.grids.steps import damped_cholesky, exp_steps, log_steps
+from rdopt.codec.grids.steps import dequantize
+from rdopt.codec.grids.trellis import TrellisPath, trellis_step
 from rdopt.codec.streams.trellis_file import pack_trellis, unpack_trellis
 from rdopt.codec.tables.allocation import pack_spreads
-from rdopt.codec.tables.classes import Spreads, rank1_spreads
-from rdopt.codec.tables.trellis_plan import Spread, TrellisPlan, fit_plan, rates_of, starting_plan
-from rdopt.config.errors import UserError
-from rdopt.config.schema import EncodeConfig
-from rdopt.encode.columns import Path, Rates, quantize_columns
-from rdopt.encode.quantize import dequantize
-from rdopt.encode.trellis_model import SLOPE, STEP, trellis_step
-from rdopt.operator.params import Params
+from rdopt.codec.tables.classes import Spreads
+from rdopt.codec.tables.trellis_plan import TrellisPlan
+from rdopt.config.schema import EntropyCoder
 
 NAMES = {"embed": EMBED, "head": HEAD}
 _HEADER = struct.Struct("<III")  # bytes of the index, the scales and the tables; the codes are the rest
-_BISECTIONS = 60
-_LEAST = 1e-30  # a token that is never predicted: no row is free
-# Text comes in clumps: what 65 536 tokens hold a few times, another part of the same text held three times more often
-# (measured on docstrings). All tokens together get at most a tenth of the text.
-_UNSEEN_COUNT, _UNSEEN_SHARE = 3.0, 0.1
-_LARGEST = 50.0  # half a variance of a logit's error; far beyond it every row has gone to zero
-
-
-class Site(NamedTuple):
-    """One matrix of tokens and the grid it is coded on.
-
-    Attributes:
-        W: (vocab, d) weights.
-        L: lower Cholesky factor of the damped metric M.
-        rows, cols: integer log steps, from 1 / sqrt(w_v) and 1 / L_jj.
-    """
-
-    W: Float[np.ndarray, "vocab d"]
-    L: Float[np.ndarray, "d d"]
-    rows: Int[np.ndarray, " vocab"]
-    cols: Int[np.ndarray, " d"]
 
 
 def embedding_shapes(arch: Architecture) -> dict[str, tuple[int, int]]:
@@ -64,27 +27,41 @@ def embedding_shapes(arch: Architecture) -> dict[str, tuple[int, int]]:
     return dict.fromkeys(("embed",) if arch.tied else ("embed", "head"), (arch.vocab_size, arch.hidden_size))
 
 
-def code_embeddings(params: Params, arch: Architecture, moments: Moments, c: float, encode: EncodeConfig) -> bytes:
-    """The stream of the embedding and of an untied head at the base step c.
+def pack_embeddings(
+    paths: Sequence[TrellisPath],
+    rows: Sequence[Int[np.ndarray, " vocab"]],
+    cols: Sequence[Int[np.ndarray, " d"]],
+    plan: TrellisPlan,
+    states: int,
+    threads: int,
+    entropy_coder: EntropyCoder,
+) -> bytes:
+    """The stream of the matrices of `embedding_shapes`.
+
+    Args:
+        paths: of each matrix, coded column by column.
+        rows, cols: integer log steps of each.
+        plan: classes and tables of all.
+        states: of the trellis.
+        threads: 0 for all cores.
+        entropy_coder: of the indices.
 
     Raises:
-        UserError: weights that are not finite, or moments without those of the embedding.
+        UserError: the steps are so fine that an index spreads over more than any table.
     """
-    sites = [_site(name, params, arch, moments, c, encode.damping) for name in embedding_shapes(arch)]
-    paths, plan = _quantize(sites, c, encode)
     orders: list[Order] = ["columns" for _ in paths]
-    packed = pack_trellis(paths, orders, plan, encode.states, encode.threads, encode.coder)
+    packed = pack_trellis(paths, orders, plan, states, threads, entropy_coder)
     index = BitWriter()
     index.gammas(packed.index)
-    scales = pack_lists([s.rows for s in sites]) + pack_lists([s.cols for s in sites]) + pack_spreads(plan.spreads)
+    scales = pack_lists(rows) + pack_lists(cols) + pack_spreads(plan.spreads)
     parts = index.bytes(), scales, packed.tables
     return b"".join((_HEADER.pack(*map(len, parts)), *parts, packed.codes))
 
 
-def decode_embeddings(
+def unpack_embeddings(
     data: bytes, arch: Architecture, c: float, threads: int
 ) -> dict[str, Float[np.ndarray, "vocab d"]]:
-    """Inverse of `code_embeddings`: checkpoint name -> float32 weights.
+    """Inverse of `pack_embeddings`: checkpoint name -> float32 weights.
 
     Raises:
         ValueError: damaged bytes.
@@ -112,88 +89,3 @@ def decode_embeddings(
             raise ValueError(f"{NAMES[name]} has weights that are not finite")
         found[NAMES[name]] = W
     return found
-
-
-def embedding_distortion(params: Params, decoded: Params, moments: Moments) -> float:
-    """D of the errors of the embedding and the head on other text, nats/token, computed in float64.
-
-    Args:
-        params: the weights before quantization.
-        decoded: the weights of the file, in the same coordinates.
-        moments: in these coordinates; 0 where they hold nothing about the embedding.
-    """
-    held, total = moments.embed, 0.0
-    if held is None:
-        return 0.0
-    f = smoothed(held.frequency, moments.tokens)
-    for name, rows, metric in (("embed", f, held.G), ("head", held.fisher, held.S)):
-        original, found = (x.get(name, x["embed"]) for x in (params, decoded))
-        E = np.asarray(original, np.float64) - found
-        total += float(rows @ np.sum((E @ metric) * E, axis=1))
-    return total / 2
-
-
-def row_weights(
-    f: Float[np.ndarray, " vocab"], h: Float[np.ndarray, " vocab"], error: float
-) -> Float[np.ndarray, " vocab"]:
-    """w with w = f + h exp(x), x = error / (2 w): half the variance of a logit's error, at the step w asks for.
-
-    A logit with a Gaussian error of variance 2 x makes a token of small probability p exp(x) times as probable, which
-    costs p (exp(x) - 1) nats. Taken as p x, as the Fisher information has it, a token that is hardly ever predicted
-    would go without bits and be predicted everywhere. Minimising sum_v f_v x_v + h_v (exp(x_v) - 1) at a given
-    rate, half a log2 of x_v a row, gives the weights above: Lambert's W function where f is zero.
-
-    Args:
-        f: weights of the rows as embeddings.
-        h: weights of the rows as a head, positive where f is zero.
-        error: variance of a logit's error times w.
-    """
-    low, high = np.zeros(len(h)), np.minimum(error / 2 / (f + h), _LARGEST)
-    for _ in range(_BISECTIONS):
-        x = (low + high) / 2
-        above = x * (f + h * np.exp(x)) > error / 2
-        low, high = np.where(above, low, x), np.where(above, x, high)
-    return f + h * np.exp(low)
-
-
-def smoothed(frequency: Float[np.ndarray, " vocab"], tokens: int) -> Float[np.ndarray, " vocab"]:
-    """What a token's share of other text is taken for: rare and unseen tokens keep some weight."""
-    return frequency + min(_UNSEEN_COUNT / tokens, _UNSEEN_SHARE / len(frequency))
-
-
-def _site(name: str, params: Params, arch: Architecture, moments: Moments, c: float, damping: float) -> Site:
-    """One matrix with its steps before the base step."""
-    W, held = np.asarray(params[name], np.float64), moments.embed
-    if held is None:
-        raise UserError("the second moments hold nothing about the embedding; measure them again or keep 16bit.")
-    if not np.isfinite(W).all():
-        raise UserError(f"{NAMES[name]} holds NaN or infinity; mend the checkpoint.")
-    none = np.zeros(len(W))
-    f = smoothed(held.frequency, moments.tokens) if name == "embed" else none
-    h = np.maximum(held.fisher, _LEAST) if name == "head" or arch.tied else none
-    G, S = np.trace(held.G), np.trace(held.S)
-    M = f.sum() * held.G + h.sum() * held.S
-    total = np.trace(M)
-    if total <= 0:
-        return Site(W, damped_cholesky(M, damping), np.zeros(len(W), np.int32), np.zeros(W.shape[1], np.int32))
-    # In the metric, every entry's error has the variance c^2 / (12 w) (see steps.base_step).
-    error = W.shape[1] * c**2 / 12 * S / total
-    L = damped_cholesky(M, damping)
-    rows = log_steps(1.0 / np.sqrt(row_weights(f * (G / total), h * (S / total), error)))
-    return Site(W, L, rows, log_steps(1.0 / np.diagonal(L)))
-
-
-def _quantize(sites: list[Site], c: float, encode: EncodeConfig) -> tuple[list[Path], TrellisPlan]:
-    """Two passes as for the matrices of the blocks: the first fits the tables, the second counts their rate."""
-    steps = [(exp_steps(s.rows).astype(np.float64), exp_steps(s.cols) * (c * STEP)) for s in sites]
-    plan = starting_plan([rank1_spreads(s.W / np.outer(*step)) for s, step in zip(sites, steps, strict=True)])
-    paths: list[Path] = []
-    with ThreadPoolExecutor(encode.threads or None) as threads:
-        for mu in (0.0, SLOPE * encode.rdo):
-
-            def path(site: Site, step: Spread, rates: Rates) -> Path:
-                return quantize_columns(site.W, site.L, *step, rates, encode.states)
-
-            paths = list(threads.map(path, sites, steps, rates_of(plan, mu)))
-            plan = fit_plan(paths)
-    return paths, plan

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from rdopt.checkpoint.families import Key
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
 
 PRECISIONS = (8, 16, 32, 64)
@@ -19,7 +20,6 @@ MAX_OCTAVES = 32
 _MANTISSA_BITS = 23
 _CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
 
-Key = tuple[int, str]
 Shapes = Mapping[Key, tuple[int, int]]
 LogGains = Mapping[Key, Float[np.ndarray, " _"]]
 Lists = list[Int[np.ndarray, " _"]]

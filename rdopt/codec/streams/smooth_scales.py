@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
+from rdopt.checkpoint.families import Key
 from rdopt.codec.coders.constriction import pack_lists
 from rdopt.codec.streams.smooth_lists import pack_families, unpack_families
 from rdopt.codec.tables.classes import Spreads
 
-Key = tuple[int, str]
 Ints = Int[np.ndarray, " _"]
 
 

@@ -6,18 +6,16 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int
 
-from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.families import Architecture, Key, group_widths, matrix_shapes
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_integers, unpack_integers
 from rdopt.codec.streams.fixed_point import MAX_BLOCK
-from rdopt.encode.quantize import group_widths, matrix_shapes
 from rdopt.transforms.matrices.givens import butterfly
 from rdopt.transforms.stored.angles import MAX_BITS, angle_pairs, block_angle_count
 from rdopt.transforms.stored.rotations import STRUCTURES, StoredRotation, StoredRotations
 
 _CODINGS = ("plain", "one table", "a table per class")
 _MAX_LAYERS = 64
-Key = tuple[int, str]
 
 
 def pack_stored(stored: StoredRotations | None, arch: Architecture) -> bytes:

@@ -16,12 +16,11 @@ from rdopt.codec.coders.bits import BitReader
 from rdopt.codec.coders.huffman import Huffman
 from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, code_lengths
-from rdopt.codec.grids.trellis import SEGMENT, next_states, walk_lanes
+from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.trellis_plan import PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EntropyCoder
-from rdopt.encode.columns import Path
 
 SEGMENT_SIZE = 1 << 18
 _ENDLESS = 1 << 30
@@ -71,7 +70,7 @@ def restart(order: Order) -> int:
 
 
 def pack_trellis(
-    paths: Sequence[Path],
+    paths: Sequence[TrellisPath],
     orders: Sequence[Order],
     plan: TrellisPlan,
     states: int,
@@ -126,7 +125,7 @@ def _parts(pieces: Sequence[Piece], lanes: Sequence[Lanes]) -> list[Lanes]:
     return [Lanes._make(x[first:last] for x in lanes[matrix]) for matrix, first, last in pieces]
 
 
-class Matrix(NamedTuple):
+class DecodedMatrix(NamedTuple):
     """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and its share of the bits."""
 
     values: Int[np.ndarray, "out in"]
@@ -141,7 +140,7 @@ def unpack_trellis(
     index: BitReader,
     shapes: Sequence[tuple[int, int]],
     threads: int,
-) -> list[Matrix]:
+) -> list[DecodedMatrix]:
     """Inverse of `pack_trellis`.
 
     Raises:
@@ -164,10 +163,10 @@ def unpack_trellis(
         blanks = [Blank(k[i][first:last], classes[i][first:last], restart(orders[i])) for i, first, last in cuts[at]]
         coder.decode(parts[at], blanks, step)
 
-    def matrix(i: int) -> Matrix:
+    def matrix(i: int) -> DecodedMatrix:
         values, grids = walk_lanes(k[i], states, restart(orders[i]))
         bits = _bits(Lanes(k[i], classes[i], grids), lengths, integers)
-        return Matrix(from_lanes(values, orders[i]), from_lanes(k[i], orders[i]), bits)
+        return DecodedMatrix(from_lanes(values, orders[i]), from_lanes(k[i], orders[i]), bits)
 
     with ThreadPoolExecutor(threads or None) as pool:
         list(pool.map(segment, range(len(cuts))))

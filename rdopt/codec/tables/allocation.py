@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.constriction import Tables, pack_lists
-from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.classes import MAX_CLASS, Spreads, classes_of, quantize_spreads, rank1_spreads
 from rdopt.codec.tables.families import (
     BLENDS,
     MAX_DERIVED,
@@ -26,7 +26,6 @@ from rdopt.codec.tables.families import (
 from rdopt.codec.tables.frequencies import PRECISION, ideal_bits, normalize
 from rdopt.config.errors import UserError
 
-MAX_CLASS = 1 << 10  # more octaves than float32 has
 MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
 CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
 Fit = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]

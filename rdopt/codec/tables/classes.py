@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+MAX_CLASS = 1 << 10  # more octaves than float32 has
+
 
 class Spreads(NamedTuple):
     """Integer logarithms of the row and column spreads of one matrix, in units of 1/precision octave."""

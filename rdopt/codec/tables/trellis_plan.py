@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.rans import PRECISION, Coder, make_coder
+from rdopt.codec.grids.trellis import RateTerm, TrellisPath
 from rdopt.codec.tables.allocation import pack_spreads
 from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
 from rdopt.codec.tables.shapes import BLENDS, SCALES, ZEROS, Shape, fit_shape, masses, octave_of, raw_bits, table
-from rdopt.encode.columns import Path, Rates
 
 PRECISIONS = (4, 8, 2, 1, 0)
 MAX_CLASSES = 1 << 12
@@ -75,7 +75,7 @@ def starting_plan(spreads: Sequence[Spread]) -> TrellisPlan:
 
 
 def fit_plan(
-    paths: Sequence[Path], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = PRECISIONS
+    paths: Sequence[TrellisPath], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = PRECISIONS
 ) -> TrellisPlan:
     """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
 
@@ -105,7 +105,7 @@ def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
     return plan._replace(shapes={(octave, grid): _DEFAULT[grid] for octave in octaves for grid in range(2)})
 
 
-def _fit_shapes(plan: TrellisPlan, paths: Sequence[Path], known: Shapes) -> tuple[TrellisPlan, float]:
+def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: Shapes) -> tuple[TrellisPlan, float]:
     """The plan with fitted shapes, and its bits; shapes of another precision are near and start the search."""
     keys = plan.keys()
     middles = [log2_spread(key, plan.precision) for key in keys]
@@ -125,7 +125,7 @@ def _fit_shapes(plan: TrellisPlan, paths: Sequence[Path], known: Shapes) -> tupl
 
 
 def _counts(
-    plan: TrellisPlan, paths: Sequence[Path], keys: list[int], raw: Int[np.ndarray, " classes"]
+    plan: TrellisPlan, paths: Sequence[TrellisPath], keys: list[int], raw: Int[np.ndarray, " classes"]
 ) -> tuple[Float[np.ndarray, "classes 2 counted"], float]:
     """How often each |k| >> raw occurs by class and grid, and the bits of signs and raw low bits."""
     total = np.zeros(len(keys) * 2 * _COUNTED)
@@ -159,10 +159,10 @@ def rate_table(plan: TrellisPlan) -> tuple[Float[np.ndarray, "classes 2 K"], int
     return bits, low
 
 
-def rates_of(plan: TrellisPlan, mu: float) -> list[Rates]:
+def rates_of(plan: TrellisPlan, mu: float) -> list[RateTerm]:
     """What every matrix of a plan is quantized with, mu squared steps a bit."""
     bits, low = rate_table(plan)
-    return [Rates(s.row.astype(np.int64), (s.col - low).astype(np.int64), bits, mu) for s in plan.spreads]
+    return [RateTerm(s.row.astype(np.int64), (s.col - low).astype(np.int64), bits, mu) for s in plan.spreads]
 
 
 def write_shapes(plan: TrellisPlan) -> bytes:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.checkpoint.families import INPUT_OF
+from rdopt.checkpoint.families import INPUT_OF, Key
 from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.hadamard import sign_hadamard
 from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, split_blocks
@@ -18,7 +18,6 @@ from rdopt.transforms.stored.rotation import RotatedSides, Rotation, pair_gather
 
 Structure = Literal["blocks", "butterfly", "pairs"]
 STRUCTURES: tuple[Structure, ...] = ("blocks", "butterfly", "pairs")
-RotationKey = tuple[int, str]  # layer, and input group or matrix
 
 
 class StoredRotation(NamedTuple):
@@ -49,8 +48,8 @@ class StoredRotations(NamedTuple):
     size: int
     hadamard: bool
     bits: int
-    inputs: Mapping[RotationKey, StoredRotation]
-    outputs: Mapping[RotationKey, StoredRotation]
+    inputs: Mapping[Key, StoredRotation]
+    outputs: Mapping[Key, StoredRotation]
 
     def rotation(self, site: StoredRotation, n: int) -> Rotation:
         """A rotation of width n, float64, of its rounded angles."""

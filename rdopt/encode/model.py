@@ -1,0 +1,86 @@
+"""A model and a slope to the bytes of a file: quantize, choose the tables, code, pack."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from rdopt.checkpoint.families import Key
+from rdopt.codec.coders.lanes import Order
+from rdopt.codec.encoder import Coded, Encoded, MatrixCodes, assemble, code_lloyd, code_scalar, code_trellis
+from rdopt.codec.tables.allocation import Fit, choose_plan
+from rdopt.config.progress import Tick
+from rdopt.config.schema import EncodeConfig
+from rdopt.encode.embeddings import code_embeddings
+from rdopt.encode.lloyd import quantize_lloyd
+from rdopt.encode.quantize import index_spreads, quantize_model
+from rdopt.encode.source import Source
+from rdopt.encode.trellis_model import quantize_trellis
+from rdopt.rate.steps import base_step
+
+
+def encode_model(source: Source, lam: float, encode: EncodeConfig, progress: Tick | None = None) -> Encoded:
+    """The file of a model at one slope.
+
+    Args:
+        source: of `make_source`.
+        lam: bits/weight per nat/token; fixes every step.
+        encode: grid, dead zone, threads.
+        progress: called with (matrices done, of how many).
+
+    Returns:
+        the container's bytes and their parts. The same input gives the same bytes.
+    """
+    return encode_at_step(source, base_step(lam, source.weights), encode, progress)
+
+
+def encode_at_step(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> Encoded:
+    """`encode_model` with the base step given instead of lambda."""
+    coded = code_matrices(source, c, encode, progress)
+    if encode.embeddings == "coded":
+        coded = coded._replace(embeddings=code_embeddings(source.params, source.arch, source.moments, c, encode))
+    return assemble(coded, source.params, source.arch, source.files, source.parameters)
+
+
+def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> Coded:
+    """All matrices quantized and coded at the base step c, embedding and head left aside."""
+    methods = {
+        "trellis": _through_trellis,
+        "lloyd": _on_lloyd_grids,
+        "feedback": _on_uniform_grid,
+        "round": _on_uniform_grid,
+    }
+    return methods[encode.grid](source, c, encode, progress)
+
+
+def _coded(source: Source, c: float, indices: MatrixCodes) -> Coded:
+    """The parts that every method has."""
+    return Coded(c, indices, source.grid.rows, source.grid.cols, stored=source.stored)
+
+
+def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
+    params = source.coded_params()
+    indices, gains = quantize_model(params, source.grid, c, encode, progress)
+    matrices = list(indices.values())
+
+    def spreads(key: Key) -> Fit:
+        return index_spreads(params, source.grid, key, indices[key], gains, c, encode.grid)
+
+    with ThreadPoolExecutor(encode.threads or None) as threads:
+        fits = list(threads.map(spreads, indices))
+    codes = code_scalar(matrices, choose_plan(matrices, fits), encode.threads)
+    return _coded(source, c, codes)._replace(gains=gains)
+
+
+def _on_lloyd_grids(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
+    indices, plan, levels = quantize_lloyd(source.coded_params(), source.grid, c, encode, progress)
+    return _coded(source, c, code_lloyd(list(indices.values()), plan, levels, encode.threads))
+
+
+def _through_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
+    model = quantize_trellis(source, c, encode, progress)
+    orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
+    paths = list(model.paths.values())
+    codes = code_trellis(paths, orders, model.plan, encode.states, encode.threads, encode.coder)
+    return _coded(source, c, codes)._replace(
+        gains=model.gains,
+        components=model.components,
+        saved={key: gain.saved for key, gain in model.component_gains.items()},
+    )
