@@ -114,7 +114,7 @@ class Layer(NamedTuple):
     key: Array
 
 
-class Terms(NamedTuple):
+class RateDistortion(NamedTuple):
     """R in bits/weight and D in nats/token; of one block bits and D, or both by matrix."""
 
     rate: Any
@@ -128,7 +128,7 @@ def rate_and_distortion(
     lam: Float[Array, ""],
     key: Array,
     settings: Settings,
-) -> Terms:
+) -> RateDistortion:
     """R and D at the given gauges.
 
     Args:
@@ -144,7 +144,7 @@ def rate_and_distortion(
     rope = rope_tables(arch, tokens.shape[1])
     x = embed_tokens(problem.params, tokens).astype(settings.activations)
 
-    def body(carry: Any, layer: Any) -> tuple[Any, Terms]:
+    def body(carry: Any, layer: Any) -> tuple[Any, RateDistortion]:
         """One block: its activations passed on, its bits and its distortion in nats/token."""
         p, G = layer.params, layer.G
         terms, errors = block_terms(layer, variables, c, settings)
@@ -156,7 +156,7 @@ def rate_and_distortion(
             D = block_distortion(_wide(block(_as(noisy, x), x, rope, arch)) - _wide(carry), G["down"])
         elif settings.distortion == "model":
             carry = tuple(block(_as(w, x), x, rope, arch) for w, x in zip((p, noisy), carry, strict=True))
-        return carry, Terms(bits, D)
+        return carry, RateDistortion(bits, D)
 
     layers = layers_of(variables, problem, key, arch)
     start = (x, x) if settings.distortion == "model" else x
@@ -166,7 +166,7 @@ def rate_and_distortion(
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
         D = model_divergence(problem.params, _wide(end[0]), _wide(end[1]), arch)
-    return Terms((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
+    return RateDistortion((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
 
 
 def matrix_terms(
@@ -176,7 +176,7 @@ def matrix_terms(
     static = replace(settings, rate="analytic", distortion="matrix")
     c = base_step(lam, settings.weights)
 
-    def one(layer: Layer) -> Terms:
+    def one(layer: Layer) -> RateDistortion:
         return block_terms(layer, variables, c, static)[0]
 
     found = jax.lax.map(one, layers_of(variables, problem, jax.random.key(0), settings.arch))
@@ -226,7 +226,7 @@ def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture)
 
 def block_terms(
     layer: Layer, variables: Variables, c: Array, settings: Settings
-) -> tuple[Terms, dict[str, Array]]:
+) -> tuple[RateDistortion, dict[str, Array]]:
     """Bits and analytic distortion of every matrix, and relaxed weight errors in the original coordinates."""
     gauges = layer.gauges.with_shared(variables.gauges)
     coordinates = {k: _coordinates(k, gauges, layer.stored, settings.arch) for k in MATRICES}
@@ -241,7 +241,7 @@ def block_terms(
         if settings.distortion != "matrix":
             noise = unit_noise(key, relaxed, settings.rate, variables.hardness)
             errors[name] = coordinates[name].unfold(weight_error(noise, rows[name], cols, c))
-    return Terms(bits, D), errors
+    return RateDistortion(bits, D), errors
 
 
 def _coordinates(

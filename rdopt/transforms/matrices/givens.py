@@ -95,13 +95,9 @@ def _layers(pairs: Pairs, n: int) -> list[PairLayer]:
 
 
 def apply_givens(
-    x: Float[AnyArray, "*batch_rows n"],
-    angles: Float[AnyArray, "*batch p"],
-    pairs: Pairs,
-    *,
-    inverse: bool = False,
+    x: Float[AnyArray, "*batch_rows n"], angles: Float[AnyArray, "*batch p"], pairs: Pairs
 ) -> Float[AnyArray, "*batch_rows n"]:
-    """x G, or x G^T when ``inverse``, without the dense G: O(n) a layer and row.
+    """x G without the dense G: O(n) a layer and row.
 
     The leading axes of ``angles`` are the first axes of ``x``: each batch entry has its own angles (radians).
 
@@ -115,8 +111,7 @@ def apply_givens(
     # Coordinates before rows: a gather of coordinates then moves whole rows of memory.
     z = x.reshape(*batch, rows, n).swapaxes(-1, -2)
     apply = turn if isinstance(angles, np.ndarray) else _trained()
-    z = apply(z, -angles, layers[::-1]) if inverse else apply(z, angles, layers)
-    return z.swapaxes(-1, -2).reshape(x.shape)
+    return apply(z, angles, layers).swapaxes(-1, -2).reshape(x.shape)
 
 
 def _trained() -> Any:
