@@ -1,10 +1,10 @@
 """The order of the hidden channels of the MLP, the same for gate, up and down."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Site
 from rdopt.transforms.maps import Map
 
 
@@ -19,8 +19,6 @@ class Channels(Site):
         """The channels in the new order."""
         return Map(order=gauge)
 
-    def inputs(
-        self, group: str, gauge: Int[AnyArray, " ffn"], gain: Float[AnyArray, " d"] | None, arch: Architecture
-    ) -> Map:
+    def inputs(self, group: str, gauge: Int[AnyArray, " ffn"], gain: NormGain, arch: Architecture) -> Map:
         """The channels in the new order."""
         return Map(order=gauge) if group == "down" else Map()

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from rdopt.checkpoint.families import INPUT_OF, Architecture
-from rdopt.transforms.arrays import AnyArray
+from rdopt.transforms.gauges.site import NormGain
 from rdopt.transforms.gauges.sites import OWNERS
 from rdopt.transforms.maps import Sides, merged_map
 from rdopt.transforms.records import TransformRecord, rebuild
@@ -72,7 +71,7 @@ def fixed_records(gauges: Gauges) -> dict[str, TransformRecord]:
     return {field: OWNERS[field].fixed(gauge) for field, gauge in gauges.present().items()}
 
 
-NormGains = tuple[Float[AnyArray, " d"] | None, Float[AnyArray, " d"] | None]
+NormGains = tuple[NormGain, NormGain]
 
 
 def sides_of(name: str, gains: NormGains, arch: Architecture, gauges: BlockGauges) -> Sides:

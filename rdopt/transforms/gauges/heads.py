@@ -1,11 +1,11 @@
 """The order of the heads: query heads inside their group, and whole groups with their KV head."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Site
 from rdopt.transforms.maps import Map
 
 
@@ -21,9 +21,7 @@ class Heads(Site):
         groups = _groups(gauge, arch)
         return Map(order=_entries(gauge if name == "q" else groups, arch))
 
-    def inputs(
-        self, group: str, gauge: Int[AnyArray, " heads"], gain: Float[AnyArray, " d"] | None, arch: Architecture
-    ) -> Map:
+    def inputs(self, group: str, gauge: Int[AnyArray, " heads"], gain: NormGain, arch: Architecture) -> Map:
         """What attention makes of the query heads, in the new order."""
         if group != "o":
             return Map()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.transforms.arrays import AnyArray, namespace
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Parameters, Site
 from rdopt.transforms.maps import Map
 
 
@@ -22,11 +22,7 @@ class Hidden(Site):
         return {"log_scale": (arch.num_layers, arch.ffn_size)}
 
     def learned(
-        self,
-        theta: Mapping[str, AnyArray],
-        start: Float[AnyArray, "layers ffn"] | None,
-        arch: Architecture,
-        rotation: RotationKind,
+        self, theta: Parameters, start: Float[AnyArray, "layers ffn"] | None, arch: Architecture, rotation: RotationKind
     ) -> Float[AnyArray, "layers ffn"]:
         """exp(t), times the start."""
         scale = namespace(theta["log_scale"]).exp(theta["log_scale"])
@@ -36,8 +32,6 @@ class Hidden(Site):
         """Times the scale."""
         return Map(scale=gauge)
 
-    def inputs(
-        self, group: str, gauge: Float[AnyArray, " ffn"], gain: Float[AnyArray, " d"] | None, arch: Architecture
-    ) -> Map:
+    def inputs(self, group: str, gauge: Float[AnyArray, " ffn"], gain: NormGain, arch: Architecture) -> Map:
         """Times the scale, behind the activation function too."""
         return Map(scale=gauge) if group == "down" else Map()

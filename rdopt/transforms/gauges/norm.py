@@ -1,7 +1,6 @@
 """Scales of the normalised streams: a norm's gain times any positive scale, which the consumers' columns undo."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Parameters, Site
 from rdopt.transforms.maps import Map
 from rdopt.transforms.records import TransformRecord, rebuild
 
@@ -30,11 +29,7 @@ class Norm(Site):
         return {"log_scale": (2 * arch.num_layers, arch.hidden_size)}
 
     def learned(
-        self,
-        theta: Mapping[str, AnyArray],
-        start: Float[AnyArray, "sites d"] | None,
-        arch: Architecture,
-        rotation: RotationKind,
+        self, theta: Parameters, start: Float[AnyArray, "sites d"] | None, arch: Architecture, rotation: RotationKind
     ) -> Float[AnyArray, "sites d"]:
         """exp(t) in bfloat16, as a file keeps the norms, so that the gauge stays exact there; gradients pass through.
 
@@ -49,7 +44,7 @@ class Norm(Site):
         return scales if start is None else start * scales
 
     def record(
-        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The very scales, since their rounding is part of them."""
         scales = np.asarray(self.learned(theta, None, arch, rotation), np.float64)
@@ -63,7 +58,7 @@ class Norm(Site):
         """Those of all blocks, (layers, d) each."""
         return {"attn": gauge[: arch.num_layers], "mlp": gauge[arch.num_layers : 2 * arch.num_layers]}
 
-    def inputs(self, group: str, gauge: Scales, gain: Float[AnyArray, " d"] | None, arch: Architecture) -> Map:
+    def inputs(self, group: str, gauge: Scales, gain: NormGain, arch: Architecture) -> Map:
         """The normalised stream times the scale."""
         return Map(scale=gauge.get(group))
 

@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.transforms.arrays import AnyArray, namespace
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import Parameters, Site
 from rdopt.transforms.maps import Map, block_diagonal
 
 
@@ -27,13 +27,13 @@ class Query(Site):
     outputs_changed = frozenset({"q", "k"})
 
     def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
-        """Gain and angle of every pair, or a gain a head."""
+        """NormGain and angle of every pair, or a gain a head."""
         heads, pairs = (arch.num_layers, arch.num_kv_heads), arch.head_dim // 2
         return {"gain": (*heads, 1)} if arch.qk_norm else {"gain": (*heads, pairs), "angle": (*heads, pairs)}
 
     def learned(
         self,
-        theta: Mapping[str, AnyArray],
+        theta: Parameters,
         start: Complex[AnyArray, "layers kv pairs"] | None,
         arch: Architecture,
         rotation: RotationKind,

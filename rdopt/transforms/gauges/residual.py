@@ -13,7 +13,7 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Parameters, Site
 from rdopt.transforms.maps import Map
 from rdopt.transforms.matrices.frequency import dct, fourier
 from rdopt.transforms.matrices.hadamard import hadamard
@@ -60,13 +60,13 @@ class Residual(Site):
         return rotation_shapes(rotation, arch.hidden_size)
 
     def learned(
-        self, theta: Mapping[str, AnyArray], start: Float[AnyArray, "d d"], arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: Float[AnyArray, "d d"], arch: Architecture, rotation: RotationKind
     ) -> Float[AnyArray, "d d"]:
         """R0 Q."""
         return rotated(rotation, theta, start)
 
     def record(
-        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The parameters behind the basis."""
         return rotation_record(rotation, theta, self.field, arch.hidden_size, start)
@@ -79,9 +79,7 @@ class Residual(Site):
         """The stream: R^T x."""
         return Map(dense=(gauge.T, gauge))
 
-    def inputs(
-        self, group: str, gauge: Float[AnyArray, "d d"], gain: Float[AnyArray, " d"] | None, arch: Architecture
-    ) -> Map:
+    def inputs(self, group: str, gauge: Float[AnyArray, "d d"], gain: NormGain, arch: Architecture) -> Map:
         """The normalised stream: R^T (x / gain)."""
         return _normalised(gauge, gain) if group in ("attn", "mlp") else Map()
 
@@ -98,7 +96,7 @@ class Residual(Site):
         return _normalised(gauge, gain)
 
 
-def _normalised(R: Float[AnyArray, "d d"], gain: Float[AnyArray, " d"] | None) -> Map:
+def _normalised(R: Float[AnyArray, "d d"], gain: NormGain) -> Map:
     return Map(before=None if gain is None else 1 / gain, dense=(R.T, R))
 
 

@@ -17,6 +17,9 @@ from rdopt.transforms.arrays import AnyArray
 from rdopt.transforms.maps import Map
 from rdopt.transforms.records import Kind, TransformRecord, rebuild
 
+Parameters = Mapping[str, AnyArray]  # of one site, by name
+NormGain = Float[AnyArray, " d"] | None  # of a norm, to be folded behind it; None: no gain
+
 
 class Site:
     """One symmetry, or a second factor of one; a site that does nothing unless a method says otherwise.
@@ -60,13 +63,13 @@ class Site:
         return {}
 
     def learned(
-        self, theta: Mapping[str, AnyArray], start: AnyArray | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: AnyArray | None, arch: Architecture, rotation: RotationKind
     ) -> Any:
         """The gauge of parameters on its starting gauge, which it is at zero; numpy or JAX as the parameters are."""
         raise NotImplementedError(f"nothing is learned at {self.name}")
 
     def record(
-        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The record of what was learned, float32 parameters, on the record of its start."""
         exact = {k: np.asarray(x, np.float64) for k, x in theta.items()}
@@ -98,7 +101,7 @@ class Site:
         """
         raise NotImplementedError(f"{self.name} changes no outputs")
 
-    def inputs(self, group: str, gauge: Any, gain: Float[AnyArray, " d"] | None, arch: Architecture) -> Map:
+    def inputs(self, group: str, gauge: Any, gain: NormGain, arch: Architecture) -> Map:
         """What becomes of the input of a group of matrices.
 
         Args:

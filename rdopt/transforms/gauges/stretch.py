@@ -1,7 +1,6 @@
 """Stretches of the value heads: the other factor of an invertible A = exp(K) Q, K symmetric and bounded."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.transforms.arrays import AnyArray, matmul
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import Parameters, Site
 from rdopt.transforms.matrices.stretch import stretch, stretch_size
 from rdopt.transforms.records import TransformRecord, composition
 
@@ -27,17 +26,13 @@ class StretchedValue(Site):
         return {"theta": (arch.num_layers, arch.num_kv_heads, stretch_size(arch.head_dim))}
 
     def learned(
-        self,
-        theta: Mapping[str, AnyArray],
-        start: Float[AnyArray, "layers kv h h"],
-        arch: Architecture,
-        rotation: RotationKind,
+        self, theta: Parameters, start: Float[AnyArray, "layers kv h h"], arch: Architecture, rotation: RotationKind
     ) -> Float[AnyArray, "layers kv h h"]:
         """exp(K) A."""
         return matmul(stretch(theta["theta"], arch.head_dim), start)
 
     def record(
-        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The stretch before what it stretches."""
         K, h = np.asarray(theta["theta"]), arch.head_dim

@@ -10,7 +10,7 @@ from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import AnyArray, namespace
-from rdopt.transforms.gauges.site import Site
+from rdopt.transforms.gauges.site import NormGain, Parameters, Site
 from rdopt.transforms.maps import Map, block_diagonal
 from rdopt.transforms.matrices.frequency import dct, fourier
 from rdopt.transforms.matrices.hadamard import hadamard
@@ -55,17 +55,13 @@ class Value(Site):
         return rotation_shapes(rotation, arch.head_dim, (arch.num_layers, arch.num_kv_heads))
 
     def learned(
-        self,
-        theta: Mapping[str, AnyArray],
-        start: Float[AnyArray, "layers kv h h"],
-        arch: Architecture,
-        rotation: RotationKind,
+        self, theta: Parameters, start: Float[AnyArray, "layers kv h h"], arch: Architecture, rotation: RotationKind
     ) -> Float[AnyArray, "layers kv h h"]:
         """A0 Q."""
         return rotated(rotation, theta, start)
 
     def record(
-        self, theta: Mapping[str, Any], start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The parameters behind the basis."""
         return rotation_record(rotation, theta, self.field, arch.head_dim, start)
@@ -74,9 +70,7 @@ class Value(Site):
         """A v, head by head."""
         return _on_heads(gauge, 1)
 
-    def inputs(
-        self, group: str, gauge: Float[AnyArray, "kv h h"], gain: Float[AnyArray, " d"] | None, arch: Architecture
-    ) -> Map:
+    def inputs(self, group: str, gauge: Float[AnyArray, "kv h h"], gain: NormGain, arch: Architecture) -> Map:
         """What attention makes of the values, for each query head of a group."""
         return _on_heads(gauge, arch.num_heads // arch.num_kv_heads) if group == "o" else Map()
 
