@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import ROOT
+from tiny_runs import ROOT, TEXT, WINDOWS, make_model, make_text, rdopt
 
-ARRAYS = ("numpy", "jax", "numba", "scipy")
-LEARNING = ("jax", "optax", "orbax", "flax", "transformers", "torch", "matplotlib", "huggingface_hub")
+ARRAYS = {"numpy", "numba", "scipy"}
+LEARNING = {"jax", "optax", "orbax", "flax", "transformers", "torch", "matplotlib", "huggingface_hub"}
 # Runs a command, then prints which packages it loaded.
 PROBE = """
 import json, sys
@@ -33,4 +33,22 @@ def loaded(*words):
 
 @pytest.mark.parametrize("words", [("--version",), ("--help",), ("encode", "--help"), ("toy", "--help")], ids=" ".join)
 def test_help_loads_neither_arrays_nor_learning(words):
-    assert not loaded(*words) & {*ARRAYS, *LEARNING}
+    assert not loaded(*words) & (ARRAYS | LEARNING)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """A file of a tiny model."""
+    folder = tmp_path_factory.mktemp("coded")
+    words = ("--text", make_text(folder / "text.jsonl"), *TEXT, *WINDOWS, "--out", folder / "a.rdopt.safetensors")
+    assert rdopt("encode", make_model(folder / "model"), *words) == 0
+    return folder / "a.rdopt.safetensors"
+
+
+def test_decoding_loads_nothing_that_learns(coded, tmp_path):
+    assert not loaded("decode", coded, "--out", tmp_path / "decoded") & LEARNING
+
+
+def test_inspecting_loads_nothing_that_learns(coded):
+    assert not loaded("inspect", coded) & LEARNING
+    assert not loaded("inspect", coded.parent / "model") & LEARNING
