@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from rdopt.calibration.backward import head_sums, probed_linear, zero_probes
 from rdopt.calibration.moments import EmbeddingMoments
-from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
+from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.progress import Tick
 from rdopt.operator.llama import block, embed_tokens, head_logits, rms_norm, rope_tables
@@ -37,7 +37,7 @@ class Tensors:
     def __getitem__(self, layer: int) -> Float[np.ndarray, "..."]:
         if not 0 <= layer < len(self):
             raise IndexError(layer)
-        return self.checkpoint.tensor(hf_name(layer, self.short))
+        return self.checkpoint.tensor(self.checkpoint.arch.tensor_name(layer, self.short))
 
     def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
         return (self[layer] for layer in range(len(self)))

@@ -95,6 +95,11 @@ class Architecture:
     sliding_window: int | None
     """Tokens that any layer may look back on, the present one included; None when unlimited."""
 
+    def tensor_name(self, layer: int, short: str) -> str:
+        """A block tensor's name in checkpoints: that of (3, "q") is "model.layers.3.self_attn.q_proj.weight"."""
+        module, kind = (short[: -len("_bias")], "bias") if short.endswith("_bias") else (short, "weight")
+        return f"model.layers.{layer}.{FAMILIES[self.model_type].modules[module]}.{kind}"
+
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a config.json describes.
@@ -136,12 +141,6 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
             f"{arch.head_dim}: heads must be a multiple of key/value heads, and their size even; mend it."
         )
     return arch
-
-
-def hf_name(layer: int, short: str) -> str:
-    """A block tensor's name in checkpoints: hf_name(3, "q") is "model.layers.3.self_attn.q_proj.weight"."""
-    module, kind = (short[: -len("_bias")], "bias") if short.endswith("_bias") else (short, "weight")
-    return f"model.layers.{layer}.{LLAMA_MODULES[module]}.{kind}"
 
 
 def block_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -204,7 +203,7 @@ def expected_tensors(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint of this architecture, by its checkpoint name, in file order."""
     shapes: dict[str, tuple[int, ...]] = {EMBED: (arch.vocab_size, arch.hidden_size)}
     for layer in range(arch.num_layers):
-        shapes |= {hf_name(layer, short): shape for short, shape in block_shapes(arch).items()}
+        shapes |= {arch.tensor_name(layer, short): shape for short, shape in block_shapes(arch).items()}
     shapes[FINAL_NORM] = (arch.hidden_size,)
     if not arch.tied:
         shapes[HEAD] = (arch.vocab_size, arch.hidden_size)

@@ -18,7 +18,6 @@ from rdopt.checkpoint.families import (
     architecture_from_config,
     expected_tensors,
     group_widths,
-    hf_name,
     matrix_shapes,
 )
 from rdopt.checkpoint.write import write_checkpoint
@@ -179,7 +178,7 @@ def decode_matrices(
             plain = rebuild(coded[key].values, components.get(key), rows[key], cols[layer, INPUT_OF[name]], step)
             W = plain if gains is None else gains.apply(key, plain)
         if not np.isfinite(W).all():
-            raise ValueError(f"{hf_name(*key)} has weights that are not finite")
+            raise ValueError(f"matrix {key[1]} of layer {key[0]} has weights that are not finite")
         return plain, W
 
     with ThreadPoolExecutor(threads or None) as pool:
@@ -199,7 +198,8 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
         return found.weights[key] if stored is None else undo_stored(stored, *key, INPUT_OF[key[1]], found.weights[key])
 
     with ThreadPoolExecutor(threads or None) as pool:
-        weights = dict(zip((hf_name(*key) for key in found.weights), pool.map(undone, found.weights), strict=True))
+        names = [arch.tensor_name(*key) for key in found.weights]
+        weights = dict(zip(names, pool.map(undone, found.weights), strict=True))
     if streams["embeddings"]:
         weights |= unpack_embeddings(streams["embeddings"], arch, found.c, threads)
     weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from rdopt.checkpoint.families import EMBED, HEAD, Architecture, Key, hf_name, matrix_shapes
+from rdopt.checkpoint.families import EMBED, HEAD, Architecture, Key, matrix_shapes
 from rdopt.codec.coders.constriction import encode_indices
 from rdopt.codec.coders.lanes import Order
 from rdopt.codec.grids.lloyd import LloydLevels, write_levels
@@ -155,7 +155,9 @@ def assemble(
         parameters: number of parameters of the original model.
     """
     shapes = matrix_shapes(arch)
-    elsewhere = {hf_name(*key) for key in shapes} | ({EMBED, HEAD} if coded.embeddings else set())
+    elsewhere = {arch.tensor_name(*key) for key in shapes}
+    if coded.embeddings:
+        elsewhere |= {EMBED, HEAD}
     streams = {
         **coded_streams(coded, arch),
         "embeddings": coded.embeddings,
@@ -194,7 +196,8 @@ def structure_saved(encoded: Encoded, arch: Architecture) -> tuple[float, dict[s
     """
     coded = encoded.coded
     scales = 8 * plain_size(coded.rows, coded.cols, _spreads(coded, arch)) - encoded.bits["scales"]
-    parts = {hf_name(*key): (coded.components[key].rank, x / encoded.weights) for key, x in coded.saved.items()}
+    ranks = {key: component.rank for key, component in coded.components.items()}
+    parts = {arch.tensor_name(*key): (ranks[key], x / encoded.weights) for key, x in coded.saved.items()}
     return scales / encoded.weights, parts
 
 

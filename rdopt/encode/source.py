@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, Architecture, Key, coded_matrices, coded_weights, hf_name
+from rdopt.checkpoint.families import INPUT_OF, Architecture, Key, coded_matrices, coded_weights
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.uncoded import pack_files
 from rdopt.config.errors import UserError
@@ -80,7 +80,7 @@ def make_source(
     for layer, name in coded_matrices(arch.num_layers):
         W = params["blocks"][name][layer]
         if not np.isfinite(W).all():
-            raise UserError(f"{hf_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
+            raise UserError(f"{arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
     coded = moments if stored is None else fold_stored_moments(moments, stored)
     used = None if tokens is None or encode.drift == "none" else tokens[: encode.drift_sequences]
     return Source(

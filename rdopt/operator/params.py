@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes, hf_name
+from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 
@@ -42,10 +42,12 @@ def load_params(checkpoint: Checkpoint) -> Params:
 
 def params_from_tensors(tensors: Mapping[str, Float[np.ndarray, " ..."]], arch: Architecture) -> Params:
     """The pytree of tensors held by their checkpoint names (inverse of `params_to_tensors`)."""
-    layers = range(arch.num_layers)
+    blocks = {}
+    for short in block_shapes(arch):
+        blocks[short] = np.stack([tensors[arch.tensor_name(i, short)] for i in range(arch.num_layers)])
     params: Params = {
         "embed": tensors[EMBED],
-        "blocks": {short: np.stack([tensors[hf_name(i, short)] for i in layers]) for short in block_shapes(arch)},
+        "blocks": blocks,
         "final_norm": tensors[FINAL_NORM],
     }
     return params if arch.tied else params | {"head": tensors[HEAD]}
@@ -56,7 +58,7 @@ def params_to_tensors(params: Params, arch: Architecture) -> Iterator[tuple[str,
     yield EMBED, np.asarray(params["embed"])
     for layer in range(arch.num_layers):
         for short in block_shapes(arch):
-            yield hf_name(layer, short), np.asarray(params["blocks"][short][layer])
+            yield arch.tensor_name(layer, short), np.asarray(params["blocks"][short][layer])
     yield FINAL_NORM, np.asarray(params["final_norm"])
     if not arch.tied:
         yield HEAD, np.asarray(params["head"])
@@ -66,5 +68,5 @@ def _stacked(checkpoint: Checkpoint, short: str, shape: tuple[int, ...]) -> Floa
     layers = checkpoint.arch.num_layers
     stacked = np.empty((layers, *shape), np.float32)
     for layer in range(layers):
-        stacked[layer] = checkpoint.tensor(hf_name(layer, short))
+        stacked[layer] = checkpoint.tensor(checkpoint.arch.tensor_name(layer, short))
     return stacked

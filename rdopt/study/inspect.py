@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rdopt.checkpoint.families import MATRICES, block_shapes, coded_weights, hf_name
+from rdopt.checkpoint.families import MATRICES, block_shapes, coded_weights
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
 from rdopt.codec.decoder import Decoded, decode_file
 from rdopt.codec.streams.container import VERSION
@@ -41,7 +41,7 @@ def _of_file(path: Path, decoded: Decoded) -> dict[str, Any]:
     weights = coded_weights(decoded.arch)
     tensors = [
         {
-            "name": hf_name(*key),
+            "name": decoded.arch.tensor_name(*key),
             "shape": list(z.shape),
             "bpw_codes": decoded.code_bits[key] / z.size,
             "zeros": float(np.mean(z == 0)),
@@ -67,8 +67,9 @@ def _of_folder(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors = []
     for layer in range(arch.num_layers):
         for name in MATRICES:
-            W = checkpoint.tensor(hf_name(layer, name))
-            entry = {"name": hf_name(layer, name), "shape": list(W.shape), **weight_statistics(W)._asdict()}
+            tensor = arch.tensor_name(layer, name)
+            W = checkpoint.tensor(tensor)
+            entry = {"name": tensor, "shape": list(W.shape), **weight_statistics(W)._asdict()}
             tensors.append(entry)
     size = sum(p.stat().st_size for p in checkpoint.folder.glob("*.safetensors") if "transforms" not in p.name)
     return {

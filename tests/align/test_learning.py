@@ -34,7 +34,7 @@ from rdopt.align.objective import Problem, Variables, rate_and_distortion
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
 from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, hf_name
+from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.codec.coders.constriction import encode_indices
@@ -297,7 +297,7 @@ def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(
 
 
 def names_of(arch):
-    return {k: [hf_name(i, k) for i in range(arch.num_layers)] for k in MATRICES}
+    return {k: [arch.tensor_name(i, k) for i in range(arch.num_layers)] for k in MATRICES}
 
 
 def measured_kl(params, other, arch, tokens):

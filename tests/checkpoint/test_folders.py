@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from conftest import FAMILIES, random_tensors, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rdopt.checkpoint import families
 from rdopt.checkpoint.atomic import new_file, new_folder
-from rdopt.checkpoint.families import architecture_from_config, block_shapes, expected_tensors, hf_name
+from rdopt.checkpoint.families import LLAMA_MODULES, architecture_from_config, block_shapes, expected_tensors
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import DTYPES, carried_files, write_checkpoint
 from rdopt.config.errors import UserError
+from rdopt.operator.params import load_params
 
 NUMPY = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 WEIGHTS = "model.safetensors"
@@ -181,7 +184,8 @@ def test_a_missing_tensor_is_named(tiny_llama):
 
 def test_a_tensor_without_a_place_in_the_network_is_refused(tiny_llama):
     folder = tiny_llama()
-    rewrite(folder, lambda tensors: tensors.update({hf_name(0, "k_bias"): np.zeros(16, np.float32)}))
+    bias = "model.layers.0.self_attn.k_proj.bias"
+    rewrite(folder, lambda tensors: tensors.update({bias: np.zeros(16, np.float32)}))
     with pytest.raises(UserError, match=r"k_proj\.bias.*no place"):
         open_checkpoint(folder)
 
@@ -273,6 +277,16 @@ def test_old_and_new_rope_keys_say_the_same():
     plain = tiny_config(rope_parameters=None, rope_theta=5e5, rope_scaling=None)
     assert architecture_from_config(plain).rope_theta == 5e5
     assert architecture_from_config(plain).rope_scaling is None
+
+
+def test_a_family_may_name_its_tensors_otherwise(tiny_llama, monkeypatch):
+    modules = {**LLAMA_MODULES, "o": "self_attn.dense", "mlp_norm": "pre_feedforward_layernorm"}
+    monkeypatch.setitem(families.FAMILIES, "other", families.Family(modules=modules))
+    other, llama = open_checkpoint(tiny_llama("other")), open_checkpoint(tiny_llama("llama"))
+    assert set(other.names()) - set(llama.names()) == {
+        f"model.layers.{layer}.{name}.weight" for layer in (0, 1) for name in (modules["o"], modules["mlp_norm"])
+    }
+    jax.tree.map(np.testing.assert_array_equal, load_params(other), load_params(llama))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,7 +21,6 @@ from rdopt.checkpoint.families import (
     block_shapes,
     coded_matrices,
     expected_tensors,
-    hf_name,
 )
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model
@@ -51,7 +50,7 @@ def tiny_file(grid: Literal["trellis", "feedback"] = "trellis"):
     """A small encoded model for damaging, with its decoded form."""
     config = tiny_config(vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, head_dim=2)
     arch, tensors = architecture_from_config(config), random_tensors(config)
-    blocks = {short: np.stack([tensors[hf_name(0, short)]]) for short in block_shapes(arch)}
+    blocks = {short: np.stack([tensors[arch.tensor_name(0, short)]]) for short in block_shapes(arch)}
     params = {
         "embed": tensors["model.embed_tokens.weight"],
         "blocks": blocks,
@@ -97,7 +96,8 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
     for (layer, name), z in quantize_model(source.params, source.grid, c, encode)[0].items():
         np.testing.assert_array_equal(decoded.indices[layer, name], z)
         rows, cols = source.grid.rows[layer, name], source.grid.cols[layer, INPUT_OF[name]]
-        np.testing.assert_array_equal(decoded.tensors[hf_name(layer, name)], dequantize(z, rows, cols, c))
+        W = decoded.tensors[source.arch.tensor_name(layer, name)]
+        np.testing.assert_array_equal(W, dequantize(z, rows, cols, c))
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS)
@@ -116,7 +116,7 @@ def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, ch
         rows, cols = source.grid.rows[key], source.grid.cols[layer, INPUT_OF[name]]
         plain = dequantize(path.values, rows, cols, trellis_step(0.02))
         np.testing.assert_array_equal(decoded.plain[key], plain)
-        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], model.gains.apply(key, plain))
+        np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(*key)], model.gains.apply(key, plain))
 
 
 @pytest.mark.parametrize("encode", [
@@ -131,7 +131,7 @@ def test_other_gains_come_back_as_they_were_applied(tiny_llama, encode):
     assert (gains is None) == (encode.gains == "none")
     for key, plain in decoded.plain.items():
         W = plain if gains is None else gains.apply(key, plain)
-        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], W)
+        np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(*key)], W)
     if gains is not None:
         assert any(np.any(k) for k in gains.cols.values())
 
@@ -150,10 +150,10 @@ def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
         files[encode.structured] = encode_at_step(source, 0.02, encode)
     found = files["svd"]
     _, low_rank = structure_saved(found, source.arch)
-    assert low_rank[hf_name(0, "up")][0] >= 1 and low_rank[hf_name(0, "up")][1] > 0
+    assert low_rank[source.arch.tensor_name(0, "up")][0] >= 1 and low_rank[source.arch.tensor_name(0, "up")][1] > 0
     assert found.bits["structured"] > 0 and files["none"].bits["structured"] == 0
     assert found.bpw < files["none"].bpw
-    W, original = decode_model(found.data).tensors[hf_name(0, "up")], params["blocks"]["up"][0]
+    W, original = decode_model(found.data).tensors[source.arch.tensor_name(0, "up")], params["blocks"]["up"][0]
     assert np.linalg.norm(W - original) < 0.1 * np.linalg.norm(original)
 
 
@@ -165,7 +165,7 @@ def test_tensors_that_are_not_coded_survive_exactly_when_they_had_16_bits(tiny_l
     np.testing.assert_array_equal(decoded.tensors["lm_head.weight"], source.params["head"])
     for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm"):
         for layer, value in enumerate(source.params["blocks"][name]):
-            np.testing.assert_array_equal(decoded.tensors[hf_name(layer, name)], value)
+            np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(layer, name)], value)
 
 
 def test_tensors_that_are_not_coded_take_the_closer_16_bit_type(tiny_llama):
@@ -206,7 +206,8 @@ def test_finer_slopes_make_larger_files_with_smaller_errors(tiny_llama, grid):
         encoded = encode_model(source, lam, encode)
         decoded = decode_model(encoded.data)
         sizes.append(len(encoded.data))
-        errors.append(np.abs(decoded.tensors[hf_name(0, "q")] - source.params["blocks"]["q"][0]).mean())
+        W = decoded.tensors[source.arch.tensor_name(0, "q")]
+        errors.append(np.abs(W - source.params["blocks"]["q"][0]).mean())
     assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sources import source_of
 
-from rdopt.checkpoint.families import INPUT_OF, hf_name
+from rdopt.checkpoint.families import INPUT_OF
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.grids.lloyd import (
@@ -194,7 +194,8 @@ def test_a_decoded_model_is_the_one_that_was_quantized(tiny_llama, family, c):
         np.testing.assert_array_equal(decoded.indices[key], z)
         values = lloyd_values(z, spreads, model.plan.precision, model.levels)
         rows, cols = source.grid.rows[key], source.grid.cols[key[0], INPUT_OF[key[1]]]
-        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], dequantize(values, rows, cols, lloyd_step(c)))
+        W = decoded.tensors[source.arch.tensor_name(*key)]
+        np.testing.assert_array_equal(W, dequantize(values, rows, cols, lloyd_step(c)))
 
 
 def test_a_weight_of_zero_gives_the_feedback_grids_model(tiny_llama):
@@ -204,7 +205,7 @@ def test_a_weight_of_zero_gives_the_feedback_grids_model(tiny_llama):
     for key, z in quantize_model(source.params, source.grid, 0.02, EncodeConfig(grid="feedback"))[0].items():
         np.testing.assert_array_equal(decoded.indices[key], z)
         rows, cols = source.grid.rows[key], source.grid.cols[key[0], INPUT_OF[key[1]]]
-        np.testing.assert_array_equal(decoded.tensors[hf_name(*key)], dequantize(z, rows, cols, 0.02))
+        np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(*key)], dequantize(z, rows, cols, 0.02))
 
 
 def test_the_bytes_do_not_depend_on_the_threads_and_progress_counts_both_passes(tiny_llama):

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, group_widths, hf_name, matrix_shapes
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, group_widths, matrix_shapes
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.grids.steps import dequantize
@@ -133,13 +133,13 @@ def test_a_file_decodes_to_the_weights_in_the_original_coordinates(tiny, block, 
             assert decoded.gains is not None
             quantized = decoded.gains.apply((layer, name), quantized)
         V = dense(stored.inputs[group].codes, z.shape[1], block, bits)
-        found = decoded.tensors[hf_name(layer, name)]
+        found = decoded.tensors[decoded.arch.tensor_name(layer, name)]
         np.testing.assert_allclose(found, quantized @ V.T, rtol=0, atol=3e-7 * np.abs(quantized).max())
     # And a fine step gives the model itself.
     fine = decode_model(encoded(tiny, block, bits, c=1e-3, encode=encode)[1].data)
     for layer, name in fine.indices:
         W = params["blocks"][name][layer]
-        assert rms(fine.tensors[hf_name(layer, name)] - W) < 2e-2 * rms(W)
+        assert rms(fine.tensors[fine.arch.tensor_name(layer, name)] - W) < 2e-2 * rms(W)
 
 
 def test_the_bytes_of_the_transforms_are_counted(tiny):
@@ -161,7 +161,7 @@ def test_files_without_stored_transforms_hold_no_transforms_stream(tiny):
     assert file.bits["transforms"] == 0
     assert b"transforms" not in file.data[:1000]
     for (layer, name), z in decode_model(file.data).indices.items():
-        W = decode_model(file.data).tensors[hf_name(layer, name)]
+        W = decode_model(file.data).tensors[checkpoint.arch.tensor_name(layer, name)]
         rows, cols = source.grid.rows[layer, name], source.grid.cols[layer, INPUT_OF[name]]
         assert W.tobytes() == dequantize(z, rows, cols, file.c).tobytes()
 
@@ -271,7 +271,7 @@ def test_a_fine_file_of_both_sides_is_the_model_and_sees_the_drift(tiny_llama, s
     decoded = decode_model(file.data)
     for layer, name in matrix_shapes(arch):
         W = params["blocks"][name][layer]
-        assert rms(decoded.tensors[hf_name(layer, name)] - W) < 1e-3 * rms(W)
+        assert rms(decoded.tensors[decoded.arch.tensor_name(layer, name)] - W) < 1e-3 * rms(W)
 
 
 def encode_step(source) -> float:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rdopt.calibration.streamed import read_block, run_block
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, hf_name
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
 from rdopt.operator.llama import embed_tokens
@@ -146,7 +146,7 @@ class BlockPass:
         return _BlockInBasis(weights, inputs, G, whole)
 
     def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str) -> Row:
-        place = {"name": hf_name(layer, name), "layer": layer, "kind": name, "basis": basis}
+        place = {"name": self._arch.tensor_name(layer, name), "layer": layer, "kind": name, "basis": basis}
         power, G = np.diagonal(block.inputs[INPUT_OF[name]].sigma), block.G[name]
         return row_of(block.weights[name], place, power, G if G.ndim == 1 else np.diagonal(G))
 
