@@ -84,7 +84,7 @@ def _of_folder(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    found = _of_folder(open_checkpoint(load_config(run / "config.yaml").model))
+    figures = _of_folder(open_checkpoint(load_config(run / "config.yaml").model))
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     last = json.loads(lines[-1]) if lines else {}
@@ -92,23 +92,23 @@ def _of_run(run: Path) -> dict[str, Any]:
     if (run / "transforms.json").is_file():
         records = load_alignment(run).records
         sites = {site: {"kind": r.kind, "shape": list(r.shape)} for site, r in records.items()}
-    return {**found, "run": {"finished": (run / "done").is_file(), "transforms": sites, "last": last}}
+    return {**figures, "run": {"finished": (run / "done").is_file(), "transforms": sites, "last": last}}
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(figures: dict[str, Any]) -> str:
     """The JSON of `inspect` as a short text."""
-    if not found["tensors"]:
+    if not figures["tensors"]:
         raise UserError("there are no coded matrices; name a file, a run or a model folder.")
     lines = [
-        f"{found['model_type']}, {found['weights_all']} parameters, {found['weights_coded']} in "
-        f"{len(found['tensors'])} coded matrices, {found['bytes']} bytes",
-        "bits per coded weight: " + "  ".join(f"{k} {v:.4f}" for k, v in found["bpw"].items()),
+        f"{figures['model_type']}, {figures['weights_all']} parameters, {figures['weights_coded']} in "
+        f"{len(figures['tensors'])} coded matrices, {figures['bytes']} bytes",
+        "bits per coded weight: " + "  ".join(f"{k} {v:.4f}" for k, v in figures["bpw"].items()),
     ]
-    if "run" in found:
-        lines.append(f"run: {json.dumps(found['run'])}")
-    keys = [k for k in found["tensors"][0] if k not in ("name", "shape")]
+    if "run" in figures:
+        lines.append(f"run: {json.dumps(figures['run'])}")
+    keys = [k for k in figures["tensors"][0] if k not in ("name", "shape")]
     lines.append(f"{'tensor':46s} {'shape':>12s} " + " ".join(f"{k:>17s}" for k in keys))
-    for tensor in found["tensors"]:
+    for tensor in figures["tensors"]:
         shape = "x".join(map(str, tensor["shape"]))
         lines.append(f"{tensor['name']:46s} {shape:>12s} " + " ".join(f"{tensor[k]:17.4g}" for k in keys))
     return "\n".join(lines)
