@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rdopt import __version__
-from rdopt.align.devices import Device
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
 from rdopt.config.schema import Config
@@ -17,14 +16,14 @@ CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done
 PARTIAL = "run.json.partial"
 
 
-def open_run(out: Path, config: Config, kind: str, devices: Sequence[Device]) -> bool:
+def open_run(out: Path, config: Config, kind: str, devices: Sequence[Any]) -> bool:
     """Makes a run folder, or opens an unfinished one of the same kind and configuration.
 
     Args:
         out: the folder.
         config: the resolved configuration.
         kind: "train", "sweep" or "analyze"; a finished sweep may be opened again.
-        devices: what it runs on.
+        devices: what it runs on, as jax.devices gives them.
 
     Returns:
         whether an earlier, unbroken part was found.
@@ -57,7 +56,7 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[Device]) ->
     return resumed
 
 
-def _facts(config: Config, kind: str, devices: Sequence[Device]) -> dict[str, Any]:
+def _facts(config: Config, kind: str, devices: Sequence[Any]) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "constriction")
     return {
         "kind": kind,
