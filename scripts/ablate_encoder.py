@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 from peers.benchmark import Benchmark
-from peers.model import Model
 from peers.own import encode_own
 from peers.report import Cell, curves
 from peers.table import ArmVariant, add_arguments, run_table
@@ -27,14 +26,14 @@ from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.config.schema import EncodeConfig
 from rdopt.sweep.curves import bd_rate, saved_bits_with_error
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
 
 EVERYTHING = "everything"
 _COMPARED_AT = (2.0, 3.0)
 
 
-def unchanged(benchmark: Benchmark, model: Model) -> Model:
+def unchanged(benchmark: Benchmark, model: Aligned) -> Aligned:
     """The model as it is."""
     return model
 
@@ -49,7 +48,7 @@ class Variant(NamedTuple):
     """
 
     encode: EncodeConfig
-    change: Callable[[Benchmark, Model], Model] = unchanged
+    change: Callable[[Benchmark, Aligned], Aligned] = unchanged
     aligned: bool = True
 
 
@@ -81,38 +80,40 @@ def variants(finetune: int) -> dict[str, Variant]:
     }
 
 
-def weighted_tokens(benchmark: Benchmark, model: Model) -> Model:
+def weighted_tokens(benchmark: Benchmark, model: Aligned) -> Aligned:
     """Moments in which a token counts by its sensitivity."""
-    params, arch = benchmark.subject.params, benchmark.subject.arch
+    params, arch = benchmark.plain.subject.params, benchmark.plain.subject.arch
     moments = second_moments(params, arch, benchmark.calibration, token_weights="sensitivity")
     gauges = starting_gauges("pca", params, arch, moments)
-    return model._replace(moments=fold_moments(moments, params, arch, gauges))
+    return Aligned(subject=benchmark.plain.subject, moments=moments, gauges=gauges, tokens=model.tokens)
 
 
-def joint_axes(benchmark: Benchmark, model: Model) -> Model:
+def joint_axes(benchmark: Benchmark, model: Aligned) -> Aligned:
     """The model in the axes that diagonalise the moments of all its matrices together."""
-    params, arch, moments, tokens = benchmark.model
-    gauges = starting_gauges("joint", params, arch, moments)
-    return Model(*fold(params, arch, gauges), fold_moments(moments, params, arch, gauges), tokens)
+    return benchmark.in_basis("joint")
 
 
-def equal_error(benchmark: Benchmark, model: Model) -> Model:
+def equal_error(benchmark: Benchmark, model: Aligned) -> Aligned:
     """No end-to-end sensitivity: every matrix the same relative error, every row of a matrix the same weight."""
     return _weighted(model, lambda G: np.eye(len(G)))
 
 
-def equal_matrices(benchmark: Benchmark, model: Model) -> Model:
+def equal_matrices(benchmark: Benchmark, model: Aligned) -> Aligned:
     """No slope in common: every matrix the same relative error in its own metric."""
     return _weighted(model, lambda G: G)
 
 
-def _weighted(model: Model, shape: Callable[[np.ndarray], np.ndarray]) -> Model:
-    """G_k replaced by g_k shape(G_k), the power of the signal a weight the same in every matrix and kept in total."""
-    moments, blocks = model.moments, model.params["blocks"]
+def _weighted(model: Aligned, shape: Callable[[np.ndarray], np.ndarray]) -> Aligned:
+    """G_k replaced by g_k shape(G_k), the power of the signal a weight the same in every matrix and kept in total.
+
+    Done to the original moments: powers do not change under the gauges of fixed bases, whose maps of the outputs are
+    orthogonal, and neither does a multiple of the identity.
+    """
+    subject, moments = model.subject, model.moments
     G = {name: [np.diag(g) if g.ndim == 1 else g for g in held] for name, held in moments.G.items()}
     power, share, total, weights = {}, {}, 0.0, 0
     for layer, name in coded_matrices(model.arch.num_layers):
-        W, sigma = np.asarray(blocks[name][layer], np.float64), moments.sigma[INPUT_OF[name]][layer]
+        W, sigma = np.asarray(subject.params["blocks"][name][layer], np.float64), moments.sigma[INPUT_OF[name]][layer]
         signal = W @ sigma @ W.T
         power[layer, name], share[layer, name] = float(np.sum(shape(G[name][layer]) * signal)), W.size
         total, weights = total + float(np.sum(G[name][layer] * signal)), weights + W.size
@@ -122,13 +123,13 @@ def _weighted(model: Model, shape: Callable[[np.ndarray], np.ndarray]) -> Model:
         ])
         for name, held in G.items()
     }
-    return model._replace(moments=moments._replace(G=changed))
+    return Aligned(subject=subject, moments=moments._replace(G=changed), gauges=model.gauges, tokens=model.tokens)
 
 
 def arm_variants(benchmark: Benchmark, finetune: int) -> Iterator[ArmVariant]:
     """Every curve of a model."""
     for name, variant in variants(finetune).items():
-        model = variant.change(benchmark, benchmark.aligned if variant.aligned else benchmark.model)
+        model = variant.change(benchmark, benchmark.aligned if variant.aligned else benchmark.plain)
         settings = {**asdict(variant.encode), "aligned": variant.aligned, "moments": variant.change.__name__}
         yield ArmVariant("rdopt", name, settings, partial(encode_own, benchmark, model, variant.encode))
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from peers.benchmark import Benchmark, ForeignCellError
 from peers.encode import encode_peer
-from peers.model import DecodedModel, Model
+from peers.model import DecodedModel
 from peers.nncodec_peer import encode_nncodec, has_nncodec
 from peers.own import encode_own
 from peers.report import PUBLISHED, TUNED, TUNED_ALLOCATED, Cell, summary, summary_lines
@@ -32,6 +32,7 @@ from peers.table import ArmVariant, add_arguments, run_table
 
 from rdopt.config.schema import EncodeConfig
 from rdopt.evaluate.divergence import compare
+from rdopt.transforms.aligned import Aligned
 
 TUNED_AT = 2.5
 PEERS = {
@@ -69,15 +70,15 @@ def own_arms(finetune: int) -> dict[str, Own]:
 def arm_variants(benchmark: Benchmark, python: str, finetune: int) -> Iterator[ArmVariant]:
     """Every curve of a model; tunes the peers on the way."""
     for name, published in PEERS.items():
-        model = benchmark.rotated if name.startswith("hadamard") else benchmark.model
+        model = benchmark.rotated if name.startswith("hadamard") else benchmark.plain
         for variant in PEER_VARIANTS:
             settings = settings_of(benchmark, name, model, published, variant)
             yield ArmVariant(name, variant, asdict(settings), partial(_peer, name, model, settings))
     if python:
         for variant, steps in NNCODEC.items():
-            yield ArmVariant("nncodec", variant, {"steps": steps}, partial(_nncodec, benchmark.model, python, steps))
+            yield ArmVariant("nncodec", variant, {"steps": steps}, partial(_nncodec, benchmark.plain, python, steps))
     for name, own in own_arms(finetune).items():
-        model = benchmark.aligned if own.aligned else benchmark.model
+        model = benchmark.aligned if own.aligned else benchmark.plain
         settings = {**asdict(own.encode), "aligned": own.aligned}
         yield ArmVariant(name, "default", settings, partial(encode_own, benchmark, model, own.encode))
 
@@ -88,7 +89,7 @@ def names_of(python: str, finetune: int) -> list[str]:
     return [*peers, *(["nncodec"] * len(NNCODEC) if python else []), *own_arms(finetune)]
 
 
-def settings_of(benchmark: Benchmark, name: str, model: Model, published: PeerSettings, variant: str) -> PeerSettings:
+def settings_of(benchmark: Benchmark, name: str, model: Aligned, published: PeerSettings, variant: str) -> PeerSettings:
     """A peer's settings in a variant; those with our allocation are tuned without it."""
     if variant == PUBLISHED:
         return published
@@ -96,7 +97,7 @@ def settings_of(benchmark: Benchmark, name: str, model: Model, published: PeerSe
     return replace(tuned, steps="sensitivity") if variant == TUNED_ALLOCATED else tuned
 
 
-def _selection_kl(benchmark: Benchmark, name: str, model: Model, settings: PeerSettings) -> float:
+def _selection_kl(benchmark: Benchmark, name: str, model: Aligned, settings: PeerSettings) -> float:
     """KL on the selection text, remembered in a cell; infinite where the settings do not work."""
     begin = {"settings": asdict(settings), "target": TUNED_AT}
     tag = hashlib.sha256(json.dumps(begin, sort_keys=True).encode()).hexdigest()[:12]
@@ -106,7 +107,7 @@ def _selection_kl(benchmark: Benchmark, name: str, model: Model, settings: PeerS
         coded = encode_peer(model, settings, TUNED_AT)
         return {"bpw": coded.bpw, "selection_kl": compare(benchmark.selection, coded.params, coded.arch).kl_mean}
 
-    coordinates = "rotated" if model is not benchmark.model else "plain"
+    coordinates = "rotated" if model is not benchmark.plain else "plain"
     try:
         return benchmark.cells.remembered(f"select--{coordinates}--{tag}", begin, work)["selection_kl"]
     except ForeignCellError:
@@ -120,14 +121,14 @@ def _choices(settings: PeerSettings) -> str:
     return "  ".join(f"{k} {v}" for k, v in asdict(settings).items() if k not in ("method", "tables", "steps"))
 
 
-def _peer(name: str, model: Model, settings: PeerSettings, target: float) -> DecodedModel:
+def _peer(name: str, model: Aligned, settings: PeerSettings, target: float) -> DecodedModel:
     coded = encode_peer(model, settings, target)
     if name not in PER_COLUMN:
         return coded
     return coded._replace(more={"also": {PER_COLUMN[name]: coded.more["per_column"]}})
 
 
-def _nncodec(model: Model, python: str, steps: str, target: float) -> DecodedModel:
+def _nncodec(model: Aligned, python: str, steps: str, target: float) -> DecodedModel:
     return encode_nncodec(model, target, python, steps)
 
 

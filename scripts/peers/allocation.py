@@ -10,19 +10,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peers.model import Key, Model
+from peers.model import Key
 from peers.peer_file import index_entropy_bits
 from peers.settings import PeerSettings
 from peers.watersic import GainRule, WeightedMatrix, cancel, high_rate_step, weighted_matrix
 from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.codec.grids.steps import damped_cholesky
+from rdopt.transforms.aligned import Aligned
 
 StepOf = Callable[[Key, WeightedMatrix, float], float]
 _RATE_TOLERANCE, _RATE_TRIALS = 0.01, 8
 _SCALE_BITS = 16  # what the WaterSIC paper counts for a row and for a column
 
 
-def relative_steps(model: Model, settings: PeerSettings) -> dict[Key, float]:
+def relative_steps(model: Aligned, settings: PeerSettings) -> dict[Key, float]:
     """1 / sqrt(mean diag G_k s_k) over its geometric mean, relative to the matrices' rms.
 
     s_k is the error that a unit of index noise leaves at the output: mean L_jj^2 with feedback, mean diag sigma
@@ -30,25 +31,27 @@ def relative_steps(model: Model, settings: PeerSettings) -> dict[Key, float]:
     """
     logs, rms = {}, {}
     for layer, name in coded_matrices(model.arch.num_layers):
-        sigma = model.moments.sigma[INPUT_OF[name]][layer]
+        block = model.block(layer)
+        sigma = block.sigma[INPUT_OF[name]]
         if settings.method == "gptq":
             power = float(np.mean(np.diagonal(damped_cholesky(sigma, settings.damping)) ** 2))
         else:
             power = float(np.mean(np.diagonal(sigma)))
-        logs[layer, name] = -0.5 * math.log2(power * float(np.mean(model.moments.diag_G(name, layer))))
-        rms[layer, name] = math.log2(float(np.sqrt(np.mean(model.params["blocks"][name][layer] ** 2))))
+        logs[layer, name] = -0.5 * math.log2(power * float(np.mean(block.diag_G(name))))
+        rms[layer, name] = math.log2(float(np.sqrt(np.mean(block.params[name] ** 2))))
     shift = float(np.mean([rms[k] - logs[k] for k in logs]))
     return {k: 2.0 ** (v + shift) for k, v in logs.items()}
 
 
-def watersic_steps(model: Model, settings: PeerSettings) -> StepOf:
+def watersic_steps(model: Aligned, settings: PeerSettings) -> StepOf:
     """WaterSIC's step c of a matrix: the lead is 2^-rate, or the step of all matrices before their sensitivities."""
     if settings.steps == "published":
         return _EqualRate(settings.shrink)
     logs, centre = {}, []
     for layer, name in coded_matrices(model.arch.num_layers):
-        W, sigma = model.params["blocks"][name][layer], model.moments.sigma[INPUT_OF[name]][layer]
-        logs[layer, name] = -0.5 * math.log2(float(np.mean(model.moments.diag_G(name, layer))))
+        block = model.block(layer)
+        W, sigma = block.params[name], block.sigma[INPUT_OF[name]]
+        logs[layer, name] = -0.5 * math.log2(float(np.mean(block.diag_G(name))))
         centre.append(math.log2(high_rate_step(weighted_matrix(W, sigma, settings.damping), 0.0)) - logs[layer, name])
     shift = float(np.mean(centre))  # on the steps of equal rate, so that the lead stays near 2^-rate
     return lambda key, matrix, lead: lead * 2.0 ** (logs[key] + shift)

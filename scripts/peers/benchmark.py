@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from peers.encode import hadamard_model
-from peers.model import DecodedModel, Model
+from peers.model import DecodedModel
 from peers.report import Cell
-from rdopt.calibration.subject import Subject, corpus_moments, load_moments, open_subject, save_moments
+from rdopt.calibration.subject import corpus_moments, load_moments, open_subject, save_moments
 from rdopt.calibration.tokens import fingerprint
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EvaluateConfig, TextConfig
 from rdopt.evaluate.divergence import Comparison, Reference, compare, noise_floor_bf16
 from rdopt.evaluate.windows import windows
 from rdopt.runs.export import reference_of
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
 
 SELECTION_TOKENS = 16384
 DRIFT_SEQUENCES = 64  # for every arm alike
@@ -84,32 +83,37 @@ class Benchmark:
     """A model, its text and its references.
 
     Attributes:
-        subject: as it was read.
-        model: in its own coordinates; its tokens are those of the drift.
+        plain: the model in its own coordinates; its tokens are those of the drift.
         calibration: all calibration sequences, for finetuning.
         reference: on the test text, for reported figures only.
         selection: on the selection text, for tuning.
         cells: what is already measured.
     """
 
-    subject: Subject
-    model: Model
+    plain: Aligned
     calibration: Int[np.ndarray, "n length"]
     reference: Reference
     selection: Reference
     cells: Cells
 
-    @cached_property
-    def rotated(self) -> Model:
-        """Behind a randomised Hadamard rotation."""
-        return hadamard_model(self.model)
+    def in_basis(self, basis: str) -> Aligned:
+        """The model in a fixed basis."""
+        subject, moments = self.plain.subject, self.plain.moments
+        gauges = starting_gauges(basis, subject.params, subject.arch, moments)
+        return Aligned(subject=subject, moments=moments, gauges=gauges, tokens=self.plain.tokens)
 
     @cached_property
-    def aligned(self) -> Model:
+    def rotated(self) -> Aligned:
+        """Behind QuaRot's offline rotations (2404.00456, stages 1a and 1c): residual stream and value heads.
+
+        The online Hadamard transforms of QuaRot quantize activations; weights alone do not need them.
+        """
+        return self.in_basis("hadamard")
+
+    @cached_property
+    def aligned(self) -> Aligned:
         """In the principal axes of the weights."""
-        params, arch, moments, tokens = self.model
-        gauges = starting_gauges("pca", params, arch, moments)
-        return Model(*fold(params, arch, gauges), fold_moments(moments, params, arch, gauges), tokens)
+        return self.in_basis("pca")
 
     @cached_property
     def floor(self) -> float:
@@ -161,8 +165,7 @@ def open_benchmark(model: str, text: TextConfig, evaluate: EvaluateConfig, folde
     chosen = min(SELECTION_TOKENS, evaluate.max_tokens)
     picked = windows(corpus.selection, evaluate.context, evaluate.stride, chosen)
     return Benchmark(
-        subject=subject,
-        model=Model(subject.params, subject.arch, moments, corpus.calibration[:DRIFT_SEQUENCES]),
+        plain=Aligned(subject=subject, moments=moments, tokens=corpus.calibration[:DRIFT_SEQUENCES]),
         calibration=corpus.calibration,
         reference=reference_of(subject, corpus, config),
         selection=Reference(subject.params, subject.arch, *picked, evaluate.batch),

@@ -20,15 +20,14 @@ import numpy as np
 
 from peers.allocation import relative_steps, watersic_steps
 from peers.gptq import gptq, row_rms, rtn
-from peers.model import DecodedModel, Key, Model, Moment, Weights, with_matrices
+from peers.model import DecodedModel, Key, Moment, Weights, with_matrices
 from peers.peer_file import COARSE_SCALES, FINE_SCALES, PeerFile, PeerMatrix, pack_peer, snap_scales, unpack_peer
 from peers.settings import PeerSettings
 from peers.watersic import watersic, weighted_matrix
 from rdopt.checkpoint.families import INPUT_OF, MATRICES_OF, coded_matrices, coded_weights, input_groups
 from rdopt.encode.drift import Prefix
 from rdopt.encode.target import search_step, size_goal
-from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.aligned import Aligned
 
 # Bits/weight by which a file may miss its size: curves are read between their points. Behind a prefix a trial is dear.
 SEARCH_AIM, PREFIX_AIM, PREFIX_TOLERANCE = 0.015, 0.05, 0.1
@@ -64,18 +63,7 @@ class SizeTrial(NamedTuple):
     packed: PeerFile
 
 
-def hadamard_model(model: Model, seed: int = 0) -> Model:
-    """The model behind QuaRot's offline rotations (2404.00456, stages 1a and 1c): residual stream and value heads.
-
-    The online Hadamard transforms of QuaRot quantize activations; weights alone do not need them.
-    """
-    gauges = starting_gauges("hadamard", model.params, model.arch, model.moments, seed)
-    params, arch = fold(model.params, model.arch, gauges)
-    moments = fold_moments(model.moments, model.params, model.arch, gauges)
-    return model._replace(params=params, arch=arch, moments=moments)
-
-
-def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> DecodedModel:
+def encode_peer(model: Aligned, settings: PeerSettings, target_bpw: float) -> DecodedModel:
     """The file of a model at a wanted size, and what a decoder gets from it.
 
     Args:
@@ -106,8 +94,8 @@ def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> Deco
     if settings.prefix != "none":  # which costs much time and changes the size little
         near = goal._replace(aim=PREFIX_AIM, tolerance=PREFIX_TOLERANCE)
         file = search_step(partial(file_at, behind=True), bpw, near, file.lead)
-    decoded = unpack_peer(file.packed.data, [model.params["blocks"][name][layer].shape for layer, name in keys])
-    params = with_matrices(model.params, dict(zip(keys, decoded, strict=True)))
+    decoded = unpack_peer(file.packed.data, [model.block(layer).params[name].shape for layer, name in keys])
+    params = with_matrices(model.network(), dict(zip(keys, decoded, strict=True)))
     more = {}
     if settings.tables == "pooled":  # the same codes with the other tables: a second arm for nothing
         other = pack_peer(file.matrices, method.base(file.lead), method.density, "per-column")
@@ -115,24 +103,27 @@ def encode_peer(model: Model, settings: PeerSettings, target_bpw: float) -> Deco
     return DecodedModel(bpw(file), file.packed.ideal_bits / weights, params, model.arch, more)
 
 
-def quantize_alone(model: Model, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
+def quantize_alone(model: Aligned, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
     """All matrices with the original model's inputs."""
     keys = list(coded_matrices(model.arch.num_layers))
 
     def one(key: Key) -> PeerMatrix:
-        W, sigma = model.params["blocks"][key[1]][key[0]], model.moments.sigma[INPUT_OF[key[1]]][key[0]]
-        return method.quantize(lead, key, W, sigma)
+        layer, name = key
+        block = model.block(layer)
+        return method.quantize(lead, key, block.params[name], block.sigma[INPUT_OF[name]])
 
+    for _ in model.blocks():  # folded once, before the threads ask for them
+        pass
     with ThreadPoolExecutor() as threads:
         return dict(zip(keys, threads.map(one, keys), strict=True))
 
 
-def _behind_prefix(model: Model, settings: PeerSettings, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
+def _behind_prefix(model: Aligned, settings: PeerSettings, method: PeerMethod, lead: float) -> dict[Key, PeerMatrix]:
     return quantize_behind_prefix(model, settings, method.base(lead), partial(method.quantize, lead))
 
 
 def quantize_behind_prefix(
-    model: Model, settings: PeerSettings, base: float, quantize: Quantize
+    model: Aligned, settings: PeerSettings, base: float, quantize: Quantize
 ) -> dict[Key, PeerMatrix]:
     """All coded matrices, each with the inputs of the model quantized so far.
 
@@ -142,7 +133,8 @@ def quantize_behind_prefix(
         base: factor of all weights.
         quantize: one matrix.
     """
-    prefix = Prefix(model.params, model.arch, model.tokens, settings.damping)
+    assert model.tokens is not None
+    prefix = Prefix(model.network(), model.arch, model.tokens, settings.damping)
     quantized: dict[Key, PeerMatrix] = {}
     done: dict[str, np.ndarray] = {}
     for layer, group in input_groups(model.arch.num_layers):
@@ -151,7 +143,7 @@ def quantize_behind_prefix(
         if settings.prefix == "drift":
             targets = prefix.targets_of(sums, layer, group)
         else:
-            targets = {name: model.params["blocks"][name][layer] for name in names}
+            targets = {name: model.block(layer).params[name] for name in names}
         for name in names:
             z, row, col = quantized[layer, name] = quantize((layer, name), targets[name], sums.S)
             done[name] = (z * np.outer(row, base * col)).astype(np.float32)
@@ -161,13 +153,14 @@ def quantize_behind_prefix(
     return quantized
 
 
-def uniform(model: Model, settings: PeerSettings) -> PeerMethod:
+def uniform(model: Aligned, settings: PeerSettings) -> PeerMethod:
     """RTN and GPTQ: one step a row, the lead times a shape that is fixed beforehand."""
     relative = relative_steps(model, settings) if settings.steps == "sensitivity" else None
 
     @cache
     def shape(key: Key) -> np.ndarray:
-        rms = row_rms(model.params["blocks"][key[1]][key[0]], settings.rows)
+        layer, name = key
+        rms = row_rms(model.block(layer).params[name], settings.rows)
         return snap_scales(rms if relative is None else relative[key] * rms / np.sqrt(np.mean(rms**2)))
 
     def base(lead: float) -> float:
@@ -184,7 +177,7 @@ def uniform(model: Model, settings: PeerSettings) -> PeerMethod:
     return PeerMethod(base, quantize, COARSE_SCALES, _GAUSSIAN)
 
 
-def interference_cancellation(model: Model, settings: PeerSettings) -> PeerMethod:
+def interference_cancellation(model: Aligned, settings: PeerSettings) -> PeerMethod:
     """WaterSIC: a step per column; its fitted scales are rounded to the file's grid here."""
     step = watersic_steps(model, settings)
     density = COARSE_SCALES if settings.shrink == "none" else FINE_SCALES

@@ -1,27 +1,17 @@
-"""What a method gets and gives: a model in some coordinates, and the decoded model."""
+"""What a method makes of a model: the decoded weights and their size."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import Architecture
 from rdopt.operator.params import Params
 
 Key = tuple[int, str]
 Weights = Float[np.ndarray, "out in"]
 Moment = Float[np.ndarray, "in in"]
-
-
-class Model(NamedTuple):
-    """Weights in some coordinates, the second moments there, and the calibration sequences of a quantized prefix."""
-
-    params: Params
-    arch: Architecture
-    moments: Moments
-    tokens: Int[np.ndarray, "n length"]
 
 
 class DecodedModel(NamedTuple):

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from peers.allocation import relative_steps
-from peers.model import DecodedModel, Key, Model, with_matrices
+from peers.model import DecodedModel, Key, with_matrices
 from peers.settings import PeerSettings
 from rdopt.checkpoint.families import coded_matrices, coded_weights
+from rdopt.transforms.aligned import Aligned
 
 QPS_PER_OCTAVE = 4
 _TRIALS = 6
@@ -66,7 +67,7 @@ def nncodec_round_trip(
         return (Path(folder) / "out.nnc").stat().st_size, decoded
 
 
-def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "published") -> DecodedModel:
+def encode_nncodec(model: Aligned, target_bpw: float, python: str, steps: str = "published") -> DecodedModel:
     """The bitstream whose bits/weight are closest to the target; qp is an integer, so it is met to an eighth of a bit.
 
     Args:
@@ -76,8 +77,7 @@ def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "p
         steps: "published": one qp; "sensitivity": one a matrix, from our allocation.
     """
     keys: list[Key] = list(coded_matrices(model.arch.num_layers))
-    blocks = model.params["blocks"]
-    matrices = {f"{layer:03d}.{name}": np.asarray(blocks[name][layer], np.float32) for layer, name in keys}
+    matrices = {f"{layer:03d}.{name}": np.asarray(model.block(layer).params[name], np.float32) for layer, name in keys}
     offsets = np.zeros(len(keys), int)
     if steps == "sensitivity":
         logs = np.log2(list(relative_steps(model, PeerSettings(method="rtn")).values()))
@@ -98,5 +98,5 @@ def encode_nncodec(model: Model, target_bpw: float, python: str, steps: str = "p
             break
     best = min(tried, key=lambda q: abs(tried[q][0] - target_bpw))
     size, decoded = tried[best]
-    params = with_matrices(model.params, dict(zip(keys, decoded.values(), strict=True)))
+    params = with_matrices(model.network(), dict(zip(keys, decoded.values(), strict=True)))
     return DecodedModel(size, size, params, model.arch)

@@ -3,22 +3,34 @@
 from dataclasses import replace
 
 from peers.benchmark import Benchmark
-from peers.model import DecodedModel, Model
+from peers.model import DecodedModel
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import aligned_source
 from rdopt.encode.judge import Judge, finetune_file
 from rdopt.encode.model import encode_at_step
+from rdopt.encode.source import Source
 from rdopt.encode.target import search_step, size_goal
 from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import base_step
+from rdopt.transforms.aligned import Aligned
+from rdopt.transforms.gauges.fold import fold_moments
 
 NEAR = 0.05  # bits/weight; curves are read between their points
 _TRIALS = 3
 _LAM = 50.0
 
 
-def encode_own(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float) -> DecodedModel:
+def source_of(model: Aligned, encode: EncodeConfig) -> Source:
+    """What the encoder starts from."""
+    subject, gauges = model.subject, model.gauges
+    moments = model.moments if gauges is None else fold_moments(model.moments, subject.params, subject.arch, gauges)
+    return aligned_source(
+        subject, model.network(), model.arch, moments, encode, tokens=model.tokens, stored=model.stored
+    )
+
+
+def encode_own(benchmark: Benchmark, model: Aligned, encode: EncodeConfig, target_bpw: float) -> DecodedModel:
     """The file of rdopt near a wanted size, decoded.
 
     Args:
@@ -30,10 +42,10 @@ def encode_own(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_
     Raises:
         UserError: the size cannot be reached.
     """
-    c = scalar_base_step(benchmark, model, encode, target_bpw)
+    c = scalar_base_step(model, encode, target_bpw)
     if encode.grid == "trellis":
-        c = trellis_base_step(benchmark, model, encode, target_bpw, c)
-    source = aligned_source(benchmark.subject, *model[:3], encode, tokens=model.tokens)
+        c = trellis_base_step(model, encode, target_bpw, c)
+    source = source_of(model, encode)
     encoded = encode_at_step(source, c, encode)
     if encode.finetune:
         encoded, _ = finetune_file(source, encoded, encode, Judge(benchmark.selection, benchmark.calibration))
@@ -43,20 +55,20 @@ def encode_own(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_
     return DecodedModel(encoded.bpw, encoded.bpw_estimated, weights, decoded.arch, parts)
 
 
-def scalar_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float) -> float:
+def scalar_base_step(model: Aligned, encode: EncodeConfig, target_bpw: float) -> float:
     """The base step at which a scalar grid has the wanted size: exact for scalar grids, close for the trellis."""
     scalar = replace(encode, grid="round" if encode.grid == "round" else "feedback")
-    source = aligned_source(benchmark.subject, *model[:3], scalar)
+    source = source_of(model, scalar)
     start = base_step(_LAM, source.weights)
     return search_step(
         lambda c: encode_at_step(source, c, scalar), lambda encoded: encoded.bpw, size_goal(target_bpw), start
     ).c
 
 
-def trellis_base_step(benchmark: Benchmark, model: Model, encode: EncodeConfig, target_bpw: float, c: float) -> float:
+def trellis_base_step(model: Aligned, encode: EncodeConfig, target_bpw: float, c: float) -> float:
     """The base step near the wanted size with few states and no drift, which change the size little; from c."""
     quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
-    source = aligned_source(benchmark.subject, *model[:3], quick)
+    source = source_of(model, quick)
     for _ in range(_TRIALS):
         miss = encode_at_step(source, c, quick).bpw - target_bpw
         c *= 2.0**miss  # a bit is an octave of steps

@@ -4,7 +4,7 @@ Every arm codes the same model at the same slopes with the same encoder, so that
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Float
 from peers.benchmark import Benchmark
 from peers.model import DecodedModel
+from peers.own import source_of
 
 from rdopt.align.candidates import relaxed_terms
 from rdopt.align.learn import learn
 from rdopt.align.train import make_problem
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import Config, EncodeConfig, Init, RotationKind, SiteName, StoredKind, TrainConfig
-from rdopt.encode.encode import aligned_source
 from rdopt.encode.model import encode_model
 from rdopt.encode.trial import hard_cost
-from rdopt.operator.params import Params, params_from_tensors
+from rdopt.operator.params import params_from_tensors
+from rdopt.transforms.aligned import Aligned, Block
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
@@ -109,7 +109,7 @@ class TransformArms:
     @cached_property
     def _problem(self) -> tuple[Any, Any]:
         config = Config(train=TrainConfig(sites=ALL_SITES), encode=self._encode)
-        return make_problem(self._benchmark.subject, self._benchmark.model.moments, config)
+        return make_problem(self._benchmark.plain.subject, self._benchmark.plain.moments, config)
 
     @staticmethod
     def names() -> list[str]:
@@ -118,22 +118,20 @@ class TransformArms:
 
     def code(self, name: str, lam: float) -> DecodedModel:
         """The file of an arm at a slope, decoded, with what its coordinates cost relaxed and hard."""
-        benchmark, found = self._benchmark, self.find(name, lam)
-        subject, moments = benchmark.subject, benchmark.model.moments
-        params, arch = fold(subject.params, subject.arch, found.gauges)
-        folded = fold_moments(moments, subject.params, subject.arch, found.gauges)
-        source = aligned_source(
-            subject, params, arch, folded, self._encode, tokens=benchmark.model.tokens, stored=found.stored
+        found, plain = self.find(name, lam), self._benchmark.plain
+        aligned = Aligned(
+            subject=plain.subject, moments=plain.moments, gauges=found.gauges, stored=found.stored, tokens=plain.tokens
         )
+        source = source_of(aligned, self._encode)
         encoded = encode_model(source, lam, self._encode)
         decoded = decode_model(encoded.data, name)
-        hard = hard_cost(subject, moments, self._encode, lam, found.gauges, found.stored)
+        hard = hard_cost(plain.subject, plain.moments, self._encode, lam, found.gauges, found.stored)
         facts = {
             "train_seconds": found.seconds,
             "transform_bits": encoded.bits["transforms"] / source.weights,
             "hard": {"codes": hard.codes, "rate": hard.rate, "distortion": hard.distortion},
             "relaxed": self._relaxed(lam, found),
-            "columns": column_powers(params),
+            "columns": column_powers(aligned.blocks()),
             **found.facts,
         }
         weights = params_from_tensors(decoded.tensors, decoded.arch)
@@ -155,7 +153,7 @@ class TransformArms:
         return self._criteria[name]
 
     def _slopeless(self, name: str) -> Gauges:
-        subject, moments = self._benchmark.subject, self._benchmark.model.moments
+        subject, moments = self._benchmark.plain.subject, self._benchmark.plain.moments
         if name not in CRITERION_ARMS:
             return starting_gauges(name, subject.params, subject.arch, moments)
         start = starting_gauges("hadamard", subject.params, subject.arch, moments)
@@ -163,7 +161,7 @@ class TransformArms:
         return learn_criterion(CRITERION_ARMS[name], subject.params, subject.arch, start, tokens, steps=self._steps)
 
     def _learn(self, arm: LearnedArm, lam: float) -> ArmCoordinates:
-        subject, moments, begun = self._benchmark.subject, self._benchmark.model.moments, time.perf_counter()
+        subject, moments, begun = self._benchmark.plain.subject, self._benchmark.plain.moments, time.perf_counter()
         start = starting_gauges(arm.init, subject.params, subject.arch, moments)
         start = start._replace(**dict.fromkeys(arm.fixed))
         train = TrainConfig(
@@ -177,8 +175,8 @@ class TransformArms:
         )
         facts: dict[str, Any] = {"history": history}
         if learned.choice is not None:
-            kept = learned.choice.stored
-            sites = 0 if kept is None else len(kept.inputs) + len(kept.outputs)
+            stored = learned.choice.stored
+            sites = 0 if stored is None else len(stored.inputs) + len(stored.outputs)
             facts["stored"] = {**learned.choice._asdict(), "stored": sites}
         if "residual" in arm.sites:
             before, after = start.residual, learned.gauges.residual
@@ -198,11 +196,11 @@ def rotation_angles(Q: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
     return np.sort(np.abs(np.degrees(np.angle(np.linalg.eigvals(Q)))))[::-1]
 
 
-def column_powers(params: Params) -> list[float]:
+def column_powers(blocks: Iterable[Block]) -> list[float]:
     """Mean over q, k, v, gate and up of the sorted mean squares of their columns over those of the matrix, falling."""
     rows = []
-    for name in ("q", "k", "v", "gate", "up"):
-        power = np.mean(np.square(np.asarray(params["blocks"][name], np.float64)), axis=1)
-        rows.append(-np.sort(-power / power.mean(axis=1, keepdims=True), axis=1))
-    return np.mean(np.concatenate(rows), axis=0).tolist()
-
+    for block in blocks:
+        for name in ("q", "k", "v", "gate", "up"):
+            power = np.mean(np.square(np.asarray(block.params[name], np.float64)), axis=0)
+            rows.append(-np.sort(-power / power.mean()))
+    return np.mean(rows, axis=0).tolist()

@@ -7,13 +7,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import synthetic_moments
-from peers.model import Model
 from tiny_runs import load_script, make_model, make_text, strict_json
 
+from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import INPUT_OF, coded_matrices
-from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.encode.quantize import estimated_distortion
-from rdopt.operator.params import load_params
+from rdopt.transforms.aligned import Aligned, distortion
+from rdopt.transforms.bases import starting_gauges
 
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "4", "5", "--finetune", "0")
 
@@ -24,30 +23,32 @@ def ablate() -> ModuleType:
 
 
 @pytest.fixture
-def model(tiny_llama: Callable[..., Path]) -> Model:
-    checkpoint = open_checkpoint(tiny_llama())
-    tokens = np.zeros((1, 8), np.int32)
-    return Model(load_params(checkpoint), checkpoint.arch, synthetic_moments(checkpoint.arch), tokens)
+def model(tiny_llama: Callable[..., Path]) -> Aligned:
+    subject = load_subject(tiny_llama())
+    return Aligned(subject=subject, moments=synthetic_moments(subject.arch), tokens=np.zeros((1, 8), np.int32))
 
 
-def power(model: Model, layer: int, name: str) -> float:
-    W = np.asarray(model.params["blocks"][name][layer], np.float64)
-    return float(np.trace(model.moments.G[name][layer] @ W @ model.moments.sigma[INPUT_OF[name]][layer] @ W.T)) / W.size
+def power(model: Aligned, layer: int, name: str) -> float:
+    block = model.block(layer)
+    W, sigma = np.asarray(block.params[name], np.float64), block.sigma[INPUT_OF[name]]
+    return float(np.trace(block.G[name] @ W @ sigma @ W.T)) / W.size
 
 
+@pytest.mark.parametrize("basis", ["identity", "pca"])
 @pytest.mark.parametrize("change", ["equal_error", "equal_matrices"])
 def test_without_allocation_every_matrix_has_the_same_power_a_weight_and_the_model_the_same(
-    ablate: ModuleType, model: Model, change: str
+    ablate: ModuleType, model: Aligned, change: str, basis: str
 ):
+    gauges = starting_gauges(basis, model.subject.params, model.arch, model.moments)
+    model = Aligned(subject=model.subject, moments=model.moments, gauges=gauges)
     changed = getattr(ablate, change)(None, model)
     powers = [power(changed, *key) for key in coded_matrices(model.arch.num_layers)]
     assert powers == pytest.approx([powers[0]] * len(powers))
-    total = estimated_distortion(model.params, None, model.moments)
-    assert estimated_distortion(changed.params, None, changed.moments) == pytest.approx(total)
+    assert distortion(changed.blocks(), None) == pytest.approx(distortion(model.blocks(), None))
 
 
 def test_without_allocation_the_weights_within_a_matrix_stay_and_without_sensitivity_they_are_equal(
-    ablate: ModuleType, model: Model
+    ablate: ModuleType, model: Aligned
 ):
     for name, G in model.moments.G.items():
         kept, flat = ablate.equal_matrices(None, model).moments.G[name], ablate.equal_error(None, model).moments.G[name]

@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from peers.allocation import relative_steps
 from peers.encode import (
     encode_peer,
-    hadamard_model,
     interference_cancellation,
     quantize_alone,
     quantize_behind_prefix,
 )
 from peers.gptq import gptq, inverse_factor, row_rms, rtn
-from peers.model import Model
 from peers.nncodec_peer import encode_nncodec, has_nncodec
 from peers.peer_file import (
     COARSE_SCALES,
@@ -38,12 +36,13 @@ from peers.settings import TUNED_CHOICES, PeerSettings, tune
 from peers.watersic import cancel, high_rate_step, rescale, watersic, weighted_matrix
 
 from rdopt.calibration.backward import second_moments
+from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import INPUT_OF, coded_matrices
-from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.grids.steps import damped_cholesky
 from rdopt.encode.feedback import quantize_feedback
 from rdopt.operator.llama import logits
-from rdopt.operator.params import load_params
+from rdopt.transforms.aligned import Aligned
+from rdopt.transforms.bases import starting_gauges
 
 
 def correlated(seed: int, n: int) -> np.ndarray:
@@ -61,10 +60,10 @@ def output_error(E: np.ndarray, sigma: np.ndarray) -> float:
 
 
 @pytest.fixture
-def model(tiny_llama: Callable[..., Path]) -> Model:
-    checkpoint = open_checkpoint(tiny_llama(hidden_size=32, intermediate_size=64))
-    tokens = np.random.default_rng(0).integers(0, checkpoint.arch.vocab_size, (8, 32)).astype(np.int32)
-    return Model(load_params(checkpoint), checkpoint.arch, synthetic_moments(checkpoint.arch), tokens)
+def model(tiny_llama: Callable[..., Path]) -> Aligned:
+    subject = load_subject(tiny_llama(hidden_size=32, intermediate_size=64))
+    tokens = np.random.default_rng(0).integers(0, subject.arch.vocab_size, (8, 32)).astype(np.int32)
+    return Aligned(subject=subject, moments=synthetic_moments(subject.arch), tokens=tokens)
 
 
 # Rounding and GPTQ
@@ -184,7 +183,7 @@ def test_negative_scales_move_into_the_indices():
         assert row[:, None] * z * col == pytest.approx(t[:, None] * raw * alpha * g)
 
 
-def test_published_watersic_gives_every_matrix_the_same_rate(model: Model):
+def test_published_watersic_gives_every_matrix_the_same_rate(model: Aligned):
     settings = PeerSettings(method="watersic", damping=1e-4, tables="pooled")
     method = interference_cancellation(model, settings)
     assert method.base(0.1) == 1
@@ -201,8 +200,9 @@ def finely(key, W, sigma):
 
 
 @pytest.mark.parametrize("prefix", ["inputs", "drift"])
-def test_behind_a_prefix_without_error_inputs_and_targets_are_those_of_the_original(model: Model, prefix: Any):
-    moments, seen = second_moments(model.params, model.arch, model.tokens), {}
+def test_behind_a_prefix_without_error_inputs_and_targets_are_those_of_the_original(model: Aligned, prefix: Any):
+    assert model.tokens is not None
+    moments, seen = second_moments(model.subject.params, model.arch, model.tokens), {}
 
     def quantize(key, W, sigma):
         seen[key] = (W, sigma)
@@ -212,12 +212,12 @@ def test_behind_a_prefix_without_error_inputs_and_targets_are_those_of_the_origi
     found = quantize_behind_prefix(model, settings, 1.0, quantize)
     assert found.keys() == seen.keys() == set(coded_matrices(model.arch.num_layers))
     for (layer, name), (W, sigma) in seen.items():
-        original, expected = model.params["blocks"][name][layer], moments.sigma[INPUT_OF[name]][layer]
+        original, expected = model.subject.params["blocks"][name][layer], moments.sigma[INPUT_OF[name]][layer]
         assert np.abs(W - original).max() < 1e-3 * np.abs(original).max()
         assert sigma == pytest.approx(expected, abs=1e-3 * np.abs(expected).max())
 
 
-def test_a_matrix_behind_a_zeroed_one_sees_the_inputs_that_are_left(model: Model):
+def test_a_matrix_behind_a_zeroed_one_sees_the_inputs_that_are_left(model: Aligned):
     def quantize(key, W, sigma):
         z, row, col = finely(key, W, sigma)
         if key == (0, "down"):
@@ -295,34 +295,35 @@ def test_scales_come_back_within_half_a_grid_point_and_zeros_as_the_median():
     PeerSettings(method="watersic", damping=1e-4, prefix="drift", tables="pooled"),
     PeerSettings(method="watersic", damping=1e-2, shrink="none", steps="sensitivity"),
 ], ids=lambda s: f"{s.method}-{s.steps}-{s.prefix}")  # fmt: skip
-def test_a_peer_hits_its_size_and_touches_only_coded_matrices(model: Model, settings: PeerSettings):
+def test_a_peer_hits_its_size_and_touches_only_coded_matrices(model: Aligned, settings: PeerSettings):
     coded = encode_peer(model, settings, 4.0)
     assert coded.bpw == pytest.approx(4.0, abs=0.02 if settings.prefix == "none" else 0.1)
     assert coded.bpw_ideal <= coded.bpw
-    assert np.array_equal(coded.params["embed"], model.params["embed"])
-    assert np.array_equal(coded.params["blocks"]["mlp_norm"], model.params["blocks"]["mlp_norm"])
+    assert np.array_equal(coded.params["embed"], model.subject.params["embed"])
+    assert np.array_equal(coded.params["blocks"]["mlp_norm"], model.subject.params["blocks"]["mlp_norm"])
     for name in ("q", "down"):
-        W, found = model.params["blocks"][name], coded.params["blocks"][name]
+        W, found = model.subject.params["blocks"][name], coded.params["blocks"][name]
         assert 0 < np.mean((W - found) ** 2) < 0.1 * np.mean(W**2)
 
 
-def test_our_allocation_halves_the_step_of_a_matrix_that_matters_four_times_as_much(model: Model):
+def test_our_allocation_halves_the_step_of_a_matrix_that_matters_four_times_as_much(model: Aligned):
     G = {k: v.copy() for k, v in model.moments.G.items()}
     G["gate"][1] *= 4
     settings = PeerSettings(method="rtn", steps="sensitivity")
     before = relative_steps(model, settings)
-    after = relative_steps(model._replace(moments=model.moments._replace(G=G)), settings)
+    after = relative_steps(Aligned(subject=model.subject, moments=model.moments._replace(G=G)), settings)
     ratio = {k: after[k] / before[k] for k in before}
     assert ratio.pop((1, "gate")) == pytest.approx(ratio[0, "q"] / 2)
     assert list(ratio.values()) == pytest.approx([ratio[0, "q"]] * len(ratio))
 
 
-def test_the_rotated_model_is_the_same_function(model: Model):
-    rotated = hadamard_model(model)
+def test_the_rotated_model_is_the_same_function(model: Aligned):
+    gauges = starting_gauges("hadamard", model.subject.params, model.arch, model.moments)
+    rotated = Aligned(subject=model.subject, moments=model.moments, gauges=gauges)
     tokens = np.arange(20).reshape(2, 10)
-    before, after = logits(model.params, tokens, model.arch), logits(rotated.params, tokens, rotated.arch)
+    before, after = logits(model.subject.params, tokens, model.arch), logits(rotated.network(), tokens, rotated.arch)
     assert np.asarray(after) == pytest.approx(np.asarray(before), abs=1e-4)
-    assert np.abs(rotated.params["blocks"]["q"] - model.params["blocks"]["q"]).max() > 0.1
+    assert np.abs(rotated.network()["blocks"]["q"] - model.subject.params["blocks"]["q"]).max() > 0.1
 
 
 def test_tuning_finds_the_best_of_each_choice_and_keeps_the_published_one_in_a_tie():
@@ -342,7 +343,7 @@ def test_an_interpreter_that_does_not_exist_has_no_nncodec():
     assert not has_nncodec("/nowhere/python")
 
 
-def test_nncodec_bits_fall_with_the_target(model: Model):
+def test_nncodec_bits_fall_with_the_target(model: Aligned):
     if not has_nncodec(sys.executable):
         pytest.skip("nncodec is not installed")
     fine, coarse = (encode_nncodec(model, target, sys.executable) for target in (5.0, 3.0))
