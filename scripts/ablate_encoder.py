@@ -22,12 +22,10 @@ from peers.own import encode_own
 from peers.report import Cell, curves
 from peers.table import ArmVariant, add_arguments, run_table
 
-from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.config.schema import EncodeConfig
 from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 from rdopt.transforms.aligned import Aligned
-from rdopt.transforms.bases import starting_gauges
 
 EVERYTHING = "everything"
 _COMPARED_AT = (2.0, 3.0)
@@ -66,26 +64,16 @@ def variants(finetune: int) -> dict[str, Variant]:
         "trellis of 8 states": Variant(replace(full, states=8)),
         "rate term off": Variant(replace(full, rdo=0.0)),
         "gains off": Variant(replace(full, gains="none")),
-        "gains by least squares": Variant(replace(full, gains="least-squares")),
         "drift off": Variant(replace(full, drift="none")),
         "sensitivity off": Variant(full, equal_error),
         "allocation off": Variant(full, equal_matrices),
         "rANS off: Huffman": Variant(replace(full, coder="huffman")),
         "rANS off: adaptive binary": Variant(replace(full, coder="binary")),
         "low-rank component on": Variant(replace(full, structured="svd")),
-        "token weights on": Variant(full, weighted_tokens),
         "scalar grid, shrink in the loop": Variant(replace(full, grid="feedback", loop_gains="shrink")),
         "Lloyd-Max grid": Variant(replace(full, grid="lloyd")),
         **({"finetuning on": Variant(replace(full, finetune=finetune))} if finetune else {}),
     }
-
-
-def weighted_tokens(benchmark: Benchmark, model: Aligned) -> Aligned:
-    """Moments in which a token counts by its sensitivity."""
-    params, arch = benchmark.plain.subject.params, benchmark.plain.subject.arch
-    moments = second_moments(params, arch, benchmark.calibration, token_weights="sensitivity")
-    gauges = starting_gauges("pca", params, arch, moments)
-    return Aligned(subject=benchmark.plain.subject, moments=moments, gauges=gauges, tokens=model.tokens)
 
 
 def joint_axes(benchmark: Benchmark, model: Aligned) -> Aligned:

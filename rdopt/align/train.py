@@ -71,7 +71,7 @@ def moments_of(
     folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Tick | None = None
 ) -> Moments:
     """The moments of a model on its calibration text, measured once and kept in the folder."""
-    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed} {config.text.token_weights}"
+    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed}"
     path = folder / MOMENTS
     found = load_moments(path, key)
     if found is None:

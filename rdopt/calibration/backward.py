@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
 from rdopt.config.progress import Tick
-from rdopt.config.schema import TokenWeights
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rms_norm, rope_tables, run_blocks
 from rdopt.operator.params import Params
 
@@ -22,30 +21,26 @@ ROTATED = ("q", "k", "v", "o", "down")
 FULL_WIDTH = 4096
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _probe(weighted: bool, x: Array, y: Array, sigma: Array | None, G: Array, energy: Array) -> Array:
+@jax.custom_vjp
+def _probe(x: Array, y: Array, sigma: Array | None, G: Array) -> Array:
     """Returns y; its backward pass hands out sums over tokens as gradients of what else it is given.
 
-    Of x x^T to sigma, of g g^T to G (where G is a vector, of g^2), of |g|^2 to energy; weighted: of |g|^2 x x^T and
-    of |x|^2 g g^T.
+    Of x x^T to sigma, of g g^T to G (where G is a vector, of g^2).
     """
     return y
 
 
 def _probe_forward(
-    weighted: bool, x: Array, y: Array, sigma: Array | None, G: Array, energy: Array
+    x: Array, y: Array, sigma: Array | None, G: Array
 ) -> tuple[Array, tuple[Array, Array | None, Array]]:
     return y, (x, sigma, G)
 
 
-def _probe_backward(weighted: bool, saved: tuple[Array, Array | None, Array], g: Array) -> tuple[Any, ...]:
+def _probe_backward(saved: tuple[Array, Array | None, Array], g: Array) -> tuple[Any, ...]:
     x, sigma, G = saved
     rows, grads = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    energy = jnp.sum(grads**2, axis=1, keepdims=True)
-    if weighted:
-        rows, grads = jnp.sqrt(energy) * rows, jnp.linalg.norm(rows, axis=1, keepdims=True) * grads
     outputs = gram(grads) if G.ndim == 2 else jnp.sum(grads**2, axis=0)
-    return jnp.zeros_like(x), g, None if sigma is None else gram(rows), outputs, jnp.sum(energy)
+    return jnp.zeros_like(x), g, None if sigma is None else gram(rows), outputs
 
 
 def gram(rows: Array) -> Array:
@@ -56,12 +51,12 @@ def gram(rows: Array) -> Array:
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def probed_linear(weighted: bool, name: str, p: Mapping[str, Any], x: Any) -> Array:
+def probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
     """The hook that measures: `linear` whose backward pass hands out the sums of `_probe` in p["probes"]."""
     probes, group = p["probes"], INPUT_OF[name]
-    # Matrices that share an input share one sigma: the first of them reports it, or all add what they weight it with.
-    sigma = probes["sigma"][group] if weighted or name == MATRICES_OF[group][0] else None
-    return _probe(weighted, x, linear(name, p, x), sigma, probes["G"][name], probes["energy"][name])
+    # Matrices that share an input share one sigma: the first of them reports it.
+    sigma = probes["sigma"][group] if name == MATRICES_OF[group][0] else None
+    return _probe(x, linear(name, p, x), sigma, probes["G"][name])
 
 
 def full_G(name: str, width: int) -> bool:
@@ -69,9 +64,9 @@ def full_G(name: str, width: int) -> bool:
     return name in ROTATED or width <= FULL_WIDTH
 
 
-@partial(jax.jit, static_argnames=("arch", "weighted"))
+@partial(jax.jit, static_argnames="arch")
 def _batch_sums(
-    params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture, weighted: bool
+    params: Params, tokens: Int[Array, "batch length"], key: Array, arch: Architecture
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """Sums over the tokens of a batch: a tree of probes (see `_probe`), and those of `EmbeddingMoments`.
 
@@ -80,12 +75,8 @@ def _batch_sums(
     rope = rope_tables(arch, tokens.shape[1])
 
     def log_likelihood(probes: dict[str, Any], x: Array) -> tuple[Array, tuple[Array, Array]]:
-        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, partial(probed_linear, weighted))
-        scores = head_logits(params, x, arch)
-        labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
-        logp = jax.nn.log_softmax(scores)
-        chosen = jnp.take_along_axis(logp, labels[..., None], axis=-1)
-        return jnp.sum(chosen), head_sums(rms_norm(x, params["final_norm"], arch.norm_eps), logp)
+        x = run_blocks({**params["blocks"], "probes": probes}, x, rope, arch, probed_linear)
+        return sampled_log_likelihood(params, x, key, arch)
 
     gradient = jax.grad(log_likelihood, argnums=(0, 1), has_aux=True)
     (sums, g), (fisher, S) = gradient(zero_probes(params["blocks"]), embed_tokens(params, tokens))
@@ -93,10 +84,21 @@ def _batch_sums(
     return sums, {"frequency": energy, "G": gram(g.reshape(-1, g.shape[-1])), "fisher": fisher, "S": S}
 
 
-def head_sums(y: Float[Array, "B T d"], logp: Float[Array, "B T V"]) -> tuple[Array, Array]:
-    """Sums over tokens of p (1 - p) and of y y^T."""
-    p = jnp.exp(logp)
-    return jnp.sum(p * (1 - p), axis=(0, 1)), gram(y.reshape(-1, y.shape[-1]))
+def sampled_log_likelihood(
+    ends: Mapping[str, Any], x: Float[Array, "B T d"], key: Array, arch: Architecture
+) -> tuple[Array, tuple[Array, Array]]:
+    """The loss whose gradients G is made of, from the residual stream behind the last block.
+
+    Returns:
+        the sum over all positions of log p of a label that the model itself draws there, and sums over tokens of
+        p (1 - p) and of y y^T, y the head's input.
+    """
+    scores = head_logits(dict(ends), x, arch)
+    labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
+    logp = jax.nn.log_softmax(scores)
+    chosen = jnp.sum(jnp.take_along_axis(logp, labels[..., None], axis=-1))
+    p, y = jnp.exp(logp), rms_norm(x, ends["final_norm"], arch.norm_eps)
+    return chosen, (jnp.sum(p * (1 - p), axis=(0, 1)), gram(y.reshape(-1, y.shape[-1])))
 
 
 def zero_probes(blocks: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +107,7 @@ def zero_probes(blocks: Mapping[str, Any]) -> dict[str, Any]:
     layers = shapes["q"][0]
     sigma = {INPUT_OF[k]: (layers, s[2], s[2]) for k, s in shapes.items()}
     G = {k: (layers, s[1], s[1]) if full_G(k, s[1]) else (layers, s[1]) for k, s in shapes.items()}
-    energy = dict.fromkeys(MATRICES, (layers,))
-    kinds = {"sigma": sigma, "G": G, "energy": energy}
-    return {kind: {k: jnp.zeros(s) for k, s in held.items()} for kind, held in kinds.items()}
+    return {kind: {k: jnp.zeros(s) for k, s in of.items()} for kind, of in (("sigma", sigma), ("G", G))}
 
 
 def second_moments(
@@ -117,15 +117,12 @@ def second_moments(
     *,
     seed: int = 0,
     batch: int = 8,
-    token_weights: TokenWeights = "none",
     progress: Tick | None = None,
 ) -> Moments:
     """Measures the moments of a model on calibration sequences.
 
-    A matrix's own D is 1/2 mean (g^T E x)^2, the mean over tokens of g g^T (x) x x^T as a quadratic form in E. With
-    token weights a token counts in sigma by |g|^2, summed over the matrices that read the input, and in G by |x|^2:
-    the first step of the power iteration to the nearest Kronecker product (Van Loan and Pitsianis 1993), instead of the
-    product of the two means.
+    A matrix's own D is 1/2 mean (g^T E x)^2, the mean over tokens of g g^T (x) x x^T as a quadratic form in E; the
+    product of the two means stands for it.
 
     Args:
         params: the model, float32.
@@ -134,7 +131,6 @@ def second_moments(
         seed: of the sampled labels.
         batch: sequences per pass; sigma depends on it only through summation order, G also through
             the labels, which are drawn pass by pass.
-        token_weights: none, or by sensitivity.
         progress: called with (sequences done, of how many).
 
     Returns:
@@ -143,28 +139,13 @@ def second_moments(
     total: Any = None
     for start, part in _batches(tokens, batch):
         key = jax.random.fold_in(jax.random.key(seed), start)
-        found = _batch_sums(params, part, key, arch, token_weights == "sensitivity")
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), _batch_sums(params, part, key, arch))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         if progress is not None:
             progress(start + len(part), len(tokens))
     probes, embed = jax.tree.map(lambda x: x / tokens.size, total)
     embed["frequency"] /= max(np.trace(embed["G"]), np.finfo(np.float64).tiny)
-    if token_weights == "sensitivity":
-        _normalize(probes)
     return Moments(probes["sigma"], probes["G"], int(tokens.size), EmbeddingMoments(**embed))
-
-
-def _normalize(probes: dict[str, Any]) -> None:
-    """Weighted means in place: tr(sigma) tr(G) becomes the mean of |x|^2 |g|^2 in every matrix."""
-    for group, names in MATRICES_OF.items():
-        energy = sum(probes["energy"][name] for name in names)
-        sigma = probes["sigma"][group] / np.maximum(energy, np.finfo(np.float64).tiny)[:, None, None]
-        power = np.maximum(np.trace(sigma, axis1=1, axis2=2), np.finfo(np.float64).tiny)
-        probes["sigma"][group] = sigma
-        for name in names:
-            G = probes["G"][name]
-            probes["G"][name] = G / power.reshape(-1, *[1] * (G.ndim - 1))
 
 
 def _batches(tokens: Int[np.ndarray, "n length"], batch: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration.backward import head_sums, probed_linear, zero_probes
+from rdopt.calibration.backward import probed_linear, sampled_log_likelihood, zero_probes
 from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.progress import Tick
-from rdopt.operator.llama import block, embed_tokens, head_logits, rms_norm, rope_tables
+from rdopt.operator.llama import block, embed_tokens, rope_tables
 
 BATCH = 8  # sequences in a pass
 
@@ -135,17 +135,8 @@ def _forward(p: Mapping[str, Array], x: Array, rope: Any, arch: Architecture) ->
 def _head_gradient(
     ends: Mapping[str, Array], x: Array, key: Array, arch: Architecture
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Gradient of the sum of the log-likelihood of labels that the model itself draws, at the last stream, and
-    `head_sums`."""
-
-    def log_likelihood(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        scores = head_logits(dict(ends), x, arch)
-        labels = jax.random.categorical(key, jax.lax.stop_gradient(scores))
-        logp = jax.nn.log_softmax(scores)
-        chosen = jnp.sum(jnp.take_along_axis(logp, labels[..., None], axis=-1))
-        return chosen, head_sums(rms_norm(x, ends["final_norm"], arch.norm_eps), logp)
-
-    return jax.grad(log_likelihood, has_aux=True)(x)
+    """Gradient of `sampled_log_likelihood` at the last stream, and its sums."""
+    return jax.grad(lambda x: sampled_log_likelihood(ends, x, key, arch), has_aux=True)(x)
 
 
 @partial(jax.jit, static_argnames="arch")
@@ -157,7 +148,7 @@ def _backward(
 
     def through(probes: dict[str, Any], x: Array) -> Array:
         own = jax.tree.map(lambda held: held[0], probes)
-        return block({**p, "probes": own}, x, rope, arch, partial(probed_linear, False))
+        return block({**p, "probes": own}, x, rope, arch, probed_linear)
 
     _, pull = jax.vjp(through, stacked, x)
     return pull(g)

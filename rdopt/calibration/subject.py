@@ -116,7 +116,6 @@ def corpus_moments(
         subject.arch,
         corpus.calibration,
         seed=text.seed,
-        token_weights=text.token_weights,
         progress=progress,
     )
 

@@ -34,9 +34,8 @@ StoredBase = Literal["identity", "hadamard"]
 TieChoice = Literal["auto", "keep", "untie"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
-TokenWeights = Literal["none", "sensitivity"]
 LoopGain = Literal["none", "shrink", "unbiased"]
-Correction = Literal["unbiased", "least-squares", "none"]
+Correction = Literal["unbiased", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
 ArmName = Literal[
@@ -82,8 +81,6 @@ class TextConfig(_Section):
     seq_len: int = _option(256, "tokens in a calibration sequence", low=2)
     calibration_sequences: int = _option(256, "calibration sequences", low=1)
     seed: int = _option(0, "which sequences are drawn", low=0)
-    token_weights: TokenWeights = _option(
-        "none", "how tokens count in the second moments: alike, or by the sensitivity of the outputs behind them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +151,7 @@ class EncodeConfig(_Section):
     drift_damping: float = _option(
         0.2, "added to the second moments behind the drift's correction, as a share of their mean diagonal", low=0)
     gains: Correction = _option(
-        "unbiased", "a gain a row that makes its error uncorrelated with its output, or gains of rows and columns "
-        "by least squares, or none")
+        "unbiased", "a gain a row that makes its error uncorrelated with its output, or none")
     coder: EntropyCoder = _option(
         "rans", "entropy coder of the trellis's indices: static rANS or Huffman, or adaptive binary arithmetic coding")
     embeddings: Embeddings = _option("16bit", "embedding and head: kept in 16 bit, or coded at the same slope")

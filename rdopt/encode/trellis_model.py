@@ -23,7 +23,7 @@ from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import quantize_columns
 from rdopt.encode.drift import Prefix
-from rdopt.encode.gain_fit import fit_gains, gain_precision
+from rdopt.encode.gain_fit import gain_precision, unbiased_gains
 from rdopt.encode.quantize import Grid
 from rdopt.encode.source import Source
 from rdopt.encode.structured import ComponentGain, fit_structured
@@ -90,7 +90,7 @@ def _behind_prefix(
     """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
     source = second.source
     prefix = None if source.tokens is None else Prefix(source.params, source.arch, source.tokens, encode.drift_damping)
-    precision, found = _gain_precision(source, second.c, encode.gains), {}
+    precision, found = _gain_precision(source, second.c), {}
     for layer, group in input_groups(source.arch.num_layers):
         names = MATRICES_OF[group]
         before = {name: found[layer, name].W for name in MATRICES if (layer, name) in found}
@@ -193,19 +193,17 @@ def _finish(
     target = second.source.turned(key, targets[name])
     path = second.path(key, target)
     W, spread = second.decoded(key, path), second.spread(key, target, path)
-    logs = fit_gains(kind, target, W, moments.sigma[INPUT_OF[name]][layer], moments.diag_G(name, layer))
-    rows, cols = ({key: x} if x.size else {} for x in logs)
-    gains = quantize_gains(rows, cols, precision)
+    rows = {}
+    if kind == "unbiased":
+        rows[key] = np.log2(unbiased_gains(target, W, moments.sigma[INPUT_OF[name]][layer]))
+    gains = quantize_gains(rows, {}, precision)
     return Done(path, spread, gains, second.source.undone(key, gains.apply(key, W)))
 
 
-def _gain_precision(source: Source, c: float, kind: Correction) -> int:
+def _gain_precision(source: Source, c: float) -> int:
     """The precision of the gains, by their number and what rounding them costs."""
-    matrices = [source.params["blocks"][name] for name in MATRICES]
-    heights, widths = np.sum([W.shape[1:] for W in matrices], axis=0)
-    sides = (heights, widths) if kind == "least-squares" else (heights,)
-    gains = int(sum(sides)) * source.arch.num_layers
-    return gain_precision(gains, source.weights, lam_of_base_step(c, source.weights), len(sides) * source.signal)
+    rows = sum(source.params["blocks"][name].shape[1] for name in MATRICES) * source.arch.num_layers
+    return gain_precision(rows, source.weights, lam_of_base_step(c, source.weights), source.signal)
 
 
 class _Counter:

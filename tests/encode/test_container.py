@@ -120,7 +120,6 @@ def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, ch
 
 
 @pytest.mark.parametrize("encode", [
-    EncodeConfig(gains="least-squares"),
     EncodeConfig(gains="none"),
     EncodeConfig(grid="feedback", loop_gains="shrink"),
 ])
