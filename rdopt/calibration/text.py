@@ -91,14 +91,14 @@ def builtin_documents() -> tuple[str, ...]:
         UserError: this Python has no library sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found: list[str] = []
+    docstrings: list[str] = []
     for path in sorted(root.rglob("*.py")):
         if _NOT_LIBRARY.isdisjoint(path.relative_to(root).parts):
-            found += _docstrings(path)
-    if not found:
+            docstrings += _docstrings(path)
+    if not docstrings:
         raise UserError(f"The builtin text needs Python's library sources, but {root} has none: "
                         "name text files instead.")
-    return tuple(found)
+    return tuple(docstrings)
 
 
 def _part(document: str) -> str:

@@ -24,7 +24,7 @@ from rdopt.encode.model import encode_at_step
 from rdopt.encode.source import Source, make_source
 from rdopt.encode.target import search_file, size_goal
 from rdopt.evaluate.divergence import Reference
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import windows
 from rdopt.operator.params import Params
 from rdopt.rate.steps import base_step
 from rdopt.runs.export import aligned_config, open_trained

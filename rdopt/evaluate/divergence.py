@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.errors import UserError
-from rdopt.evaluate.perplexity import Perplexity, perplexity, ratio
+from rdopt.evaluate.perplexity import Perplexity, per_token, perplexity
 from rdopt.operator.llama import logits
 from rdopt.operator.params import Params
 
@@ -55,12 +55,12 @@ class Comparison:
     @property
     def kl_mean(self) -> float:
         """Nats per token."""
-        return float(self.kl_sums.sum()) / int(self.counts.sum())
+        return per_token(self.kl_sums, self.counts)[0]
 
     @property
     def kl_stderr(self) -> float:
         """Standard error of the mean over sequences; nan for one sequence."""
-        return ratio(self.kl_sums, self.counts)[1]
+        return per_token(self.kl_sums, self.counts)[1]
 
     @property
     def kl_median(self) -> float:

@@ -16,7 +16,7 @@ from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import Reference, compare
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import windows
 from rdopt.operator.params import Params, params_to_tensors
 from rdopt.transforms.files import AlignmentFiles, architecture_of_original, load_alignment, save_alignment
 from rdopt.transforms.gauges.fold import fold, unfold

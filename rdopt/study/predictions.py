@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.evaluate.perplexity import ratio
+from rdopt.evaluate.perplexity import per_token
 
 Verdict = Literal["supported", "refuted", "undecided"]
 BEYOND = 2.0  # standard errors
@@ -136,5 +136,5 @@ def mean_log_ratio(
     value = float(np.mean(np.log(means[0] / means[1])))
     influence = np.mean(a / means[0] - b / means[1], axis=0)
     by_draw = mean_of(influence.sum(axis=1) / tokens).error
-    by_sequence = ratio(influence.mean(axis=0), counts)[1]
+    by_sequence = per_token(influence.mean(axis=0), counts)[1]
     return Estimate(value, float(np.hypot(by_draw, by_sequence)))

@@ -22,7 +22,7 @@ from rdopt.calibration.tokens import fingerprint
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EvaluateConfig, TextConfig
 from rdopt.evaluate.divergence import Comparison, Reference, compare, noise_floor_bf16
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import windows
 from rdopt.runs.export import reference_of
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges

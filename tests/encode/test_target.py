@@ -19,7 +19,7 @@ from rdopt.encode.quantize import make_grid
 from rdopt.encode.source import make_source
 from rdopt.encode.target import Goal, divergence_goal, search_step, size_goal, some_rows
 from rdopt.evaluate.divergence import Reference
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import windows
 
 FEEDBACK = EncodeConfig(grid="feedback")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +17,7 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.evaluate import divergence
 from rdopt.evaluate.divergence import Reference, as_eval_json, compare, noise_floor_bf16, token_kl
-from rdopt.evaluate.perplexity import perplexity
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import perplexity, windows
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 
@@ -266,3 +266,18 @@ def test_windows_the_model_cannot_read_are_refused(tiny):
         Reference(params, arch, *long, 4)
     with pytest.raises(UserError, match="batch is 0"):
         Reference(params, arch, inputs, scored, 0)
+
+
+def test_the_slope_of_the_kl_is_the_difference_of_the_probabilities_and_finite_where_q_vanishes():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((6, 40)).astype(np.float32)
+    for shift in (1e-6, 0.3, 300.0):
+        b = a + np.float32(shift) * rng.standard_normal(a.shape).astype(np.float32)
+
+        def kl(scores, a=a):
+            return jnp.sum(token_kl(jax.nn.log_softmax(a), jax.nn.log_softmax(scores)))
+
+        p, q = (scipy.special.softmax(np.asarray(x, np.float64), axis=-1) for x in (a, b))
+        found = np.asarray(jax.jit(jax.grad(kl))(jnp.asarray(b)))
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, q - p, atol=1e-6 if shift > 1 else 1e-6 * max(shift, 0.1))

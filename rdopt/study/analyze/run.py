@@ -23,7 +23,7 @@ from rdopt.config.load import config_yaml
 from rdopt.config.progress import Say
 from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import token_kl
-from rdopt.evaluate.windows import windows
+from rdopt.evaluate.perplexity import windows
 from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
 from rdopt.runs.figures import dumps
