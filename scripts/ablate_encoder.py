@@ -70,7 +70,6 @@ def variants(finetune: int) -> dict[str, Variant]:
         "rANS off: Huffman": Variant(replace(full, coder="huffman")),
         "rANS off: adaptive binary": Variant(replace(full, coder="binary")),
         "low-rank component on": Variant(replace(full, structured="svd")),
-        "scalar grid, shrink in the loop": Variant(replace(full, grid="feedback", loop_gains="shrink")),
         "Lloyd-Max grid": Variant(replace(full, grid="lloyd")),
         **({"finetuning on": Variant(replace(full, finetune=finetune))} if finetune else {}),
     }

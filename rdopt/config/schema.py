@@ -34,7 +34,6 @@ StoredBase = Literal["identity", "hadamard"]
 TieChoice = Literal["auto", "keep", "untie"]
 Drift = Literal["prefix", "none"]
 Component = Literal["svd", "none"]
-LoopGain = Literal["none", "shrink", "unbiased"]
 Correction = Literal["unbiased", "none"]
 EntropyCoder = Literal["rans", "huffman", "binary"]
 Embeddings = Literal["16bit", "coded"]
@@ -155,7 +154,6 @@ class EncodeConfig(_Section):
     coder: EntropyCoder = _option(
         "rans", "entropy coder of the trellis's indices: static rANS or Huffman, or adaptive binary arithmetic coding")
     embeddings: Embeddings = _option("16bit", "embedding and head: kept in 16 bit, or coded at the same slope")
-    loop_gains: LoopGain = _option("none", "a gain a column of the feedback grid, before its error is passed on")
     dead_zone: float = _option(0.0, "share of a step by which the zero bin is widened on each side",
                                low=0, high=0.5)
     damping: float = _option(0.02, "added to second moments, as a share of their mean diagonal", low=0)

@@ -1,7 +1,7 @@
 """Trellis quantization with error feedback over the columns: the trellis runs down a column, over the rows.
 
 With one step per column (a_j = c / L_jj, successive interference cancellation) all entries of a column weigh the
-same, so a path through the trellis and the feedback to the columns before do not interfere (DESIGN section 4).
+same, so a path through the trellis and the feedback to the columns before do not interfere (WaterSIC 2026).
 """
 
 from typing import no_type_check

@@ -157,7 +157,7 @@ def quantize_lloyd(
         encode: rdo (the weight of `lloyd.design`), threads.
         progress: called with (matrices done, of how many) over both passes.
     """
-    first, _ = quantize_model(params, grid, c, encode, lambda done, of: progress(done, 2 * of) if progress else None)
+    first = quantize_model(params, grid, c, encode, lambda done, of: progress(done, 2 * of) if progress else None)
     keys = list(first)
     with ThreadPoolExecutor(encode.threads or None) as threads:
         fits = list(threads.map(lambda key: rank1_spreads(_coordinates(params, grid, c, key, first[key])), keys))

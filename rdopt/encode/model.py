@@ -57,16 +57,15 @@ def _coded(source: Source, c: float, indices: MatrixCodes) -> Coded:
 
 def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     params = source.coded_params()
-    indices, gains = quantize_model(params, source.grid, c, encode, progress)
+    indices = quantize_model(params, source.grid, c, encode, progress)
     matrices = list(indices.values())
 
     def spreads(key: Key) -> Fit:
-        return index_spreads(params, source.grid, key, indices[key], gains, c, encode.grid)
+        return index_spreads(params, source.grid, key, indices[key], c, encode.grid)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         fits = list(threads.map(spreads, indices))
-    codes = code_scalar(matrices, choose_plan(matrices, fits), encode.threads)
-    return _coded(source, c, codes)._replace(gains=gains)
+    return _coded(source, c, code_scalar(matrices, choose_plan(matrices, fits), encode.threads))
 
 
 def _on_lloyd_grids(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:

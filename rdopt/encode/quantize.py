@@ -1,7 +1,7 @@
 """All coded matrices of a model to integer indices on the grids that lambda and the moments fix.
 
 Row steps follow the damped output sensitivities, column steps the Cholesky factor of the damped input moments:
-a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (DESIGN section 3).
+a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (WaterSIC 2026 for the columns).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +13,11 @@ from jaxtyping import Float, Int
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import INPUT_OF, Key, coded_matrices, input_groups
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
-from rdopt.codec.streams.gains import Gains
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.feedback import quantize_feedback, quantize_rounding, quantize_with_gains
+from rdopt.encode.feedback import quantize_feedback, quantize_rounding
 from rdopt.operator.params import Params
-
-_GAIN_PRECISION = 32  # of gains in the loop, steps in an octave: a relative error of 4e-5, far below any grid's
 
 
 class Grid(NamedTuple):
@@ -68,46 +65,40 @@ def quantize_model(
     c: float,
     encode: EncodeConfig,
     progress: Tick | None = None,
-) -> tuple[dict[Key, Int[np.ndarray, "out in"]], Gains | None]:
-    """Indices of every coded matrix at the base step c, and the gains of their columns where the loop has any.
+) -> dict[Key, Int[np.ndarray, "out in"]]:
+    """Indices of every coded matrix at the base step c.
 
     Args:
         params: the model in the coordinates that the grid was made for.
         grid: of `make_grid`.
         c: base step.
-        encode: grid kind, dead zone, gains in the loop, threads.
+        encode: grid kind, dead zone, threads.
         progress: called with (matrices done, of how many).
 
     Returns:
-        ((layer, matrix) -> int16 or int32 indices, gains).
+        (layer, matrix) -> int16 or int32 indices.
     """
     keys = list(coded_matrices(len(params["blocks"]["q"])))
 
-    def one(key: Key) -> tuple[Int[np.ndarray, "out in"], Int[np.ndarray, " in"]]:
-        """Indices of one matrix, and the log gains of its columns in 1 / _GAIN_PRECISION octave."""
+    def one(key: Key) -> Int[np.ndarray, "out in"]:
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)
         col = exp_steps(grid.cols[group]).astype(np.float64) * c
         W = params["blocks"][name][layer]
-        logs = np.zeros(W.shape[1], np.int32)
         if encode.grid == "round":
             z = quantize_rounding(W, row, col, encode.dead_zone)
-        elif encode.loop_gains == "none":
-            z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
         else:
-            steps = row, col, encode.dead_zone
-            z, logs = quantize_with_gains(W, grid.factors[group], *steps, encode.loop_gains, _GAIN_PRECISION)
-        return (z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z), logs
+            z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
+        return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
 
-    found, gains = {}, {}
+    indices = {}
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        for done, (key, result) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
-            found[key], gains[key] = result
+        for done, (key, z) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
+            indices[key] = z
             if progress is not None:
                 progress(done, len(keys))
-    gained = any(np.any(logs) for logs in gains.values())
-    return found, Gains(_GAIN_PRECISION, {}, gains) if gained else None
+    return indices
 
 
 def index_spreads(
@@ -115,7 +106,6 @@ def index_spreads(
     grid: Grid,
     key: Key,
     z: Int[np.ndarray, "out in"],
-    gains: Gains | None,
     c: float,
     kind: str,
 ) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
@@ -127,8 +117,6 @@ def index_spreads(
     if kind == "round":
         return rank1_spreads(W / np.outer(row, col))
     decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
-    if gains is not None:
-        decoded = gains.apply(key, decoded)
     return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
 
 

@@ -1,6 +1,6 @@
 """What coordinates really cost: the matrices coded hard at one slope, without the passes over text that a file takes.
 
-Relaxed objectives are trusted to rank coordinates only as far as this agrees (DESIGN section 3).
+Relaxed objectives are trusted to rank coordinates only as far as this agrees.
 """
 
 from dataclasses import replace

@@ -16,7 +16,7 @@ from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize,
 from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.feedback import BLOCK, quantize_feedback, quantize_rounding, quantize_with_gains
+from rdopt.encode.feedback import BLOCK, quantize_feedback, quantize_rounding
 from rdopt.encode.quantize import estimated_distortion, make_grid, quantize_model
 from rdopt.rate.steps import base_step, lam_of_base_step
 
@@ -121,30 +121,6 @@ def test_the_base_step_is_stationary_for_the_cost_at_high_rate(lam, weights):
     assert lam_of_base_step(c, weights) == pytest.approx(lam, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["shrink", "unbiased"])
-def test_a_gain_in_the_loop_passes_on_the_error_behind_it(kind):
-    """The targets follow from what the last columns left over; the gain is that of target and indices."""
-    rng = np.random.default_rng(0)
-    W, sigma = rng.standard_normal((30, 90)), second_moment(rng, 90)
-    L, row = damped_cholesky(sigma, 0.01), np.exp(0.2 * rng.standard_normal(30))
-    col = 1.5 / np.diagonal(L)
-    z, logs = quantize_with_gains(W, L, row, col, 0.0, kind, 32)
-    gains = 2.0 ** (logs / 32)
-    E = W / row[:, None] - z * col * gains
-    for j in range(90):
-        target = (E[:, j:] @ L[j:, j]) / (L[j, j] * col[j]) + gains[j] * z[:, j]
-        np.testing.assert_array_equal(np.rint(target), z[:, j])
-        power, cross = (z[:, j] @ z[:, j], z[:, j] @ target)
-        exact = {"shrink": cross / power, "unbiased": target @ target / cross}[kind]
-        assert logs[j] == round(32 * np.log2(exact))
-    assert np.mean(logs) < 0 if kind == "shrink" else np.mean(logs) > 0
-
-
-def test_columns_of_zeros_have_no_gain():
-    z, logs = quantize_with_gains(np.full((4, 3), 0.01), np.eye(3), np.ones(4), np.ones(3), 0.0, "shrink", 32)
-    assert not z.any() and not logs.any()
-
-
 def test_the_base_step_minimises_the_cost():
     lam, weights = 50.0, 10_000
     found = scipy.optimize.minimize_scalar(
@@ -236,8 +212,8 @@ def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_thre
     params, moments = model_and_moments()
     found = make_grid(moments, 2, EncodeConfig(grid=grid))
     c, seen = 0.2, []
-    one, _ = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=1), lambda *x: seen.append(x))
-    four, _ = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=4))
+    one = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=1), lambda *x: seen.append(x))
+    four = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=4))
     assert list(one) == list(coded_matrices(2)) and seen[-1] == (14, 14)
     for (layer, name), z in one.items():
         np.testing.assert_array_equal(z, four[layer, name])
@@ -253,7 +229,7 @@ def test_indices_beyond_16_bit_are_kept():
     params, moments = model_and_moments()
     grid = make_grid(moments, 2, EncodeConfig(grid="round"))
     c = 1e-6
-    found, _ = quantize_model(params, grid, c, EncodeConfig(grid="round"))
+    found = quantize_model(params, grid, c, EncodeConfig(grid="round"))
     assert max(int(np.abs(z).max()) for z in found.values()) > 2**15
     for (layer, name), z in found.items():
         W = dequantize(z, grid.rows[layer, name], grid.cols[layer, INPUT_OF[name]], c)
@@ -283,7 +259,7 @@ def decoded_weights(params, grid, indices, c):
 def test_the_estimated_distortion_is_half_the_trace_summed_over_matrices():
     params, moments = model_and_moments()
     grid, c = make_grid(moments, 2, FEEDBACK), 0.5
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK)[0], c)
+    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
     expected = 0.0
     for layer, name in coded_matrices(2):
         E = params["blocks"][name][layer].astype(float) - decoded["blocks"][name][layer]
@@ -300,7 +276,7 @@ def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weig
     G = {name: np.stack([moments.diag_G(name, i) for i in range(2)]) for name in MATRICES}
     diagonal = moments._replace(G=G)
     grid = make_grid(diagonal, 2, replace(FEEDBACK, damping=damping))
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK)[0], c)
+    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
     weights = sum(W.size for W in params["blocks"].values())
     measured = estimated_distortion(params, decoded, diagonal)
     assert measured == pytest.approx(weights * c**2 / 24, rel=0.1)

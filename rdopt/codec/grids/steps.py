@@ -1,9 +1,10 @@
 """Steps that follow from lambda: a_ij = c / (sqrt(G_ii) L_jj), kept as integer logarithms.
 
 A step is exp2(k / STEPS_PER_OCTAVE) with k an integer, times one float32 base per file, so that a column of a
-matrix costs a few entropy-coded bits and every decoder forms the same float32 step (DESIGN sections 3 and 4).
+matrix costs a few entropy-coded bits and every decoder forms the same float32 step.
 """
 
+from functools import lru_cache
 from math import isqrt
 
 import numpy as np
@@ -25,19 +26,34 @@ def log_steps(scale: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def exp_steps(k: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """exp2(k / STEPS_PER_OCTAVE) in float32, from integers alone.
+    """exp2(k / STEPS_PER_OCTAVE) in float32, the same bits on every machine."""
+    return exact_exp2(k, STEPS_PER_OCTAVE)
 
-    The STEPS_PER_OCTAVE mantissas come from nested integer square roots, not from a libm, so that the result
-    is the same on every machine.
+
+def exact_exp2(k: Int[np.ndarray, "*shape"], precision: int) -> Float[np.ndarray, "*shape"]:
+    """exp2(k / precision) in float32, from integers alone.
+
+    The mantissas come from nested integer square roots, not from a libm, so that the result is the same on every
+    machine.
+
+    Args:
+        k: integers.
+        precision: steps in an octave, a power of two.
     """
-    mantissas = np.array([_mantissa(r) for r in range(STEPS_PER_OCTAVE)], np.float32)
-    octave, rest = np.divmod(np.asarray(k, np.int32), STEPS_PER_OCTAVE)
-    return np.ldexp(mantissas[rest], octave - _MANTISSA_BITS).astype(np.float32)
+    octave, rest = np.divmod(np.asarray(k, np.int32), precision)
+    return np.ldexp(_mantissas(precision)[rest], octave - _MANTISSA_BITS).astype(np.float32)
 
 
-def _mantissa(r: int) -> int:
-    """floor(2^(r/4) 2^23): the fourth root as two nested integer square roots."""
-    return isqrt(isqrt((1 << r) << (4 * _MANTISSA_BITS)))
+@lru_cache
+def _mantissas(precision: int) -> Float[np.ndarray, " precision"]:
+    """floor(2^(r / precision) 2^23) for r < precision: one nested square root a doubling of the precision."""
+    mantissas = []
+    for r in range(precision):
+        root = (1 << r) << (precision * _MANTISSA_BITS)
+        for _ in range(precision.bit_length() - 1):
+            root = isqrt(root)
+        mantissas.append(root)
+    return np.array(mantissas, np.float32)
 
 
 def dequantize(

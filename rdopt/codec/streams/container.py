@@ -1,8 +1,8 @@
 """The file: one safetensors container with one byte string per kind of stream and one binary index.
 
-Layout (version 3): the safetensors header's metadata are {"format": "rdopt", "version", "sha256" of the index};
+Layout (codec/FORMAT.md): the safetensors header's metadata are {"format": "rdopt", "version", "sha256" of the index};
 the tensors are one-dimensional uint8. The index begins with a SHA-256 per other stream in the order of STREAMS,
-then holds what `encoder.write_index` wrote. The bytes depend on the content only: header keys are sorted.
+then holds what `index.write_index` wrote. The bytes depend on the content only: header keys are sorted.
 """
 
 import hashlib

@@ -5,8 +5,6 @@ bits and every decoder forms the same float32 number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +12,10 @@ from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import Key
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
+from rdopt.codec.grids.steps import exact_exp2
 
 PRECISIONS = (8, 16, 32, 64)
 MAX_OCTAVES = 32
-_MANTISSA_BITS = 23
 _CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
 
 Shapes = Mapping[Key, tuple[int, int]]
@@ -44,23 +42,14 @@ class Gains(NamedTuple):
 
 
 def exp_gains(k: Int[np.ndarray, "*shape"], precision: int) -> Float[np.ndarray, "*shape"]:
-    """exp2(k / precision) in float32, from integers alone: the same bits on every machine."""
-    octave, rest = np.divmod(np.asarray(k, np.int32), precision)
-    return np.ldexp(_mantissas(precision)[rest], octave - _MANTISSA_BITS).astype(np.float32)
+    """exp2(k / precision) in float32, the same bits on every machine.
 
-
-@lru_cache
-def _mantissas(precision: int) -> Float[np.ndarray, " precision"]:
-    """floor(2^(r / precision) 2^23) for r < precision, a power of two: one nested square root a doubling."""
+    Raises:
+        ValueError: a precision that no file has.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"gains in 1/{precision} octave; the precisions are {', '.join(map(str, PRECISIONS))}")
-    found = []
-    for r in range(precision):
-        root = (1 << r) << (precision * _MANTISSA_BITS)
-        for _ in range(precision.bit_length() - 1):
-            root = isqrt(root)
-        found.append(root)
-    return np.array(found, np.float32)
+    return exact_exp2(k, precision)
 
 
 def apply_gains(
