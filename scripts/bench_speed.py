@@ -31,7 +31,6 @@ from rdopt.align.train import make_problem
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
-from rdopt.checkpoint.write import carried_files
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import decode_indices, encode_indices
 from rdopt.codec.coders.lanes import to_lanes
@@ -52,6 +51,7 @@ from rdopt.encode.source import make_source
 from rdopt.encode.wavefront import quantize_wavefront
 from rdopt.evaluate.divergence import compare
 from rdopt.runs.export import reference_of
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 
 ONE_SIDED, TWO_SIDED = (256, 512, 1024, 2048, 4096), 4096
@@ -220,14 +220,12 @@ def step_seconds(config: Config, subject: Any, moments: Any, tokens: np.ndarray)
 def model_figures(config: Config, repeats: int, steps: int) -> dict[str, float]:
     """Figures of a whole model, per second; training only if there are steps to time."""
     subject, corpus = open_subject(config)
-    arch, checkpoint = subject.arch, subject.checkpoint
+    arch = subject.arch
     tokens = corpus.calibration[:32]
     moments = second_moments(subject.params, arch, tokens)
     calibration = median_seconds(lambda: second_moments(subject.params, arch, tokens), repeats)
     weights = coded_weights(subject.arch)
-    source = make_source(
-        subject.params, arch, checkpoint.config, carried_files(checkpoint.folder), moments, config.encode, 1
-    )
+    source = make_source(Aligned(subject=subject, moments=moments), config.encode)
     lam = config.train.lam
     data = encode_model(source, lam, config.encode).data
     reference = reference_of(subject, corpus, config)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -23,24 +22,24 @@ from rdopt.align.learn import Learned, Progress, learn
 from rdopt.align.objective import Problem, Settings, Variables
 from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration.moments import Moments
-from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_moments, open_subject, save_moments
+from rdopt.calibration.subject import Corpus, Subject, open_subject
 from rdopt.calibration.tokens import fingerprint, token_batch
 from rdopt.checkpoint.families import MATRICES, coded_weights
 from rdopt.config.load import config_yaml
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, TrainConfig
 from rdopt.runs import folder as run_folder
+from rdopt.runs.moments import moments_of
 from rdopt.runs.states import StateStore
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, save_alignment
-from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges, gauges_of, original_axes
 from rdopt.transforms.gauges.sites import changed_outputs
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.stored.rotations import StoredRotations
 
-MOMENTS = "moments.safetensors"
-Trial = Callable[[Subject, Moments, Gauges, StoredRotations | None], float]
+Trial = Callable[[Aligned], float]
 
 
 class Trained(NamedTuple):
@@ -67,29 +66,15 @@ class Trained(NamedTuple):
     tie: str = ""
 
 
-def moments_of(
-    folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Tick | None = None
-) -> Moments:
-    """The moments of a model on its calibration text, measured once and kept in the folder."""
-    key = f"{subject.fingerprint} {corpus.fingerprint} {config.text.seed}"
-    path = folder / MOMENTS
-    found = load_moments(path, key)
-    if found is None:
-        path.unlink(missing_ok=True)
-        found = corpus_moments(subject, corpus, config.text, progress)
-        save_moments(path, found, key)
-    return found
 
 
 def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
     """The gain-folded model with its moments in float32, and the static choices of training."""
-    plain = original_axes(subject.arch)
-    params, arch = fold(subject.params, subject.arch, plain)
-    folded = fold_moments(moments, subject.params, subject.arch, plain)
+    plain = Aligned(subject=subject, moments=moments, gauges=original_axes(subject.arch))
     train, encode = config.train, config.encode
     two_sided = encode.grid == "trellis" and encode.output == "full"
     settings = Settings(
-        arch=arch,
+        arch=plain.arch,
         rate=train.rate,
         density=train.density,
         curve="trellis" if encode.grid == "trellis" else train.density,
@@ -97,18 +82,20 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         feedback=encode.grid != "round",
         damping=train.damping,
         outputs=OutputDamping(train.damping, encode.output_damping if two_sided else None),
-        weights=coded_weights(arch),
+        weights=coded_weights(plain.arch),
         activations=train.activations,
         remat=train.remat,
     )
     plain_coordinates = MatrixCoordinates(Sides(Map(), Map()))
     metric = jax.jit(jax.vmap(lambda G: output_metric(G, plain_coordinates, settings.outputs)))
     stored = train.stored != "none" and "outputs" in train.stored_sides
-    changed = frozenset(MATRICES) if stored else changed_outputs(train.sites, arch)
-    fixed = {k: metric(jnp.asarray(folded.G[k], jnp.float32)) for k in MATRICES if k not in changed}
-    open_G = {k: folded.G[k] for k in MATRICES if k in changed}
-    single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, folded.sigma, open_G, fixed))
-    return Problem(*single), settings
+    changed = frozenset(MATRICES) if stored else changed_outputs(train.sites, plain.arch)
+    blocks = [(block.params, block.sigma, block.G) for block in plain.blocks()]
+    params, sigma, G = jax.tree.map(lambda *x: np.stack(x), *blocks)
+    fixed = {k: metric(jnp.asarray(G[k], jnp.float32)) for k in MATRICES if k not in changed}
+    open_G = {k: G[k] for k in MATRICES if k in changed}
+    network = {**plain.ends, "blocks": params}
+    return Problem(*jax.tree.map(lambda x: np.asarray(x, np.float32), (network, sigma, open_G, fixed))), settings
 
 
 def train(
@@ -181,7 +168,7 @@ def _open(
     # What `measure` needs at the end is refused now.
     token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
-    moments = moments_of(out, subject, corpus, config, progress)
+    moments = moments_of(out, subject, corpus, config.text, progress)
     problem, settings = make_problem(subject, moments, config)
     settled, starts, tie = config.train, {}, None
     for name in dict.fromkeys((config.train.init, *(config.train.rivals or ()))):
@@ -221,8 +208,13 @@ def _learner(
 
 def _cost(desk: _Desk, inputs: _Inputs, trial: Trial | None) -> Cost:
     """J by a trial encoding, or the relaxed one without it."""
-    relaxed = relaxed_J(inputs.problem, inputs.settings, inputs.train.lam)
-    return relaxed if trial is None else partial(trial, desk.subject, desk.moments)
+    if trial is None:
+        return relaxed_J(inputs.problem, inputs.settings, inputs.train.lam)
+
+    def cost(gauges: Gauges, stored: StoredRotations | None = None) -> float:
+        return trial(Aligned(subject=desk.subject, moments=desk.moments, gauges=gauges, stored=stored))
+
+    return cost
 
 
 def _finish(desk: _Desk, inputs: _Inputs, found: Sequence[Candidate], config: Config) -> Trained:

@@ -34,18 +34,15 @@ def run_train(args: argparse.Namespace, config: Config) -> None:
 def train_aloud(args: argparse.Namespace, config: Config) -> None:
     """Trains and says how it goes."""
     from rdopt.align.train import train
-    from rdopt.calibration.moments import Moments
-    from rdopt.calibration.subject import Subject
     from rdopt.cli.sizes import sizes
     from rdopt.encode.trial import hard_cost
-    from rdopt.transforms.gauges.gauges import Gauges
-    from rdopt.transforms.stored.rotations import StoredRotations
+    from rdopt.transforms.aligned import Aligned
 
     say(sizes(args, config))
 
-    def trial(subject: Subject, moments: Moments, gauges: Gauges, stored: StoredRotations | None) -> float:
+    def trial(aligned: Aligned) -> float:
         """J by an encoding."""
-        return hard_cost(subject, moments, config.encode, config.train.lam, gauges, stored).J
+        return hard_cost(aligned, config.encode, config.train.lam).J
 
     tick = ticker(say, "second moments: sequence")
     trained = train(config, args.out, report=milestones(say, 20), progress=tick, trial=trial)

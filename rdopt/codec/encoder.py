@@ -5,12 +5,12 @@ integers), gains, transforms (stored ones; gauges cost nothing) and the index. E
 of their own or kept in 16 bit, as every other tensor is. What quantizes a model stands in `rdopt.encode`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import EMBED, HEAD, Architecture, Key, matrix_shapes
 from rdopt.codec.coders.constriction import encode_indices
@@ -29,7 +29,6 @@ from rdopt.codec.tables.allocation import Plan, table_classes, write_tables
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.trellis_plan import TrellisPlan
 from rdopt.config.schema import EntropyCoder
-from rdopt.operator.params import Params
 from rdopt.transforms.stored.rotations import StoredRotations
 
 
@@ -143,13 +142,17 @@ def code_trellis(
 
 
 def assemble(
-    coded: Coded, params: Params, arch: Architecture, files: bytes, parameters: int
+    coded: Coded,
+    tensors: Iterable[tuple[str, Float[np.ndarray, "..."]]],
+    arch: Architecture,
+    files: bytes,
+    parameters: int,
 ) -> Encoded:
     """Packs coded matrices, steps, gains and everything uncoded into a file.
 
     Args:
         coded: the matrices.
-        params: the model, of which everything that is not coded goes into the file in 16 bit.
+        tensors: the model by checkpoint name; what is not coded goes into the file in 16 bit.
         arch: its architecture.
         files: config.json and the tokenizer's files, packed.
         parameters: number of parameters of the original model.
@@ -161,7 +164,7 @@ def assemble(
     streams = {
         **coded_streams(coded, arch),
         "embeddings": coded.embeddings,
-        "uncoded": pack_uncoded(params, arch, elsewhere),
+        "uncoded": pack_uncoded(tensors, elsewhere),
         "files": files,
     }
     data = pack(streams, coded_index(coded, parameters))

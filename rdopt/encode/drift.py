@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import MATRICES_OF, Architecture
 from rdopt.operator.llama import attend, embed_tokens, gated, linear, rms_norm, rope_tables
-from rdopt.operator.params import Params
+from rdopt.transforms.aligned import Aligned
 
 PRODUCERS = ("o", "down")  # the matrices behind which the residual stream adds up, and their input groups
 _STAGES = (*MATRICES_OF, "end")
@@ -45,16 +45,15 @@ class Prefix:
     Both models go forward together, from the input of one group of matrices to that of the next.
 
     Args:
-        params: the model in the coordinates it is coded in, float32.
-        arch: its architecture.
+        aligned: the model in the coordinates in which it runs.
         tokens: calibration sequences.
         damping: of S^, as a share of its mean diagonal.
     """
 
-    def __init__(self, params: Params, arch: Architecture, tokens: Int[np.ndarray, "n length"], damping: float):
-        self._params, self._arch, self._damping = params, arch, damping
+    def __init__(self, aligned: Aligned, tokens: Int[np.ndarray, "n length"], damping: float):
+        self._aligned, self._damping = aligned, damping
         starts = range(0, len(tokens), _BATCH)
-        streams = [np.asarray(embed_tokens(params, tokens[i : i + _BATCH])) for i in starts]
+        streams = [np.asarray(embed_tokens(aligned.ends, tokens[i : i + _BATCH])) for i in starts]
         # (residual stream, input of the group) of the original and of the quantized model, batch by batch.
         self._states = [[(x, x) for x in streams] for _ in range(2)]
         self._tokens = tokens.size
@@ -98,7 +97,7 @@ class Prefix:
         inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
         found = {}
         for name in MATRICES_OF[group]:
-            W = np.asarray(self._params["blocks"][name][layer], np.float64)
+            W = np.asarray(self._aligned.block(layer).params[name], np.float64)
             moved = W @ (C - S)
             found[name] = W + (moved if R is None else moved + R) @ inverse
         return found
@@ -110,11 +109,11 @@ class Prefix:
         self._layer, self._behind = layer + 1, 0
 
     def _go(self, stage: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
-        p = {k: jnp.asarray(v[self._layer]) for k, v in self._params["blocks"].items()}
+        p = {k: jnp.asarray(v) for k, v in self._aligned.block(self._layer).params.items()}
         p_hat = {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
         for states, weights in zip(self._states, (p, p_hat), strict=True):
             for i, (stream, inputs) in enumerate(states):
-                moved = _stage(weights, stream, inputs, self._arch, stage)
+                moved = _stage(weights, stream, inputs, self._aligned.arch, stage)
                 states[i] = (np.asarray(moved[0]), np.asarray(moved[1]))
 
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import Architecture
 from rdopt.codec.grids.steps import damped_cholesky, exp_steps, log_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath
 from rdopt.codec.streams.embeddings import NAMES, embedding_shapes, pack_embeddings
@@ -27,6 +25,7 @@ from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
 from rdopt.operator.params import Params
+from rdopt.transforms.aligned import Aligned
 
 _BISECTIONS = 60
 _LEAST = 1e-30  # a token that is never predicted: no row is free
@@ -51,33 +50,32 @@ class TokenMatrix(NamedTuple):
     cols: Int[np.ndarray, " d"]
 
 
-def code_embeddings(params: Params, arch: Architecture, moments: Moments, c: float, encode: EncodeConfig) -> bytes:
+def code_embeddings(aligned: Aligned, c: float, encode: EncodeConfig) -> bytes:
     """The stream of the embedding and of an untied head at the base step c.
 
     Raises:
         UserError: weights that are not finite, or moments without those of the embedding.
     """
-    matrices = [_token_matrix(name, params, arch, moments, c, encode.damping) for name in embedding_shapes(arch)]
+    matrices = [_token_matrix(name, aligned, c, encode.damping) for name in embedding_shapes(aligned.arch)]
     paths, plan = _quantize(matrices, c, encode)
     rows, cols = [x.rows for x in matrices], [x.cols for x in matrices]
     return pack_embeddings(paths, rows, cols, plan, encode.states, encode.threads, encode.coder)
 
 
-def embedding_distortion(params: Params, decoded: Params, moments: Moments) -> float:
+def embedding_distortion(aligned: Aligned, decoded: Params) -> float:
     """D of the errors of the embedding and the head on other text, nats/token, computed in float64.
 
     Args:
-        params: the weights before quantization.
+        aligned: the model before quantization; 0 where its moments hold nothing about the embedding.
         decoded: the weights of the file, in the same coordinates.
-        moments: in these coordinates; 0 where they hold nothing about the embedding.
     """
-    held, total = moments.embed, 0.0
-    if held is None:
+    moments, total = aligned.end_moments, 0.0
+    if moments is None:
         return 0.0
-    f = smoothed(held.frequency, moments.tokens)
-    for name, rows, metric in (("embed", f, held.G), ("head", held.fisher, held.S)):
-        original, found = (x.get(name, x["embed"]) for x in (params, decoded))
-        E = np.asarray(original, np.float64) - found
+    f = smoothed(moments.frequency, aligned.calibrated_on)
+    for name, rows, metric in (("embed", f, moments.G), ("head", moments.fisher, moments.S)):
+        original, rounded = (x.get(name, x["embed"]) for x in (aligned.ends, decoded))
+        E = np.asarray(original, np.float64) - rounded
         total += float(rows @ np.sum((E @ metric) * E, axis=1))
     return total / 2
 
@@ -110,20 +108,18 @@ def smoothed(frequency: Float[np.ndarray, " vocab"], tokens: int) -> Float[np.nd
     return frequency + min(_UNSEEN_COUNT / tokens, _UNSEEN_SHARE / len(frequency))
 
 
-def _token_matrix(
-    name: str, params: Params, arch: Architecture, moments: Moments, c: float, damping: float
-) -> TokenMatrix:
+def _token_matrix(name: str, aligned: Aligned, c: float, damping: float) -> TokenMatrix:
     """One matrix with its steps before the base step."""
-    W, held = np.asarray(params[name], np.float64), moments.embed
-    if held is None:
+    W, moments = np.asarray(aligned.ends[name], np.float64), aligned.end_moments
+    if moments is None:
         raise UserError("the second moments hold nothing about the embedding; measure them again or keep 16bit.")
     if not np.isfinite(W).all():
         raise UserError(f"{NAMES[name]} holds NaN or infinity; mend the checkpoint.")
     none = np.zeros(len(W))
-    f = smoothed(held.frequency, moments.tokens) if name == "embed" else none
-    h = np.maximum(held.fisher, _LEAST) if name == "head" or arch.tied else none
-    G, S = np.trace(held.G), np.trace(held.S)
-    M = f.sum() * held.G + h.sum() * held.S
+    f = smoothed(moments.frequency, aligned.calibrated_on) if name == "embed" else none
+    h = np.maximum(moments.fisher, _LEAST) if name == "head" or aligned.arch.tied else none
+    G, S = np.trace(moments.G), np.trace(moments.S)
+    M = f.sum() * moments.G + h.sum() * moments.S
     total = np.trace(M)
     if total <= 0:
         return TokenMatrix(W, damped_cholesky(M, damping), np.zeros(len(W), np.int32), np.zeros(W.shape[1], np.int32))

@@ -5,15 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Int
-
-from rdopt.align.train import moments_of
-from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_corpus, load_subject
 from rdopt.checkpoint.atomic import refuse_existing
-from rdopt.checkpoint.families import Architecture
-from rdopt.checkpoint.write import carried_files
 from rdopt.codec.encoder import Encoded
 from rdopt.codec.streams.container import write_container
 from rdopt.config.progress import Tick
@@ -25,13 +18,12 @@ from rdopt.encode.source import Source, make_source
 from rdopt.encode.target import search_file, size_goal
 from rdopt.evaluate.divergence import Reference
 from rdopt.evaluate.perplexity import windows
-from rdopt.operator.params import Params
 from rdopt.rate.steps import base_step
-from rdopt.runs.export import aligned_config, open_trained
+from rdopt.runs.export import open_trained
+from rdopt.runs.moments import moments_of
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import load_alignment
-from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import gauges_of
-from rdopt.transforms.stored.rotations import StoredRotations
 
 
 class Prepared(NamedTuple):
@@ -57,61 +49,28 @@ def prepare(path: Path, config: Config, progress: Tick | None = None) -> Prepare
     if (path / "run.json").is_file():
         return _prepare_run(path, config.encode, progress)
     subject = load_subject(path if path.is_dir() else str(path))
-    checkpoint = subject.checkpoint
-    corpus = load_corpus(config.text, checkpoint.folder, subject.arch.vocab_size)
+    folder = subject.checkpoint.folder
+    corpus = load_corpus(config.text, folder, subject.arch.vocab_size)
     moments = corpus_moments(subject, corpus, config.text, progress)
-    alignment = load_alignment(checkpoint.folder) if (checkpoint.folder / "transforms.json").is_file() else None
-    source = make_source(
-        subject.params,
-        subject.arch,
-        checkpoint.config,
-        carried_files(checkpoint.folder),
-        moments,
-        config.encode,
-        checkpoint.num_parameters if alignment is None else int(alignment.original["parameters"]),
-        tokens=corpus.calibration,
-        stored=None if alignment is None else alignment.stored,
-    )
-    return Prepared(source, config, subject, corpus)
+    alignment = load_alignment(folder) if (folder / "transforms.json").is_file() else None
+    stored = None if alignment is None else alignment.stored
+    aligned = Aligned(subject=subject, moments=moments, stored=stored, tokens=corpus.calibration)
+    parameters = None if alignment is None else int(alignment.original["parameters"])
+    return Prepared(make_source(aligned, config.encode, parameters), config, subject, corpus)
 
 
 def _prepare_run(path: Path, encode: EncodeConfig, progress: Tick | None) -> Prepared:
     config, subject, corpus, alignment = open_trained(path)
     if encode.lam is None and not encode.targeted:
         encode = replace(encode, lam=config.train.lam)
-    gauges = gauges_of(alignment.records)
-    params, arch = fold(subject.params, subject.arch, gauges)
-    moments = moments_of(path, subject, corpus, config, progress)
-    moments = fold_moments(moments, subject.params, subject.arch, gauges)
-    source = aligned_source(
-        subject, params, arch, moments, encode, tokens=corpus.calibration, stored=alignment.stored
+    aligned = Aligned(
+        subject=subject,
+        moments=moments_of(path, subject, corpus, config.text, progress),
+        gauges=gauges_of(alignment.records),
+        stored=alignment.stored,
+        tokens=corpus.calibration,
     )
-    return Prepared(source, replace(config, encode=encode), subject, corpus)
-
-
-def aligned_source(
-    subject: Subject,
-    params: Params,
-    arch: Architecture,
-    moments: Moments,
-    encode: EncodeConfig,
-    *,
-    tokens: Int[np.ndarray, "n length"] | None = None,
-    stored: StoredRotations | None = None,
-) -> Source:
-    """The encoder's input for a model in other coordinates; its config and files come from the original."""
-    checkpoint = subject.checkpoint
-    return make_source(
-        params,
-        arch,
-        aligned_config(checkpoint.config, arch),
-        carried_files(checkpoint.folder),
-        moments,
-        encode,
-        checkpoint.num_parameters,
-        tokens=tokens,
-        stored=stored,
-    )
+    return Prepared(make_source(aligned, encode), replace(config, encode=encode), subject, corpus)
 
 
 def encode_source(

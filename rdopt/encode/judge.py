@@ -19,7 +19,7 @@ from rdopt.encode.finetune import Finetuned, FinetuneProgress, FinetuneSettings,
 from rdopt.encode.source import Source
 from rdopt.encode.target import Goal, Part, divergence_goal
 from rdopt.evaluate.divergence import Reference, compare
-from rdopt.operator.params import Params, params_from_tensors
+from rdopt.operator.params import Params, params_from_tensors, params_to_tensors
 from rdopt.rate.steps import lam_of_base_step
 from rdopt.runs.states import StateStore
 
@@ -119,7 +119,6 @@ def finetune_file(
         store.close()
     if not found.accepted:
         return encoded, found
-    blocks = {**found.params["blocks"], **{k: source.params["blocks"][k] for k in MATRICES}}
-    tuned_params = {**found.params, "blocks": blocks}
     coded = encoded.coded._replace(gains=found.gains)
-    return assemble(coded, tuned_params, source.arch, source.files, source.parameters), found
+    tensors = params_to_tensors(found.params, source.arch)
+    return assemble(coded, tensors, source.arch, source.files, source.parameters), found

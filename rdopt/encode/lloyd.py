@@ -14,7 +14,7 @@ then has a grid of its own, and the second pass quantizes on it. The file holds 
 so a decoder needs no design.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple, no_type_check
@@ -35,7 +35,7 @@ from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK
 from rdopt.encode.quantize import Grid, quantize_model
-from rdopt.operator.params import Params
+from rdopt.transforms.aligned import Block
 from rdopt.transforms.kernels import kernel
 
 THRESHOLDS = 16  # that many are tabulated; later ones keep the last one's distance to the uniform grid's
@@ -146,27 +146,35 @@ class LloydModel(NamedTuple):
 
 
 def quantize_lloyd(
-    params: Params, grid: Grid, c: float, encode: EncodeConfig, progress: Tick | None = None
+    blocks: Iterable[Block], grid: Grid, c: float, encode: EncodeConfig, progress: Tick | None = None
 ) -> LloydModel:
     """Both passes over all matrices at the base step c.
 
     Args:
-        params: weights in the coordinates of the grid.
+        blocks: of the model in the coordinates of the grid, in order.
         grid: of `make_grid`.
         c: base step.
         encode: rdo (the weight of `lloyd.design`), threads.
         progress: called with (matrices done, of how many) over both passes.
     """
-    first = quantize_model(params, grid, c, encode, lambda done, of: progress(done, 2 * of) if progress else None)
+    held = list(blocks)
+    first = quantize_model(held, grid, c, encode, lambda done, of: progress(done, 2 * of) if progress else None)
     keys = list(first)
+
+    def inputs(key: Key):
+        """(W, L, row, col) of one matrix, float64 steps."""
+        group = (key[0], INPUT_OF[key[1]])
+        col = exp_steps(grid.cols[group]).astype(np.float64) * c
+        return held[key[0]].params[key[1]], grid.factors[group], exp_steps(grid.rows[key]).astype(np.float64), col
+
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        fits = list(threads.map(lambda key: rank1_spreads(_coordinates(params, grid, c, key, first[key])), keys))
+        fits = list(threads.map(lambda key: rank1_spreads(coordinates(first[key], *inputs(key))), keys))
         plan = choose_plan(list(first.values()), fits)
         low, cells = _design(plan, encode.rdo)
 
         def one(i: int) -> Int[np.ndarray, "out in"]:
             cell = cell_of(plan.spreads[i], plan.precision) - low
-            return quantize_on_cells(*_problem(params, grid, c, keys[i]), cell, cells)
+            return quantize_on_cells(*inputs(keys[i]), cell, cells)
 
         found = {}
         for i, z in enumerate(threads.map(one, range(len(keys)))):
@@ -177,18 +185,14 @@ def quantize_lloyd(
     return LloydModel(found, refit_plan(list(found.values()), plan), levels)
 
 
-def _problem(params: Params, grid: Grid, c: float, key: Key):
-    """(W, L, row, col) of one matrix, float64 steps."""
-    group = (key[0], INPUT_OF[key[1]])
-    col = exp_steps(grid.cols[group]).astype(np.float64) * c
-    return params["blocks"][key[1]][key[0]], grid.factors[group], exp_steps(grid.rows[key]).astype(np.float64), col
-
-
-def _coordinates(
-    params: Params, grid: Grid, c: float, key: Key, z: Int[np.ndarray, "out in"]
+def coordinates(
+    z: Int[np.ndarray, "out in"],
+    W: Float[np.ndarray, "out in"],
+    L: Float[np.ndarray, "in in"],
+    row: Float[np.ndarray, " out"],
+    col: Float[np.ndarray, " in"],
 ) -> Float[np.ndarray, "out in"]:
     """What the feedback rounded to z, in steps: what is left of W L with all later columns taken off."""
-    W, L, row, col = _problem(params, grid, c, key)
     return z + ((np.asarray(W, np.float64) / row[:, None] - z * col) @ L) / (np.diagonal(L) * col)
 
 

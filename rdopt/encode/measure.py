@@ -11,10 +11,10 @@ from rdopt.codec.encoder import Encoded, structure_saved
 from rdopt.config.schema import Config
 from rdopt.encode.embeddings import embedding_distortion
 from rdopt.encode.encode import Prepared
-from rdopt.encode.quantize import estimated_distortion
 from rdopt.evaluate.divergence import Comparison, as_eval_json, compare, noise_floor_bf16
 from rdopt.operator.params import Params, params_from_tensors
 from rdopt.runs.export import reference_of
+from rdopt.transforms.aligned import Aligned, distortion
 
 
 class Measured(NamedTuple):
@@ -56,6 +56,17 @@ def eval_figures(measured: Measured, config: Config) -> dict[str, Any]:
     return as_eval_json(measured.comparison, measured.noise_floor, window.context, window.stride)
 
 
+def file_distortion(aligned: Aligned, decoded: Params) -> float:
+    """D of all errors of a file, embedding and head included, nats/token.
+
+    Args:
+        aligned: the model before quantization.
+        decoded: the weights of the file, in the coordinates in which the network runs.
+    """
+    matrices = distortion(aligned.blocks(), lambda layer, name: decoded["blocks"][name][layer])
+    return matrices + embedding_distortion(aligned, decoded)
+
+
 def encode_figures(path: Path, made_from: Path, prepared: Prepared, encoded: Encoded) -> dict[str, Any]:
     """The JSON of `rdopt encode`: a written file against what it was encoded from.
 
@@ -72,7 +83,6 @@ def encode_figures(path: Path, made_from: Path, prepared: Prepared, encoded: Enc
     model = config.model if (made_from / "run.json").is_file() else str(made_from)
     measured = measure(str(path), replace(config, model=model))
     scales, low_rank = structure_saved(encoded, source.arch)
-    distortion = estimated_distortion(source.params, measured.params, source.moments)
     return {
         "bpw": encoded.bpw,
         "bpw_estimated": encoded.bpw_estimated,
@@ -80,7 +90,7 @@ def encode_figures(path: Path, made_from: Path, prepared: Prepared, encoded: Enc
         "bytes": len(encoded.data),
         "parts": {k: v / source.weights for k, v in encoded.bits.items()},
         "structure_saved": {"scales": scales, "low_rank": low_rank},
-        "distortion_estimated": distortion + embedding_distortion(source.params, measured.params, source.moments),
+        "distortion_estimated": file_distortion(source.aligned, measured.params),
         "kl": measured.comparison.kl_mean,
         "perplexity_before": measured.comparison.reference_perplexity.value,
         "perplexity_after": measured.comparison.perplexity.value,

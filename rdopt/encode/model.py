@@ -35,8 +35,8 @@ def encode_at_step(source: Source, c: float, encode: EncodeConfig, progress: Tic
     """`encode_model` with the base step given instead of lambda."""
     coded = code_matrices(source, c, encode, progress)
     if encode.embeddings == "coded":
-        coded = coded._replace(embeddings=code_embeddings(source.params, source.arch, source.moments, c, encode))
-    return assemble(coded, source.params, source.arch, source.files, source.parameters)
+        coded = coded._replace(embeddings=code_embeddings(source.aligned, c, encode))
+    return assemble(coded, source.aligned.tensors(), source.arch, source.files, source.parameters)
 
 
 def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> Coded:
@@ -56,12 +56,12 @@ def _coded(source: Source, c: float, indices: MatrixCodes) -> Coded:
 
 
 def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
-    params = source.coded_params()
-    indices = quantize_model(params, source.grid, c, encode, progress)
+    indices = quantize_model(source.blocks(), source.grid, c, encode, progress)
     matrices = list(indices.values())
 
     def spreads(key: Key) -> Fit:
-        return index_spreads(params, source.grid, key, indices[key], c, encode.grid)
+        W = source.block(key[0]).params[key[1]]
+        return index_spreads(W, source.grid, key, indices[key], c, encode.grid)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         fits = list(threads.map(spreads, indices))
@@ -69,7 +69,7 @@ def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: T
 
 
 def _on_lloyd_grids(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
-    indices, plan, levels = quantize_lloyd(source.coded_params(), source.grid, c, encode, progress)
+    indices, plan, levels = quantize_lloyd(source.blocks(), source.grid, c, encode, progress)
     return _coded(source, c, code_lloyd(list(indices.values()), plan, levels, encode.threads))
 
 

@@ -4,20 +4,20 @@ Row steps follow the damped output sensitivities, column steps the Cholesky fact
 a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (WaterSIC 2026 for the columns).
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, Key, coded_matrices, input_groups
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import quantize_feedback, quantize_rounding
-from rdopt.operator.params import Params
+from rdopt.transforms.aligned import Block
 
 
 class Grid(NamedTuple):
@@ -42,25 +42,32 @@ def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, 
     return np.sqrt(np.sum(L**2, axis=1)) if grid == "round" else np.diagonal(L)
 
 
-def make_grid(moments: Moments, layers: int, encode: EncodeConfig) -> Grid:
-    """The grids of every coded matrix before the base step; float64."""
-    groups = input_groups(layers)
-    factors = {(i, group): damped_cholesky(moments.sigma[group][i], encode.damping) for i, group in groups}
-    cols = {key: log_steps(1.0 / column_weights(L, encode.grid)) for key, L in factors.items()}
-    outputs, rows = {}, {}
-    for key in coded_matrices(layers):
-        G = moments.G[key[1]][key[0]]
-        if encode.grid == "trellis" and encode.output == "full" and G.ndim == 2 and np.trace(G) > 0:
-            outputs[key] = damped_cholesky(G, encode.output_damping)
-            weights = np.diagonal(outputs[key])
-        else:
-            weights = np.sqrt(damped_weights(moments.diag_G(key[1], key[0]), encode.damping))
-        rows[key] = log_steps(1.0 / weights)
-    return Grid(factors, outputs, rows, cols)
+def make_grid(blocks: Iterable[Block], encode: EncodeConfig) -> Grid:
+    """The grids of every coded matrix before the base step; float64.
+
+    Args:
+        blocks: of the model as its matrices are quantized, in order.
+        encode: grid kind, damping, metric of the output.
+    """
+    grid = Grid({}, {}, {}, {})
+    for layer, block in enumerate(blocks):
+        for group in MATRICES_OF:
+            L = damped_cholesky(block.sigma[group], encode.damping)
+            grid.factors[layer, group] = L
+            grid.cols[layer, group] = log_steps(1.0 / column_weights(L, encode.grid))
+        for name in MATRICES:
+            G = block.G[name]
+            if encode.grid == "trellis" and encode.output == "full" and G.ndim == 2 and np.trace(G) > 0:
+                grid.outputs[layer, name] = damped_cholesky(G, encode.output_damping)
+                weights = np.diagonal(grid.outputs[layer, name])
+            else:
+                weights = np.sqrt(damped_weights(block.diag_G(name), encode.damping))
+            grid.rows[layer, name] = log_steps(1.0 / weights)
+    return grid
 
 
 def quantize_model(
-    params: Params,
+    blocks: Iterable[Block],
     grid: Grid,
     c: float,
     encode: EncodeConfig,
@@ -69,7 +76,7 @@ def quantize_model(
     """Indices of every coded matrix at the base step c.
 
     Args:
-        params: the model in the coordinates that the grid was made for.
+        blocks: of the model in the coordinates that the grid was made for, in order.
         grid: of `make_grid`.
         c: base step.
         encode: grid kind, dead zone, threads.
@@ -78,14 +85,14 @@ def quantize_model(
     Returns:
         (layer, matrix) -> int16 or int32 indices.
     """
-    keys = list(coded_matrices(len(params["blocks"]["q"])))
+    weights = {(layer, name): block.params[name] for layer, block in enumerate(blocks) for name in MATRICES}
 
     def one(key: Key) -> Int[np.ndarray, "out in"]:
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)
         col = exp_steps(grid.cols[group]).astype(np.float64) * c
-        W = params["blocks"][name][layer]
+        W = weights[key]
         if encode.grid == "round":
             z = quantize_rounding(W, row, col, encode.dead_zone)
         else:
@@ -94,15 +101,15 @@ def quantize_model(
 
     indices = {}
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        for done, (key, z) in enumerate(zip(keys, threads.map(one, keys), strict=True), 1):
+        for done, (key, z) in enumerate(zip(weights, threads.map(one, weights), strict=True), 1):
             indices[key] = z
             if progress is not None:
-                progress(done, len(keys))
+                progress(done, len(weights))
     return indices
 
 
 def index_spreads(
-    params: Params,
+    W: Float[np.ndarray, "out in"],
     grid: Grid,
     key: Key,
     z: Int[np.ndarray, "out in"],
@@ -112,7 +119,7 @@ def index_spreads(
     """Row and column spreads that predict the indices of a matrix: those of the coordinates before rounding."""
     layer, name = key
     group = (layer, INPUT_OF[name])
-    W = np.asarray(params["blocks"][name][layer], np.float64)
+    W = np.asarray(W, np.float64)
     row, col = exp_steps(grid.rows[key]).astype(np.float64), exp_steps(grid.cols[group]).astype(np.float64) * c
     if kind == "round":
         return rank1_spreads(W / np.outer(row, col))
@@ -120,22 +127,3 @@ def index_spreads(
     return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
 
 
-def estimated_distortion(params: Params, decoded: Params | None, moments: Moments) -> float:
-    """D = 1/2 sum_k tr(G_k E_k sigma_k E_k^T) of the real quantization errors, in nats/token.
-
-    Args:
-        params: the weights before quantization.
-        decoded: the weights of the file, in the same coordinates; None: all zeros, the power of the signal.
-        moments: in these coordinates; off-diagonal entries of G count where they are held.
-
-    Returns:
-        D, computed in float64.
-    """
-    total = 0.0
-    for layer, name in coded_matrices(len(params["blocks"]["q"])):
-        E = np.asarray(params["blocks"][name][layer], np.float64)
-        if decoded is not None:
-            E = E - decoded["blocks"][name][layer]
-        G, weighted = moments.G[name][layer], E @ moments.sigma[INPUT_OF[name]][layer]
-        total += float(np.sum((G @ E if G.ndim == 2 else G[:, None] * E) * weighted))
-    return total / 2

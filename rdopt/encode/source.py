@@ -1,58 +1,76 @@
 """What the encoder starts from: a model in its final coordinates, with everything that no slope changes."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.calibration.moments import Moments
-from rdopt.checkpoint.families import INPUT_OF, Architecture, Key, coded_matrices, coded_weights
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, Key, coded_weights
+from rdopt.checkpoint.write import carried_files
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.uncoded import pack_files
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import Grid, estimated_distortion, make_grid
-from rdopt.operator.params import Params
-from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
+from rdopt.encode.quantize import Grid, make_grid
+from rdopt.transforms.aligned import Aligned, Block, distortion
 from rdopt.transforms.stored.rotations import StoredRotations
 
 
-class Source(NamedTuple):
-    """What is encoded: a model in its final coordinates, from which the stored transforms turn its matrices.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """What is encoded.
 
     Attributes:
-        params: weights, float32, in which the network runs.
-        arch: architecture.
+        aligned: the model; its matrices are quantized behind its stored rotations.
         files: its config.json, tokenizer and generation files, packed.
         grid: steps of the coded matrices before the base step.
         weights: number of coded weights.
         parameters: number of parameters of the original model (the denominator of bpw_all).
-        moments: second moments in the same coordinates.
-        coded: the moments in the coordinates of `stored`, where the matrices are quantized.
         signal: 1/2 tr(G W sigma W^T) summed over the matrices, nats/token.
         tokens: calibration sequences, where the drift of the activations can be corrected.
-        stored: the transforms that the decoder has to undo, if any.
+        chosen: matrix -> the rows that are coded, where it is a part of the model only.
     """
 
-    params: Params
-    arch: Architecture
+    aligned: Aligned
     files: bytes
     grid: Grid
     weights: int
     parameters: int
-    moments: Moments
-    coded: Moments
     signal: float
     tokens: Int[np.ndarray, "n length"] | None = None
-    stored: StoredRotations | None = None
+    chosen: Mapping[str, Int[np.ndarray, " some"]] = field(default_factory=dict)
+    _blocks: dict[int, Block] = field(default_factory=dict, repr=False, init=False)
 
-    def coded_params(self) -> Params:
-        """The weights in the coordinates where they are quantized."""
-        return self.params if self.stored is None else fold_stored(self.params, self.stored)
+    @property
+    def arch(self) -> Architecture:
+        """The network's architecture."""
+        return self.aligned.arch
+
+    @property
+    def stored(self) -> StoredRotations | None:
+        """The rotations that a file of it keeps: none of a part, which is never a file."""
+        return None if self.chosen else self.aligned.stored
+
+    def block(self, layer: int) -> Block:
+        """One block as its matrices are quantized."""
+        if not self.chosen:
+            return self.aligned.coded(layer)
+        if layer not in self._blocks:
+            self._blocks[layer] = self.aligned.coded(layer).rows(self.chosen)
+        return self._blocks[layer]
+
+    def blocks(self) -> Iterator[Block]:
+        """All of them in order."""
+        return map(self.block, range(self.arch.num_layers))
+
+    def original(self, key: Key) -> Float[np.ndarray, "out in"]:
+        """One matrix as the network has it; of a part, which has no network, as it is coded."""
+        block = self.block(key[0]) if self.chosen else self.aligned.block(key[0])
+        return block.params[key[1]]
 
     def turned(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-        """One matrix of the network in those coordinates."""
+        """One matrix of the network behind the stored rotations."""
         return W if self.stored is None else self.stored.sides(*key, W.shape).fold(np.asarray(W, np.float64))
 
     def undone(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
@@ -60,39 +78,46 @@ class Source(NamedTuple):
         return W if self.stored is None else undo_stored(self.stored, *key, INPUT_OF[key[1]], W)
 
 
-def make_source(
-    params: Params,
-    arch: Architecture,
-    config: Mapping[str, Any],
-    files: Mapping[str, bytes],
-    moments: Moments,
-    encode: EncodeConfig,
-    parameters: int,
-    *,
-    tokens: Int[np.ndarray, "n length"] | None = None,
-    stored: StoredRotations | None = None,
-) -> Source:
+def make_source(aligned: Aligned, encode: EncodeConfig, parameters: int | None = None) -> Source:
     """Prepares a model for encoding at any slope.
+
+    Args:
+        aligned: the model, with its moments.
+        encode: the encoder's configuration.
+        parameters: of the original, where `aligned.subject` is not it but an exported folder.
 
     Raises:
         UserError: weights or moments are not finite.
     """
-    for layer, name in coded_matrices(arch.num_layers):
-        W = params["blocks"][name][layer]
-        if not np.isfinite(W).all():
-            raise UserError(f"{arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    coded = moments if stored is None else fold_stored_moments(moments, stored)
-    used = None if tokens is None or encode.drift == "none" else tokens[: encode.drift_sequences]
+    checkpoint = aligned.subject.checkpoint
+    for layer, block in enumerate(aligned.blocks()):
+        for name in MATRICES:
+            if not np.isfinite(block.params[name]).all():
+                raise UserError(f"{aligned.arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
+    layers = range(aligned.arch.num_layers)
     return Source(
-        params=params,
-        arch=arch,
-        files=pack_files(config, files),
-        grid=make_grid(coded, arch.num_layers, encode),
-        weights=coded_weights(arch),
-        parameters=parameters,
-        moments=moments,
-        coded=coded,
-        signal=estimated_distortion(params, None, moments),
-        tokens=used,
-        stored=stored,
+        aligned=aligned,
+        files=pack_files(aligned.config, carried_files(checkpoint.folder)),
+        grid=make_grid(map(aligned.coded, layers), encode),
+        weights=coded_weights(aligned.arch),
+        parameters=checkpoint.num_parameters if parameters is None else parameters,
+        signal=distortion(aligned.blocks(), None),
+        tokens=None if encode.drift == "none" or aligned.tokens is None else aligned.tokens[: encode.drift_sequences],
+    )
+
+
+def part_of(source: Source, chosen: Mapping[str, Int[np.ndarray, " some"]], encode: EncodeConfig) -> Source:
+    """A source of some rows of every matrix, without the correction of the drift.
+
+    Args:
+        source: of the whole model.
+        chosen: matrix -> the rows.
+        encode: the encoder's configuration.
+    """
+    part = replace(source, chosen=chosen, tokens=None)
+    return replace(
+        part,
+        grid=make_grid(part.blocks(), encode),
+        weights=sum(block.params[name].size for block in part.blocks() for name in MATRICES),
+        signal=distortion(part.blocks(), None),
     )

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int
 
-from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import MATRICES, group_widths, matrix_shapes
 from rdopt.codec.decoder import decode_matrices
 from rdopt.codec.encoder import Coded, Encoded, coded_index, coded_streams
@@ -19,8 +17,7 @@ from rdopt.codec.streams.stored import pack_stored
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.model import code_matrices
-from rdopt.encode.quantize import estimated_distortion, make_grid
-from rdopt.encode.source import Source
+from rdopt.encode.source import Source, part_of
 from rdopt.operator.params import Params
 
 TOLERANCE = 0.02
@@ -104,35 +101,36 @@ class Part(NamedTuple):
     Attributes:
         whole: the model.
         source: the same with these rows only.
-        rows: matrix -> which rows they are.
     """
 
     whole: Source
     source: Source
-    rows: dict[str, Int[np.ndarray, " some"]]
 
     def bits_per_weight(self, coded: Coded) -> float:
         """Bits/weight of the whole model: codes as in the part, scales by the number of rows and columns."""
         part, whole = self.source, self.whole
         bits = {name: 8 * len(x) for name, x in coded_streams(coded, part.arch).items()}
-        lines = [sum(sum(source.params["blocks"][k][0].shape) for k in MATRICES) for source in (part, whole)]
+        lines = [sum(sum(s.block(0).params[k].shape) for k in MATRICES) for s in (part, whole)]
         side = (bits["scales"] + bits["gains"] + bits["structured"]) * lines[1] / lines[0]
         transforms = 8 * len(pack_stored(whole.stored, whole.arch))
         return bits["codes"] / part.weights + (side + bits["tables"] + transforms) / whole.weights
 
     def model(self, coded: Coded) -> Params:
         """The whole model with the part's rows as a file would give them back, all others as they were."""
+        whole, chosen = self.whole, self.source.chosen
         index = coded_index(coded, self.source.parameters)
-        shapes = {key: (len(self.rows[key[1]]), n) for key, (_, n) in matrix_shapes(self.whole.arch).items()}
-        streams, widths = coded_streams(coded, self.whole.arch), group_widths(self.whole.arch)
-        found = decode_matrices(streams, index, shapes, widths).weights
-        blocks, coded_whole = dict(self.whole.params["blocks"]), self.whole.coded_params()["blocks"]
-        layers = range(self.whole.arch.num_layers)
-        for name, rows in self.rows.items():
-            W = np.array(coded_whole[name])
-            W[:, rows] = np.stack([found[layer, name] for layer in layers])
-            blocks[name] = np.stack([self.whole.undone((layer, name), W[layer]) for layer in layers])
-        return {**self.whole.params, "blocks": blocks}
+        shapes = {key: (len(chosen[key[1]]), n) for key, (_, n) in matrix_shapes(whole.arch).items()}
+        decoded = decode_matrices(coded_streams(coded, whole.arch), index, shapes, group_widths(whole.arch)).weights
+        network = whole.aligned.network()
+        blocks = dict(network["blocks"])
+        for name, rows in chosen.items():
+            matrices = []
+            for layer in range(whole.arch.num_layers):
+                W = np.array(whole.block(layer).params[name])
+                W[rows] = decoded[layer, name]
+                matrices.append(whole.undone((layer, name), W))
+            blocks[name] = np.stack(matrices)
+        return {**network, "blocks": blocks}
 
 
 def search_file(
@@ -158,7 +156,7 @@ def search_file(
     Raises:
         UserError: no file came within the tolerance.
     """
-    if min(source.params["blocks"][k].shape[1] for k in MATRICES) >= 2 * _FEWEST:
+    if min(len(source.block(0).params[k]) for k in MATRICES) >= 2 * _FEWEST:
         part = some_rows(source, encode)
         _, start = search_step(
             lambda c: (rough(part, code_matrices(part.source, c, encode), c), c),
@@ -171,22 +169,6 @@ def search_file(
 
 def some_rows(source: Source, encode: EncodeConfig) -> Part:
     """Every tenth row of the matrices, but enough of them; without the correction of the drift."""
-    blocks, G, kept = dict(source.coded_params()["blocks"]), dict(source.coded.G), {}
-    for name in MATRICES:
-        rows = np.arange(0, blocks[name].shape[1], max(1, min(SHARE, blocks[name].shape[1] // _FEWEST)))
-        blocks[name] = blocks[name][:, rows]
-        G[name] = G[name][:, rows][:, :, rows] if G[name].ndim == 3 else G[name][:, rows]
-        kept[name] = rows
-    moments: Moments = source.coded._replace(G=G)
-    params = {**source.params, "blocks": blocks}
-    part = source._replace(
-        params=params,
-        moments=moments,
-        coded=moments,
-        signal=estimated_distortion(params, None, moments),
-        grid=make_grid(moments, source.arch.num_layers, encode),
-        weights=sum(blocks[k].size for k in MATRICES),
-        tokens=None,
-        stored=None,
-    )
-    return Part(source, part, kept)
+    heights = {name: len(source.block(0).params[name]) for name in MATRICES}
+    chosen = {name: np.arange(0, n, max(1, min(SHARE, n // _FEWEST))) for name, n in heights.items()}
+    return Part(source, part_of(source, chosen, encode))

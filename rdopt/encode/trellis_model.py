@@ -52,8 +52,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     """
     keys = list(matrix_shapes(source.arch))
     count = _Counter(progress, 2 * len(keys))
-    coded = source.coded_params()["blocks"]
-    weights = {key: coded[key[1]][key[0]] for key in keys}
+    weights = {(layer, name): block.params[name] for layer, block in enumerate(source.blocks()) for name in MATRICES}
     fitted = _components(source, c, encode, weights)
     components = {key: f for key, (f, _) in fitted.items()}
     guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
@@ -89,13 +88,13 @@ def _behind_prefix(
 ) -> dict[Key, Done]:
     """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
     source = second.source
-    prefix = None if source.tokens is None else Prefix(source.params, source.arch, source.tokens, encode.drift_damping)
+    prefix = None if source.tokens is None else Prefix(source.aligned, source.tokens, encode.drift_damping)
     precision, found = _gain_precision(source, second.c), {}
     for layer, group in input_groups(source.arch.num_layers):
         names = MATRICES_OF[group]
         before = {name: found[layer, name].W for name in MATRICES if (layer, name) in found}
         if prefix is None:
-            targets = {name: source.params["blocks"][name][layer] for name in names}
+            targets = {name: source.original((layer, name)) for name in names}
         else:
             targets = prefix.targets(layer, group, before)
         one = partial(_finish, second, layer, targets, precision, encode.gains)
@@ -189,20 +188,20 @@ def _finish(
     name: str,
 ) -> Done:
     """Quantizes one matrix at its target."""
-    key, moments = (layer, name), second.source.coded
+    key, block = (layer, name), second.source.block(layer)
     target = second.source.turned(key, targets[name])
     path = second.path(key, target)
     W, spread = second.decoded(key, path), second.spread(key, target, path)
     rows = {}
     if kind == "unbiased":
-        rows[key] = np.log2(unbiased_gains(target, W, moments.sigma[INPUT_OF[name]][layer]))
+        rows[key] = np.log2(unbiased_gains(target, W, block.sigma[INPUT_OF[name]]))
     gains = quantize_gains(rows, {}, precision)
     return Done(path, spread, gains, second.source.undone(key, gains.apply(key, W)))
 
 
 def _gain_precision(source: Source, c: float) -> int:
     """The precision of the gains, by their number and what rounding them costs."""
-    rows = sum(source.params["blocks"][name].shape[1] for name in MATRICES) * source.arch.num_layers
+    rows = sum(len(source.block(0).params[name]) for name in MATRICES) * source.arch.num_layers
     return gain_precision(rows, source.weights, lam_of_base_step(c, source.weights), source.signal)
 
 

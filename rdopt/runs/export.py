@@ -1,8 +1,7 @@
 """`rdopt export`: the aligned model as a plain checkpoint, with the transforms that lead back to the original."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -17,9 +16,10 @@ from rdopt.config.load import load_config
 from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.evaluate.perplexity import windows
-from rdopt.operator.params import Params, params_to_tensors
+from rdopt.operator.params import Params
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import AlignmentFiles, architecture_of_original, load_alignment, save_alignment
-from rdopt.transforms.gauges.fold import fold, unfold
+from rdopt.transforms.gauges.fold import unfold
 from rdopt.transforms.gauges.gauges import gauges_of
 
 KL_LIMIT = 1e-6
@@ -59,11 +59,6 @@ def open_trained(run: Path) -> Run:
     return Run(config, subject, corpus, alignment)
 
 
-def aligned_config(config: Mapping[str, Any], arch: Architecture) -> dict[str, Any]:
-    """config.json of the aligned model: the original's, with the head untied where the transforms demand it."""
-    return {**config, "tie_word_embeddings": arch.tied}
-
-
 def reference_of(subject: Subject, corpus: Corpus, config: Config) -> Reference:
     """The original model on the test windows."""
     inputs, scored = windows(
@@ -72,13 +67,13 @@ def reference_of(subject: Subject, corpus: Corpus, config: Config) -> Reference:
     return Reference(subject.params, subject.arch, inputs, scored, config.evaluate.batch)
 
 
-def check_alignment(reference: Reference, params: Params, arch: Architecture) -> float:
+def check_alignment(reference: Reference, aligned: Aligned) -> float:
     """KL(original || aligned) in float32, nats/token.
 
     Raises:
         UserError: it exceeds KL_LIMIT: the transforms are not exact.
     """
-    kl = compare(reference, params, arch).kl_mean
+    kl = compare(reference, aligned.network(), aligned.arch).kl_mean
     if not kl <= KL_LIMIT:
         raise UserError(
             f"KL(original || aligned) is {kl:.2e} nats/token, above {KL_LIMIT:g}: the transforms are not "
@@ -98,28 +93,25 @@ def export(run: Path, out: Path) -> Exported:
         UserError: the run is unfinished, the fold is not exact, or `out` exists.
     """
     config, subject, corpus, alignment = open_trained(run)
-    params, arch = fold(subject.params, subject.arch, gauges_of(alignment.records))
+    aligned = Aligned(subject=subject, gauges=gauges_of(alignment.records))
     reference = reference_of(subject, corpus, config)
-    kl = check_alignment(reference, params, arch)
-    brain = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
-    rounded = compare(reference, brain, arch).kl_mean
-    write_aligned(out, subject, params, arch, alignment)
+    kl = check_alignment(reference, aligned)
+    brain = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), aligned.network())
+    rounded = compare(reference, brain, aligned.arch).kl_mean
+    write_aligned(out, aligned, alignment)
     return Exported(kl, rounded)
 
 
-def write_aligned(
-    out: Path, subject: Subject, params: Params, arch: Architecture, alignment: AlignmentFiles
-) -> None:
+def write_aligned(out: Path, aligned: Aligned, alignment: AlignmentFiles) -> None:
     """Writes the checkpoint and the transforms as one folder that appears complete or not at all."""
-    checkpoint = subject.checkpoint
     with new_folder(out) as folder:
         inner = folder / "model"
         write_checkpoint(
             inner,
-            aligned_config(checkpoint.config, arch),
-            params_to_tensors(params, arch),
+            aligned.config,
+            aligned.tensors(),
             dtype="float32",
-            files=carried_files(checkpoint.folder),
+            files=carried_files(aligned.subject.checkpoint.folder),
         )
         for path in sorted(inner.iterdir()):
             path.rename(folder / path.name)

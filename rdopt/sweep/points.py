@@ -15,13 +15,15 @@ from rdopt.checkpoint.atomic import new_file
 from rdopt.codec.decoder import decode_file
 from rdopt.codec.streams.container import write_container
 from rdopt.config.schema import Config, EncodeConfig
-from rdopt.encode.embeddings import embedding_distortion
 from rdopt.encode.encode import encode_source, make_judge
-from rdopt.encode.quantize import estimated_distortion
+from rdopt.encode.measure import file_distortion
 from rdopt.encode.source import Source
 from rdopt.evaluate.divergence import Reference, compare
-from rdopt.operator.params import Params, params_from_tensors
+from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import lam_of_base_step
+from rdopt.transforms.aligned import Aligned
+from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.stored.rotations import StoredRotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,11 @@ class Bench:
     moments: Moments
     reference: Reference
     out: Path
+
+    def aligned(self, gauges: Gauges, stored: StoredRotations | None = None) -> Aligned:
+        """The model in other coordinates."""
+        tokens = self.corpus.calibration
+        return Aligned(subject=self.subject, moments=self.moments, gauges=gauges, stored=stored, tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,6 @@ def measure_point(
     bench: Bench,
     arm: str,
     source: Source,
-    truth: tuple[Params, Moments],
     encode: EncodeConfig,
     lam: float,
     *,
@@ -92,7 +98,6 @@ def measure_point(
         bench: the comparison.
         arm: name of the coordinates.
         source: the model in them.
-        truth: weights and moments that the decoded weights are compared with, in the decoded coordinates.
         encode: grid, target.
         lam: slope, or the first guess for a target.
         trained: (R at the end of training, seconds it took).
@@ -116,8 +121,7 @@ def measure_point(
         bpw_estimated=encoded.bpw_estimated,
         bpw_relaxed=trained[0],
         bpw_all=encoded.bpw_all,
-        distortion=estimated_distortion(truth[0], params, truth[1])
-        + embedding_distortion(truth[0], params, truth[1]),
+        distortion=file_distortion(source.aligned, params),
         kl=found.kl_mean,
         ppl=found.perplexity.value,
         bytes=len(encoded.data),

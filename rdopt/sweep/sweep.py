@@ -13,29 +13,29 @@ from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.devices import Device
 from rdopt.align.learn import Learned, learn
 from rdopt.align.tie import settle_tie
-from rdopt.align.train import fingerprints, make_problem, moments_of
-from rdopt.calibration.moments import Moments
+from rdopt.align.train import fingerprints, make_problem
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.progress import Say, milestones, ticker
 from rdopt.config.schema import Config, EncodeConfig, GridName
 from rdopt.encode.blockwise import blockwise_pca
-from rdopt.encode.encode import aligned_source, encode_source
-from rdopt.encode.source import Source
+from rdopt.encode.encode import encode_source
+from rdopt.encode.source import make_source
 from rdopt.encode.trial import hard_cost
 from rdopt.evaluate.divergence import noise_floor_bf16
 from rdopt.rate.steps import lam_of_base_step
 from rdopt.runs.export import check_alignment, reference_of, write_aligned
 from rdopt.runs.figures import dumps
 from rdopt.runs.folder import Metrics, finish_run, open_run
+from rdopt.runs.moments import moments_of
 from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point, with_target
 from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment
-from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
@@ -60,7 +60,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     subject, corpus = open_subject(config)
     open_run(out, config, "sweep", pool)
     say(f"model {config.model}: {coded_weights(subject.arch) / 1e6:.2f} M weights to code, {corpus.description}")
-    moments = moments_of(out, subject, corpus, config, ticker(say, "second moments: sequence"))
+    moments = moments_of(out, subject, corpus, config.text, ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
     bench = Bench(
@@ -125,23 +125,20 @@ class _FixedArm:
         self._grid: GridName = "round" if ARMS[name].blockwise else config.encode.grid
         encode = replace(config.encode, grid=self._grid)
         if ARMS[name].blockwise:
-            self._truth = (subject.params, moments)
             stored = blockwise_pca(subject.params, subject.arch)
-            self._source = aligned_source(subject, subject.params, subject.arch, moments, encode, stored=stored)
+            self._source = make_source(Aligned(subject=subject, moments=moments, stored=stored), encode)
             return
         basis = ARMS[name].basis
         assert basis is not None
         gauges = starting_gauges(basis, subject.params, subject.arch, moments, config.train.seed)
-        params, arch = fold(subject.params, subject.arch, gauges)
-        check_alignment(bench.reference, params, arch)
-        self._truth = (params, fold_moments(moments, subject.params, subject.arch, gauges))
-        tokens = bench.corpus.calibration
-        self._source = aligned_source(subject, params, arch, self._truth[1], encode, tokens=tokens)
+        aligned = bench.aligned(gauges)
+        check_alignment(bench.reference, aligned)
+        self._source = make_source(aligned, encode)
 
     def point(self, encode: EncodeConfig, lam: float) -> Point:
         """Encodes and evaluates at one slope or target."""
         encode = replace(encode, grid=self._grid)
-        return measure_point(self._bench, self._name, self._source, self._truth, encode, lam)
+        return measure_point(self._bench, self._name, self._source, encode, lam)
 
 
 class _LearnedArm:
@@ -168,38 +165,28 @@ class _LearnedArm:
         begun = clock()
         if encode.target_bpw is not None:
             # The slope to train at is the one that makes a file of this size before training.
-            source = self._source(self._start, None, encode)[0]
+            source = make_source(bench.aligned(self._start), encode)
             rough = replace(encode, finetune=0)
             lam = lam_of_base_step(encode_source(source, rough, lam)[0].c, source.weights)
         learned = self._best(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun
-        source, moments = self._source(self._start, learned.stored, encode)
-        check_alignment(bench.reference, source.params, source.arch)
+        source = make_source(bench.aligned(self._start, learned.stored), encode)
+        check_alignment(bench.reference, source.aligned)
         folder = bench.out / "aligned" / point_name(self._name, encode, lam)
         shutil.rmtree(folder, ignore_errors=True)
         alignment = alignment_of(
             learned.records, subject.params, subject.checkpoint, subject.fingerprint, learned.stored
         )
-        write_aligned(folder, subject, source.params, source.arch, alignment)
-        truth = (source.params, moments)
-        return measure_point(bench, self._name, source, truth, encode, lam, trained=(learned.rate, seconds))
-
-    def _source(
-        self, gauges: Gauges, stored: StoredRotations | None, encode: EncodeConfig
-    ) -> tuple[Source, Moments]:
-        subject = self._bench.subject
-        params, arch = fold(subject.params, subject.arch, gauges)
-        moments = fold_moments(self._bench.moments, subject.params, subject.arch, gauges)
-        tokens = self._bench.corpus.calibration
-        return aligned_source(subject, params, arch, moments, encode, tokens=tokens, stored=stored), moments
+        write_aligned(folder, source.aligned, alignment)
+        return measure_point(bench, self._name, source, encode, lam, trained=(learned.rate, seconds))
 
     def _best(self, label: str, lam: float) -> Learned:
         """The better of the start and of what is learned from it, by a trial encoding."""
         bench = self._bench
 
         def cost(gauges: Gauges, stored: StoredRotations | None) -> float:
-            return hard_cost(bench.subject, bench.moments, bench.config.encode, lam, gauges, stored).J
+            return hard_cost(bench.aligned(gauges, stored), bench.config.encode, lam).J
 
         found = candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
         self._say(f"  {label}: J of a trial encoding: " + ", ".join(f"{x.name} {x.J:.4f}" for x in found))

@@ -4,7 +4,7 @@ Everything that looks at a model in other coordinates takes this one value and a
 folded in float64 when it is asked for the first time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 
 from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.calibration.subject import Subject
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
+from rdopt.checkpoint.families import (
+    EMBED,
+    FINAL_NORM,
+    HEAD,
+    INPUT_OF,
+    MATRICES,
+    MATRICES_OF,
+    Architecture,
+    block_shapes,
+)
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.fold import fold, fold_block, fold_block_moments, fold_end_moments, fold_ends
 from rdopt.transforms.gauges.gauges import Gauges
@@ -49,30 +58,38 @@ class Block(NamedTuple):
         return Block(params, self.sigma, G)
 
 
+UNMEASURED = Moments({}, {}, 0)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Aligned:
     """A model in the coordinates that it is looked at or coded in.
 
     Attributes:
         subject: the original.
-        moments: its second moments.
+        moments: its second moments, where errors are to be priced.
         gauges: the symmetries that are used; None: the folder is taken as it lies.
         stored: rotations behind them that a file keeps.
         tokens: calibration sequences, where something runs the network.
     """
 
     subject: Subject
-    moments: Moments
+    moments: Moments = UNMEASURED
     gauges: Gauges | None = None
     stored: StoredRotations | None = None
     tokens: Int[np.ndarray, "n length"] | None = None
-    _held: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _held: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def arch(self) -> Architecture:
         """The architecture there: a head that the gauges part from the embedding is untied."""
         arch = self.subject.arch
         return replace(arch, tied=False) if self.gauges is not None and self.gauges.unties else arch
+
+    @property
+    def calibrated_on(self) -> int:
+        """Tokens that the moments are the mean of."""
+        return self.moments.tokens
 
     @property
     def config(self) -> dict[str, Any]:
@@ -112,6 +129,17 @@ class Aligned:
             return held
         return self._once("end moments", lambda: fold_end_moments(held, self.subject.params, gauges))
 
+    def tensors(self) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+        """(checkpoint name, float32 array) of every weight, one at a time, in the order of `expected_tensors`."""
+        ends, arch = self.ends, self.arch
+        yield EMBED, np.asarray(ends["embed"])
+        for layer, block in enumerate(self.blocks()):
+            for short in block_shapes(arch):
+                yield arch.tensor_name(layer, short), block.params[short]
+        yield FINAL_NORM, np.asarray(ends["final_norm"])
+        if not arch.tied:
+            yield HEAD, np.asarray(ends["head"])
+
     def network(self) -> Params:
         """All weights at once, blocks stacked, for what runs the whole network; float32."""
         params, gauges = self.subject.params, self.gauges
@@ -120,15 +148,15 @@ class Aligned:
         return self._once("network", lambda: fold(params, self.subject.arch, gauges)[0])
 
     def _folded(self, layer: int) -> Block:
-        whole, gauges = self.subject.params["blocks"], self.gauges
-        params = {k: np.asarray(v[layer]) for k, v in whole.items()}
-        sigma = {k: v[layer] for k, v in self.moments.sigma.items()}
-        G = {k: v[layer] for k, v in self.moments.G.items()}
+        arch, gauges, moments = self.subject.arch, self.gauges, self.moments
+        params = {k: np.asarray(x[layer]) for k, x in self.subject.params["blocks"].items()}
+        sigma, G = ({k: x[layer] for k, x in part.items()} for part in (moments.sigma, moments.G))
         if gauges is None:
             return Block(params, sigma, G)
-        arch = self.subject.arch
         folded = fold_block(params, layer, arch, gauges)
-        return _contiguous(Block(folded, *fold_block_moments(sigma, G, params, layer, arch, gauges)))
+        if moments is not UNMEASURED:
+            sigma, G = fold_block_moments(sigma, G, params, layer, arch, gauges)
+        return _contiguous(Block(folded, sigma, G))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._held:
@@ -163,7 +191,7 @@ def matrix_distortion(
 
 
 def distortion(
-    blocks: Iterator[Block], decoded: Callable[[int, str], Float[np.ndarray, "out in"]] | None
+    blocks: Iterable[Block], decoded: Callable[[int, str], Float[np.ndarray, "out in"]] | None
 ) -> float:
     """D of the errors of all matrices, nats/token.
 

@@ -134,7 +134,7 @@ def quantize_behind_prefix(
         quantize: one matrix.
     """
     assert model.tokens is not None
-    prefix = Prefix(model.network(), model.arch, model.tokens, settings.damping)
+    prefix = Prefix(model, model.tokens, settings.damping)
     quantized: dict[Key, PeerMatrix] = {}
     done: dict[str, np.ndarray] = {}
     for layer, group in input_groups(model.arch.num_layers):

@@ -6,28 +6,17 @@ from peers.benchmark import Benchmark
 from peers.model import DecodedModel
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.encode import aligned_source
 from rdopt.encode.judge import Judge, finetune_file
 from rdopt.encode.model import encode_at_step
-from rdopt.encode.source import Source
+from rdopt.encode.source import make_source
 from rdopt.encode.target import search_step, size_goal
 from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import base_step
 from rdopt.transforms.aligned import Aligned
-from rdopt.transforms.gauges.fold import fold_moments
 
 NEAR = 0.05  # bits/weight; curves are read between their points
 _TRIALS = 3
 _LAM = 50.0
-
-
-def source_of(model: Aligned, encode: EncodeConfig) -> Source:
-    """What the encoder starts from."""
-    subject, gauges = model.subject, model.gauges
-    moments = model.moments if gauges is None else fold_moments(model.moments, subject.params, subject.arch, gauges)
-    return aligned_source(
-        subject, model.network(), model.arch, moments, encode, tokens=model.tokens, stored=model.stored
-    )
 
 
 def encode_own(benchmark: Benchmark, model: Aligned, encode: EncodeConfig, target_bpw: float) -> DecodedModel:
@@ -45,7 +34,7 @@ def encode_own(benchmark: Benchmark, model: Aligned, encode: EncodeConfig, targe
     c = scalar_base_step(model, encode, target_bpw)
     if encode.grid == "trellis":
         c = trellis_base_step(model, encode, target_bpw, c)
-    source = source_of(model, encode)
+    source = make_source(model, encode)
     encoded = encode_at_step(source, c, encode)
     if encode.finetune:
         encoded, _ = finetune_file(source, encoded, encode, Judge(benchmark.selection, benchmark.calibration))
@@ -58,7 +47,7 @@ def encode_own(benchmark: Benchmark, model: Aligned, encode: EncodeConfig, targe
 def scalar_base_step(model: Aligned, encode: EncodeConfig, target_bpw: float) -> float:
     """The base step at which a scalar grid has the wanted size: exact for scalar grids, close for the trellis."""
     scalar = replace(encode, grid="round" if encode.grid == "round" else "feedback")
-    source = source_of(model, scalar)
+    source = make_source(model, scalar)
     start = base_step(_LAM, source.weights)
     return search_step(
         lambda c: encode_at_step(source, c, scalar), lambda encoded: encoded.bpw, size_goal(target_bpw), start
@@ -68,7 +57,7 @@ def scalar_base_step(model: Aligned, encode: EncodeConfig, target_bpw: float) ->
 def trellis_base_step(model: Aligned, encode: EncodeConfig, target_bpw: float, c: float) -> float:
     """The base step near the wanted size with few states and no drift, which change the size little; from c."""
     quick = replace(encode, states=min(encode.states, 4), drift="none", finetune=0)
-    source = source_of(model, quick)
+    source = make_source(model, quick)
     for _ in range(_TRIALS):
         miss = encode_at_step(source, c, quick).bpw - target_bpw
         c *= 2.0**miss  # a bit is an octave of steps

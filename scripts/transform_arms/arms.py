@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 from peers.benchmark import Benchmark
 from peers.model import DecodedModel
-from peers.own import source_of
 
 from rdopt.align.candidates import relaxed_terms
 from rdopt.align.learn import learn
@@ -21,6 +20,7 @@ from rdopt.align.train import make_problem
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import Config, EncodeConfig, Init, RotationKind, SiteName, StoredKind, TrainConfig
 from rdopt.encode.model import encode_model
+from rdopt.encode.source import make_source
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import params_from_tensors
 from rdopt.transforms.aligned import Aligned, Block
@@ -122,10 +122,10 @@ class TransformArms:
         aligned = Aligned(
             subject=plain.subject, moments=plain.moments, gauges=found.gauges, stored=found.stored, tokens=plain.tokens
         )
-        source = source_of(aligned, self._encode)
+        source = make_source(aligned, self._encode)
         encoded = encode_model(source, lam, self._encode)
         decoded = decode_model(encoded.data, name)
-        hard = hard_cost(plain.subject, plain.moments, self._encode, lam, found.gauges, found.stored)
+        hard = hard_cost(aligned, self._encode, lam)
         facts = {
             "train_seconds": found.seconds,
             "transform_bits": encoded.bits["transforms"] / source.weights,

@@ -50,6 +50,7 @@ from rdopt.encode.wavefront import quantize_wavefront
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.runs.states import StateStore
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges, gauges_of, sides_of
@@ -282,9 +283,9 @@ def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(
     subject, moments, tokens = demo
     encode = EncodeConfig(grid="feedback")
     # The gains are folded in training; the file is of the same coordinates.
-    params, arch = fold(subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))
-    moved = fold_moments(moments, subject.params, subject.arch, Gauges(np.eye(subject.arch.hidden_size)))
-    source = make_source(params, arch, subject.checkpoint.config, {}, moved, encode, 1)
+    aligned = Aligned(subject=subject, moments=moments, gauges=Gauges(np.eye(subject.arch.hidden_size)))
+    params, arch = aligned.network(), aligned.arch
+    source = make_source(aligned, encode)
     encoded = encode_model(source, lam, encode)
     decoded = decode_model(encoded.data)
     weights = {k: np.stack([decoded.tensors[n] for n in names]) for k, names in names_of(arch).items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import synthetic_moments
 from hypothesis import given
+from stored_oracle import fold_stored, fold_stored_moments
 from test_learning import CPU, TRAIN, tiny_problem
 
 from rdopt.align.alignment import single_precision
@@ -31,18 +32,18 @@ from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import Config, EncodeConfig
-from rdopt.encode.encode import aligned_source
+from rdopt.encode.measure import file_distortion
 from rdopt.encode.model import encode_model
-from rdopt.encode.quantize import estimated_distortion
+from rdopt.encode.source import make_source
 from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import params_from_tensors
 from rdopt.rate.relaxed import annealed_rate, noise_rate, straight_through_rate
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
 from rdopt.transforms.gauges.fold import fold, fold_moments
 from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
 from rdopt.transforms.stored.rotation import Rotation
 
 CHOSEN = [
@@ -171,7 +172,8 @@ def test_rotations_that_pay_are_kept_and_decoded(turned_folder, tmp_path):
     assert {(layer, "mlp") for layer in range(subject.arch.num_layers)} <= set(stored.inputs)
     moments, encode = synthetic_moments(subject.arch), EncodeConfig(threads=1)
     with_them, without = (
-        hard_cost(subject, moments, encode, train.lam, learned.gauges, kept) for kept in (stored, None)
+        hard_cost(Aligned(subject=subject, moments=moments, gauges=learned.gauges, stored=kept), encode, train.lam)
+        for kept in (stored, None)
     )
     assert with_them.J < without.J
     assert pytest.approx(choice.saved, rel=0.5) == without.J - with_them.J
@@ -179,14 +181,13 @@ def test_rotations_that_pay_are_kept_and_decoded(turned_folder, tmp_path):
     save_alignment(tmp_path, alignment)
     back = load_alignment(tmp_path).stored
     assert back is not None and list(back.inputs) == list(stored.inputs)
-    params, arch = fold(subject.params, subject.arch, learned.gauges)
-    folded = fold_moments(moments, subject.params, subject.arch, learned.gauges)
-    source = aligned_source(subject, params, arch, folded, encode, stored=back)
+    aligned = Aligned(subject=subject, moments=moments, gauges=learned.gauges, stored=back)
+    source = make_source(aligned, encode)
     file = encode_model(source, train.lam, encode)
     assert file.bits["transforms"] > 0
     decoded = decode_model(file.data)
     found = params_from_tensors(decoded.tensors, decoded.arch)
-    D = estimated_distortion(params, found, folded)
+    D = file_distortion(aligned, found)
     assert pytest.approx(with_them.distortion, rel=0.1) == D
 
 
@@ -249,15 +250,14 @@ def test_a_trial_encoding_costs_what_a_file_costs(tiny_llama):
     subject, encode = load_subject(folder), EncodeConfig(threads=1, drift="none", gains="none")
     moments = synthetic_moments(subject.arch)
     start = starting_gauges("pca", subject.params, subject.arch, moments)
-    trial = hard_cost(subject, moments, encode, 20.0, start)
-    params, arch = fold(subject.params, subject.arch, start)
-    folded = fold_moments(moments, subject.params, subject.arch, start)
-    source = aligned_source(subject, params, arch, folded, encode)
+    aligned = Aligned(subject=subject, moments=moments, gauges=start)
+    trial = hard_cost(aligned, encode, 20.0)
+    source = make_source(aligned, encode)
     file = encode_model(source, 20.0, encode)
     decoded = decode_model(file.data)
     headers = file.bits["headers"] / source.weights
     assert trial.rate == pytest.approx(file.bpw_estimated - headers)
-    D = estimated_distortion(params, params_from_tensors(decoded.tensors, decoded.arch), folded)
+    D = file_distortion(aligned, params_from_tensors(decoded.tensors, decoded.arch))
     assert trial.distortion == pytest.approx(D, rel=1e-6)
     assert pytest.approx(trial.rate + 20 * trial.distortion) == trial.J
 

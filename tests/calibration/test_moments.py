@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from tiny_sources import stacked_distortion
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import load_moments, save_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.encode.quantize import estimated_distortion
 from rdopt.operator.llama import block, embed_tokens, head_logits, linear, logits, rope_tables
 from rdopt.operator.params import load_params
 
@@ -139,5 +139,5 @@ def test_half_the_trace_predicts_the_kl_of_small_weight_errors(demo_model, demo_
         noise = rng.standard_normal(W.shape).astype(np.float32)
         blocks[name] = W + np.float32(size * W.std()) * noise
     noisy = {**params, "blocks": blocks}
-    estimate = estimated_distortion(params, noisy, demo_moments)
+    estimate = stacked_distortion(params, noisy, demo_moments)
     assert 0.7 < measured_kl(params, noisy, arch, demo_tokens) / estimate < 1.4

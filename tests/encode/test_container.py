@@ -12,7 +12,7 @@ import pytest
 from conftest import FAMILIES, random_tensors, synthetic_moments, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_sources import FILES, source_of
+from tiny_sources import aligned_of, source_of
 
 from rdopt.checkpoint.families import (
     INPUT_OF,
@@ -58,7 +58,7 @@ def tiny_file(grid: Literal["trellis", "feedback"] = "trellis"):
         "head": tensors["lm_head.weight"],
     }
     encode = EncodeConfig(grid=grid)
-    source = make_source(params, arch, config, FILES, synthetic_moments(arch), encode, 1000)
+    source = make_source(aligned_of(params, arch, synthetic_moments(arch), config), encode, 1000)
     data = encode_at_step(source, 0.03, encode).data
     return data, decode_model(data)
 
@@ -93,7 +93,7 @@ def test_a_decoded_model_is_the_quantized_one(tiny_llama, family, changes, grid)
     assert decoded.parameters == source.parameters and decoded.c == np.float32(c)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert all(v.dtype == np.float32 for v in decoded.tensors.values())
-    for (layer, name), z in quantize_model(source.params, source.grid, c, encode).items():
+    for (layer, name), z in quantize_model(source.blocks(), source.grid, c, encode).items():
         np.testing.assert_array_equal(decoded.indices[layer, name], z)
         rows, cols = source.grid.rows[layer, name], source.grid.cols[layer, INPUT_OF[name]]
         W = decoded.tensors[source.arch.tensor_name(layer, name)]
@@ -138,7 +138,7 @@ def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
     files = {}
     for encode in (plain, replace(plain, structured="svd")):
         moments = synthetic_moments(arch)
-        source = make_source(params, arch, checkpoint.config, FILES, moments, encode, checkpoint.num_parameters)
+        source = make_source(aligned_of(params, arch, moments, checkpoint.config), encode)
         files[encode.structured] = encode_at_step(source, 0.02, encode)
     found = files["svd"]
     _, low_rank = structure_saved(found, source.arch)
@@ -153,19 +153,19 @@ def test_a_planted_component_is_coded_apart_and_reported(tiny_llama):
 def test_tensors_that_are_not_coded_survive_exactly_when_they_had_16_bits(tiny_llama, dtype):
     source = source_of(tiny_llama("qwen3", dtype=dtype))
     decoded = decode_model(encode_at_step(source, 0.03, EncodeConfig()).data)
-    np.testing.assert_array_equal(decoded.tensors["model.embed_tokens.weight"], source.params["embed"])
-    np.testing.assert_array_equal(decoded.tensors["lm_head.weight"], source.params["head"])
+    np.testing.assert_array_equal(decoded.tensors["model.embed_tokens.weight"], source.aligned.network()["embed"])
+    np.testing.assert_array_equal(decoded.tensors["lm_head.weight"], source.aligned.network()["head"])
     for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm"):
-        for layer, value in enumerate(source.params["blocks"][name]):
+        for layer, value in enumerate(source.aligned.network()["blocks"][name]):
             np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(layer, name)], value)
 
 
 def test_tensors_that_are_not_coded_take_the_closer_16_bit_type(tiny_llama):
     source = source_of(tiny_llama())
-    source.params["embed"][0, 0] = 1e5  # beyond float16
+    source.aligned.network()["embed"][0, 0] = 1e5  # beyond float16
     decoded = decode_model(encode_at_step(source, 0.03, EncodeConfig()).data)
-    brain = source.params["embed"].astype(ml_dtypes.bfloat16).astype(np.float32)
-    half = source.params["head"].astype(np.float16).astype(np.float32)
+    brain = source.aligned.network()["embed"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    half = source.aligned.network()["head"].astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(decoded.tensors["model.embed_tokens.weight"], brain)
     np.testing.assert_array_equal(decoded.tensors["lm_head.weight"], half)
 
@@ -199,7 +199,7 @@ def test_finer_slopes_make_larger_files_with_smaller_errors(tiny_llama, grid):
         decoded = decode_model(encoded.data)
         sizes.append(len(encoded.data))
         W = decoded.tensors[source.arch.tensor_name(0, "q")]
-        errors.append(np.abs(W - source.params["blocks"]["q"][0]).mean())
+        errors.append(np.abs(W - source.aligned.network()["blocks"]["q"][0]).mean())
     assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
 
 
@@ -209,7 +209,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tiny_llama):
     params["blocks"]["up"][1, 2, 3] = np.nan
     moments = synthetic_moments(checkpoint.arch)
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
-        make_source(params, checkpoint.arch, checkpoint.config, FILES, moments, EncodeConfig(), 1)
+        make_source(aligned_of(params, checkpoint.arch, moments, checkpoint.config), EncodeConfig())
 
 
 # where the bits go
@@ -245,7 +245,7 @@ def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_model, lam
     encoded = encode_model(demo_source, lam, encode)
     assert encoded.bpw_estimated == pytest.approx(encoded.bpw, rel=0.01)
     assert encoded.bits["headers"] / demo_source.weights < 0.01
-    assert demo_source.weights == sum(demo_source.params["blocks"][k].size for k in MATRICES)
+    assert demo_source.weights == sum(demo_source.aligned.network()["blocks"][k].size for k in MATRICES)
 
 
 def test_the_real_bits_are_near_the_entropy_of_the_indices_class_by_class(demo_source):
@@ -401,7 +401,7 @@ def test_a_wrong_stream_with_right_hashes_decodes_or_is_refused(grid, kind, at, 
 
 
 def test_carried_files_cannot_leave_the_output_folder(tiny_llama):
-    source = source_of(tiny_llama())._replace(files=pack_files({}, {"../evil": b"x"}))
+    source = replace(source_of(tiny_llama()), files=pack_files({}, {"../evil": b"x"}))
     data = encode_at_step(source, 0.03, EncodeConfig()).data
     with pytest.raises(UserError, match="not a plain file name"):
         decode_model(data)

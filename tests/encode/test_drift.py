@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_sources import aligned_of
 
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF, input_groups
 from rdopt.checkpoint.folder import open_checkpoint
@@ -62,7 +63,7 @@ def test_the_order_is_that_of_the_computation():
 
 def test_behind_an_unquantized_prefix_the_targets_are_the_weights(model):
     params, arch, tokens = model
-    prefix, done = Prefix(params, arch, tokens, DAMPING), {}
+    prefix, done = Prefix(aligned_of(params, arch), tokens, DAMPING), {}
     for layer, group in input_groups(arch.num_layers):
         targets = prefix.targets(layer, group, done)
         assert set(targets) == set(MATRICES_OF[group])
@@ -82,7 +83,7 @@ def test_a_consumer_aims_at_what_the_original_gives(model, group):
     params, arch, tokens = model
     first = perturbed(params, 0, MATRICES)
     before = perturbed(params, 1, [] if group == "attn" else ["q", "k", "v", "o"])
-    prefix = Prefix(params, arch, tokens, DAMPING)
+    prefix = Prefix(aligned_of(params, arch), tokens, DAMPING)
     prefix.advance(0, first)
     targets = prefix.targets(1, group, before)
     x = jnp.asarray(embed_tokens(params, tokens))
@@ -102,7 +103,7 @@ def test_a_producer_takes_back_the_error_of_the_residual_stream_too(model, group
     params, arch, tokens = model
     first = perturbed(params, 0, MATRICES)
     before = perturbed(params, 1, ["q", "k", "v"] if group == "o" else [k for k in MATRICES if k != "down"])
-    prefix = Prefix(params, arch, tokens, DAMPING)
+    prefix = Prefix(aligned_of(params, arch), tokens, DAMPING)
     prefix.advance(0, first)
     targets = prefix.targets(1, group, before)
     x = jnp.asarray(embed_tokens(params, tokens))
@@ -125,7 +126,7 @@ def test_a_producer_takes_back_the_error_of_the_residual_stream_too(model, group
 def test_the_targets_bring_the_output_closer_than_the_weights_do(model):
     params, arch, tokens = model
     first = perturbed(params, 0, MATRICES)
-    prefix = Prefix(params, arch, tokens, DAMPING)
+    prefix = Prefix(aligned_of(params, arch), tokens, DAMPING)
     prefix.advance(0, first)
     targets = prefix.targets(1, "attn", {})
     x = jnp.asarray(embed_tokens(params, tokens))

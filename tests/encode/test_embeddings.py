@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import synthetic_moments
+from tiny_sources import aligned_of
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.moments import EmbeddingMoments
@@ -51,7 +52,7 @@ def moments_for(arch, seed=0):
 def source_of(folder, encode=CODED, moments=None):
     checkpoint, params, arch = load(folder)
     moments = moments or moments_for(arch)
-    return make_source(params, arch, checkpoint.config, {}, moments, encode, checkpoint.num_parameters)
+    return make_source(aligned_of(params, arch, moments, checkpoint.config), encode)
 
 
 def noisy(params, size=0.05, seed=0):
@@ -108,8 +109,9 @@ def test_the_distortion_of_an_error_is_the_same_in_all_coordinates(tiny_llama, t
     gauges, moments, moved = Gauges(random_orthogonal(5, arch.hidden_size)), moments_for(arch), noisy(params)
     turned = fold_moments(moments, params, arch, gauges)
     assert moments.embed is not None and turned.embed is not None
-    before = embedding_distortion(params, moved, moments)
-    after = embedding_distortion(fold(params, arch, gauges)[0], fold(moved, arch, gauges)[0], turned)
+    before = embedding_distortion(aligned_of(params, arch, moments), moved)
+    aligned = aligned_of(params, arch, moments, gauges=gauges)
+    after = embedding_distortion(aligned, fold(moved, arch, gauges)[0])
     assert after == pytest.approx(before, rel=1e-4) and before > 0
     np.testing.assert_array_equal(turned.embed.frequency, moments.embed.frequency)
 
@@ -123,7 +125,7 @@ def test_the_distortion_predicts_the_kl_of_small_errors(demo_model, demo_tokens,
     scored = np.ones(demo_tokens.shape, bool)
     scored[:, 0] = False
     kl = compare(Reference(params, arch, demo_tokens, scored, 8), moved, arch).kl_mean
-    assert 0.7 < kl / embedding_distortion(params, moved, demo_moments) < 1.4
+    assert 0.7 < kl / embedding_distortion(aligned_of(params, arch, demo_moments), moved) < 1.4
 
 
 def test_rare_tokens_keep_weight_but_never_more_than_a_tenth_of_the_text():
@@ -143,7 +145,7 @@ def test_row_weights_are_those_of_lambert_for_a_head_and_the_frequencies_for_an_
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_file_gives_back_embeddings_within_the_estimated_distortion(tiny_llama, tied):
+def test_a_file_gives_back_embeddings_within_the_stacked_distortion(tiny_llama, tied):
     """At high rate every entry adds c^2 / 24 nats, no row goes to zero; the rest of the model stays as it was."""
     folder = tiny_llama(tie_word_embeddings=tied)
     source, kept = source_of(folder), source_of(folder, replace(CODED, embeddings="16bit"))
@@ -154,8 +156,8 @@ def test_a_file_gives_back_embeddings_within_the_estimated_distortion(tiny_llama
     moved = {name for name in ours if not np.array_equal(ours[name], theirs[name])}
     assert moved == ({EMBED} if tied else {EMBED, HEAD})
     decoded = params_from_tensors(ours, source.arch)
-    found = embedding_distortion(source.params, decoded, source.moments)
-    entries = source.params["embed"].size * (1 if tied else 2)
+    found = embedding_distortion(source.aligned, decoded)
+    entries = source.aligned.network()["embed"].size * (1 if tied else 2)
     assert 0.4 < found / (entries * fine**2 / 24) < 1.1
 
 
@@ -165,7 +167,7 @@ def test_the_two_accountings_count_embeddings_only_in_the_whole_file(tiny_llama)
     coded, plain = (encode_at_step(source, C, replace(CODED, embeddings=kind)) for kind in ("coded", "16bit"))
     assert sum(coded.bits.values()) == 8 * len(coded.data)
     assert coded.bits["embeddings"] > 0 == plain.bits["embeddings"]
-    assert plain.bits["uncoded"] - coded.bits["uncoded"] == 2 * 8 * (1 + 2 * source.params["embed"].size)
+    assert plain.bits["uncoded"] - coded.bits["uncoded"] == 2 * 8 * (1 + 2 * source.aligned.network()["embed"].size)
     assert abs(coded_bits(coded.bits) - coded_bits(plain.bits)) < 8 * 128  # one more entry in the header
     assert coded.bpw_all < plain.bpw_all
     assert decode_model(coded.data).bits == coded.bits
@@ -175,8 +177,8 @@ def test_the_two_accountings_count_embeddings_only_in_the_whole_file(tiny_llama)
 def test_the_same_model_gives_the_same_stream(tiny_llama, threads):
     _, params, arch = load(tiny_llama())
     moments = moments_for(arch)
-    data = code_embeddings(params, arch, moments, C, CODED)
-    assert code_embeddings(params, arch, moments, C, replace(CODED, threads=threads)) == data
+    data = code_embeddings(aligned_of(params, arch, moments), C, CODED)
+    assert code_embeddings(aligned_of(params, arch, moments), C, replace(CODED, threads=threads)) == data
     one, other = (unpack_embeddings(data, arch, C, t) for t in (1, threads))
     assert set(one) == {EMBED, HEAD}
     for name, W in one.items():
@@ -186,7 +188,7 @@ def test_the_same_model_gives_the_same_stream(tiny_llama, threads):
 
 def test_damaged_streams_raise_value_errors_or_decode_to_something(tiny_llama):
     _, params, arch = load(tiny_llama())
-    data = code_embeddings(params, arch, moments_for(arch), C, CODED)
+    data = code_embeddings(aligned_of(params, arch, moments_for(arch)), C, CODED)
     rng, refused = np.random.default_rng(0), 0
     for _ in range(60):
         broken = bytearray(data)
@@ -203,9 +205,9 @@ def test_damaged_streams_raise_value_errors_or_decode_to_something(tiny_llama):
 def test_what_cannot_be_coded_is_refused_in_a_sentence(tiny_llama):
     _, params, arch = load(tiny_llama())
     with pytest.raises(UserError, match="nothing about the embedding"):
-        code_embeddings(params, arch, synthetic_moments(arch), C, CODED)
+        code_embeddings(aligned_of(params, arch, synthetic_moments(arch)), C, CODED)
     broken = {**params, "head": np.full_like(params["head"], np.nan)}
     with pytest.raises(UserError, match=r"lm_head.weight holds NaN"):
-        code_embeddings(broken, arch, moments_for(arch), C, CODED)
+        code_embeddings(aligned_of(broken, arch, moments_for(arch)), C, CODED)
     with pytest.raises(UserError, match="embeddings"):
         EncodeConfig(embeddings="8bit")  # pyright: ignore[reportArgumentType]

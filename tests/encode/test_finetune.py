@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import random_tensors, tiny_config
+from stored_oracle import fold_stored
 
 from rdopt.checkpoint.families import MATRICES, architecture_from_config, matrix_shapes
 from rdopt.codec.streams.gains import Gains
@@ -39,7 +40,6 @@ from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import logits
 from rdopt.operator.params import params_from_tensors
 from rdopt.runs.states import StateStore
-from rdopt.transforms.stored.fold import fold_stored
 
 CPU = jax.devices("cpu")[:1]
 RATES = LearningRates(rows=0.02, cols=0.02, norms=0.02, biases=0.02)

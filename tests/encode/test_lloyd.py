@@ -184,7 +184,7 @@ def test_beyond_the_tabulated_thresholds_indices_continue_without_a_jump():
 def test_a_decoded_model_is_the_one_that_was_quantized(tiny_llama, family, c):
     encode = EncodeConfig(grid="lloyd", rdo=1.0)
     source = source_of(tiny_llama(family), encode)
-    model = quantize_lloyd(source.params, source.grid, c, encode)
+    model = quantize_lloyd(source.blocks(), source.grid, c, encode)
     encoded = encode_at_step(source, c, encode)
     decoded = decode_model(encoded.data)
     estimated, real = (encoded.bpw_estimated, encoded.bpw)
@@ -202,7 +202,7 @@ def test_a_weight_of_zero_gives_the_feedback_grids_model(tiny_llama):
     encode = EncodeConfig(grid="lloyd", rdo=0.0)
     source = source_of(tiny_llama(), encode)
     decoded = decode_model(encode_at_step(source, 0.02, encode).data)
-    for key, z in quantize_model(source.params, source.grid, 0.02, EncodeConfig(grid="feedback")).items():
+    for key, z in quantize_model(source.blocks(), source.grid, 0.02, EncodeConfig(grid="feedback")).items():
         np.testing.assert_array_equal(decoded.indices[key], z)
         rows, cols = source.grid.rows[key], source.grid.cols[key[0], INPUT_OF[key[1]]]
         np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(*key)], dequantize(z, rows, cols, 0.02))

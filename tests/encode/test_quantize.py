@@ -9,6 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny_sources import blocks_of, stacked_distortion
 
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, coded_matrices
@@ -17,7 +18,7 @@ from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK, quantize_feedback, quantize_rounding
-from rdopt.encode.quantize import estimated_distortion, make_grid, quantize_model
+from rdopt.encode.quantize import make_grid, quantize_model
 from rdopt.rate.steps import base_step, lam_of_base_step
 
 WIDTHS = {"attn": 20, "o": 12, "mlp": 20, "down": 70}
@@ -179,7 +180,7 @@ def model_and_moments(seed=0, layers=2):
 @pytest.mark.parametrize("grid", ["feedback", "round"])
 def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
     _, moments = model_and_moments()
-    found = make_grid(moments, 2, EncodeConfig(grid=grid))
+    found = make_grid(blocks_of(moments), EncodeConfig(grid=grid))
     for (layer, group), L in found.factors.items():
         weight = np.diagonal(L) if grid == "feedback" else np.sqrt(np.diagonal(L @ L.T))
         octaves = np.log2(exp_steps(found.cols[layer, group]) * weight)
@@ -193,16 +194,16 @@ def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
 
 def test_steps_of_the_trellis_are_the_inverse_pivots_of_both_metrics_to_an_eighth_octave():
     _, moments = model_and_moments()
-    found = make_grid(moments, 2, EncodeConfig(output_damping=0.1))
+    found = make_grid(blocks_of(moments), EncodeConfig(output_damping=0.1))
     assert set(found.outputs) == {key for key in coded_matrices(2) if key[1] != "gate"}
     for (layer, name), M in found.outputs.items():
         G = moments.G[name][layer]
         np.testing.assert_allclose(M @ M.T, G + 0.1 * np.mean(np.diagonal(G)) * np.eye(len(G)))
         octaves = np.log2(exp_steps(found.rows[layer, name]) * np.diagonal(M))
         assert np.abs(octaves).max() <= 0.125 + 1e-6
-    diagonal = make_grid(moments, 2, EncodeConfig(output="diagonal"))
+    diagonal = make_grid(blocks_of(moments), EncodeConfig(output="diagonal"))
     assert not diagonal.outputs
-    scalar = make_grid(moments, 2, FEEDBACK)
+    scalar = make_grid(blocks_of(moments), FEEDBACK)
     for key in coded_matrices(2):
         np.testing.assert_array_equal(diagonal.rows[key], scalar.rows[key])
 
@@ -210,10 +211,11 @@ def test_steps_of_the_trellis_are_the_inverse_pivots_of_both_metrics_to_an_eight
 @pytest.mark.parametrize("grid", ["feedback", "round"])
 def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_threads(grid):
     params, moments = model_and_moments()
-    found = make_grid(moments, 2, EncodeConfig(grid=grid))
+    found = make_grid(blocks_of(moments), EncodeConfig(grid=grid))
     c, seen = 0.2, []
-    one = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=1), lambda *x: seen.append(x))
-    four = quantize_model(params, found, c, EncodeConfig(grid=grid, threads=4))
+    blocks = blocks_of(moments, params)
+    one = quantize_model(blocks, found, c, EncodeConfig(grid=grid, threads=1), lambda *x: seen.append(x))
+    four = quantize_model(blocks, found, c, EncodeConfig(grid=grid, threads=4))
     assert list(one) == list(coded_matrices(2)) and seen[-1] == (14, 14)
     for (layer, name), z in one.items():
         np.testing.assert_array_equal(z, four[layer, name])
@@ -227,9 +229,9 @@ def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_thre
 
 def test_indices_beyond_16_bit_are_kept():
     params, moments = model_and_moments()
-    grid = make_grid(moments, 2, EncodeConfig(grid="round"))
+    grid = make_grid(blocks_of(moments), EncodeConfig(grid="round"))
     c = 1e-6
-    found = quantize_model(params, grid, c, EncodeConfig(grid="round"))
+    found = quantize_model(blocks_of(moments, params), grid, c, EncodeConfig(grid="round"))
     assert max(int(np.abs(z).max()) for z in found.values()) > 2**15
     for (layer, name), z in found.items():
         W = dequantize(z, grid.rows[layer, name], grid.cols[layer, INPUT_OF[name]], c)
@@ -258,15 +260,15 @@ def decoded_weights(params, grid, indices, c):
 
 def test_the_estimated_distortion_is_half_the_trace_summed_over_matrices():
     params, moments = model_and_moments()
-    grid, c = make_grid(moments, 2, FEEDBACK), 0.5
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
+    grid, c = make_grid(blocks_of(moments), FEEDBACK), 0.5
+    decoded = decoded_weights(params, grid, quantize_model(blocks_of(moments, params), grid, c, FEEDBACK), c)
     expected = 0.0
     for layer, name in coded_matrices(2):
         E = params["blocks"][name][layer].astype(float) - decoded["blocks"][name][layer]
         G = moments.G[name][layer]
         G = np.diag(G) if G.ndim == 1 else G
         expected += np.trace(G @ E @ moments.sigma[INPUT_OF[name]][layer] @ E.T) / 2
-    assert estimated_distortion(params, decoded, moments) == pytest.approx(expected)
+    assert stacked_distortion(params, decoded, moments) == pytest.approx(expected)
 
 
 def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weight():
@@ -275,10 +277,10 @@ def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weig
     c, damping = 0.02, 1e-9
     G = {name: np.stack([moments.diag_G(name, i) for i in range(2)]) for name in MATRICES}
     diagonal = moments._replace(G=G)
-    grid = make_grid(diagonal, 2, replace(FEEDBACK, damping=damping))
-    decoded = decoded_weights(params, grid, quantize_model(params, grid, c, FEEDBACK), c)
+    grid = make_grid(blocks_of(diagonal), replace(FEEDBACK, damping=damping))
+    decoded = decoded_weights(params, grid, quantize_model(blocks_of(moments, params), grid, c, FEEDBACK), c)
     weights = sum(W.size for W in params["blocks"].values())
-    measured = estimated_distortion(params, decoded, diagonal)
+    measured = stacked_distortion(params, decoded, diagonal)
     assert measured == pytest.approx(weights * c**2 / 24, rel=0.1)
     exact = 0.0
     for layer, name in coded_matrices(2):

@@ -6,6 +6,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from stored_oracle import fold_stored, fold_stored_moments
+from tiny_sources import aligned_of
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.moments import Moments
@@ -25,7 +27,6 @@ from rdopt.rate.steps import base_step
 from rdopt.transforms.matrices.givens import round_robin
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.angles import angle_pairs, block_angle_count
-from rdopt.transforms.stored.fold import fold_stored, fold_stored_moments
 from rdopt.transforms.stored.pairing import learned_pairs
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
@@ -66,8 +67,7 @@ def encoded(tiny, block=16, bits=None, c=0.05, encode=ENCODE):
     """(source, file, stored) of the blockwise arm."""
     checkpoint, params, moments = tiny
     stored = blockwise_pca(params, checkpoint.arch, block, bits)
-    arch, config, size = checkpoint.arch, checkpoint.config, checkpoint.num_parameters
-    source = make_source(params, arch, config, {}, moments, encode, size, stored=stored)
+    source = make_source(aligned_of(params, checkpoint.arch, moments, checkpoint.config, stored=stored), encode)
     return source, encode_at_step(source, c, encode), stored
 
 
@@ -147,16 +147,16 @@ def test_the_bytes_of_the_transforms_are_counted(tiny):
     assert file.bits["transforms"] == 8 * len(pack_stored(stored, tiny[0].arch)) > 0
     assert sum(file.bits.values()) == 8 * len(file.data)
     assert decode_model(file.data).bits == file.bits
-    turned = source._replace(params=source.coded_params(), moments=source.coded, stored=None)
+    checkpoint, params, moments = tiny
+    behind = fold_stored(params, stored), checkpoint.arch, fold_stored_moments(moments, stored), checkpoint.config
+    turned = make_source(aligned_of(*behind), ENCODE)
     extra = file.bpw - encode_at_step(turned, file.c, ENCODE).bpw
     assert extra * source.weights >= file.bits["transforms"]
 
 
 def test_files_without_stored_transforms_hold_no_transforms_stream(tiny):
     checkpoint, params, moments = tiny
-    source = make_source(
-        params, checkpoint.arch, checkpoint.config, {}, moments, ENCODE, checkpoint.num_parameters
-    )
+    source = make_source(aligned_of(params, checkpoint.arch, moments, checkpoint.config), ENCODE)
     file = encode_at_step(source, 0.05, ENCODE)
     assert file.bits["transforms"] == 0
     assert b"transforms" not in file.data[:1000]
@@ -264,9 +264,7 @@ def test_a_fine_file_of_both_sides_is_the_model_and_sees_the_drift(tiny_llama, s
     moments = second_moments(params, arch, tokens)
     encode = EncodeConfig(threads=1, drift_damping=0.02)
     stored = every_site(arch, structure, True, bits=8)
-    source = make_source(
-        params, arch, checkpoint.config, {}, moments, encode, checkpoint.num_parameters, tokens=tokens, stored=stored
-    )
+    source = make_source(aligned_of(params, arch, moments, checkpoint.config, tokens=tokens, stored=stored), encode)
     file = encode_at_step(source, 1e-4 * encode_step(source), encode)
     decoded = decode_model(file.data)
     for layer, name in matrix_shapes(arch):

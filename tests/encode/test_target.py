@@ -15,11 +15,11 @@ from rdopt.config.schema import EncodeConfig
 from rdopt.encode.encode import encode_source
 from rdopt.encode.judge import Judge
 from rdopt.encode.model import code_matrices, encode_at_step
-from rdopt.encode.quantize import make_grid
 from rdopt.encode.source import make_source
 from rdopt.encode.target import Goal, divergence_goal, search_step, size_goal, some_rows
 from rdopt.evaluate.divergence import Reference
 from rdopt.evaluate.perplexity import windows
+from rdopt.transforms.aligned import Aligned
 
 FEEDBACK = EncodeConfig(grid="feedback")
 
@@ -69,25 +69,21 @@ def test_a_goal_out_of_reach_is_refused_with_what_was_closest():
 def demo(demo_model, demo_tokens, demo_moments):
     """(source, judge) of the demo model, its matrices wide enough for searches on a part."""
     subject = load_subject(demo_model)
-    source = make_source(
-        subject.params, subject.arch, subject.checkpoint.config, {}, demo_moments, FEEDBACK, subject.arch.num_layers
-    )
+    source = make_source(Aligned(subject=subject, moments=demo_moments), FEEDBACK)
     inputs, scored = windows(demo_tokens.reshape(-1), 128, 128, 4096)
     return source, Judge(Reference(subject.params, subject.arch, inputs, scored, 8), demo_tokens)
 
 
 def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(demo):
-    whole_moments, c = demo[0].moments, 0.02
-    flat = {name: np.ones_like(G[..., 0]) for name, G in whole_moments.G.items()}  # so that rows do not share damping
-    moments = whole_moments._replace(G=flat)
-    grid = make_grid(moments, demo[0].arch.num_layers, FEEDBACK)
-    source = demo[0]._replace(moments=moments, coded=moments, grid=grid)
+    aligned, c = demo[0].aligned, 0.02
+    flat = {name: np.ones_like(G[..., 0]) for name, G in aligned.moments.G.items()}  # so that rows do not share damping
+    source = make_source(Aligned(subject=aligned.subject, moments=aligned.moments._replace(G=flat)), FEEDBACK)
     part = some_rows(source, FEEDBACK)
     found = part.model(code_matrices(part.source, c, FEEDBACK))
     whole = decode_model(encode_at_step(source, c, FEEDBACK).data).plain
     assert 0.08 < part.source.weights / source.weights < 0.3
     for name in MATRICES:
-        rows, original = part.rows[name], source.params["blocks"][name]
+        rows, original = part.source.chosen[name], source.aligned.network()["blocks"][name]
         others = np.setdiff1d(np.arange(original.shape[1]), rows)
         np.testing.assert_array_equal(found["blocks"][name][:, others], original[:, others])
         for layer in range(source.arch.num_layers):

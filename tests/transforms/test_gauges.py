@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import FAMILIES, orthogonality_error, synthetic_moments
+from tiny_sources import stacked_distortion
 
 from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.encode.quantize import estimated_distortion
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.transforms.bases import BASES, starting_gauges
@@ -204,8 +204,8 @@ def test_the_trace_of_an_error_is_the_same_in_all_coordinates(tiny_llama, family
         for k, W in params["blocks"].items()
     }
     turned, turned_noisy = (fold({**params, "blocks": b}, arch, gauges)[0] for b in (params["blocks"], noisy))
-    before = estimated_distortion(params, {"blocks": noisy}, moments)
-    after = estimated_distortion(turned, turned_noisy, fold_moments(moments, params, arch, gauges))
+    before = stacked_distortion(params, {"blocks": noisy}, moments)
+    after = stacked_distortion(turned, turned_noisy, fold_moments(moments, params, arch, gauges))
     assert after == pytest.approx(before, rel=1e-4)
     for name in MATRICES:
         sigma = fold_moments(moments, params, arch, gauges).sigma[INPUT_OF[name]]

@@ -4,7 +4,7 @@ import io
 import json
 import lzma
 import tarfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.families import Architecture, expected_tensors
-from rdopt.operator.params import Params, params_to_tensors
 
 _HALF_LIMIT = 6e4
 _CONFIG = "config.json"
@@ -34,10 +33,15 @@ def _sixteen_bit_type(x: Float[np.ndarray, "*shape"]) -> Any:
     return np.float16 if half <= brain else ml_dtypes.bfloat16
 
 
-def pack_uncoded(params: Params, arch: Architecture, coded: Container[str]) -> bytes:
-    """Every tensor but those named in `coded`: a type byte and its 16-bit values, little-endian."""
+def pack_uncoded(tensors: Iterable[tuple[str, Float[np.ndarray, "..."]]], coded: Container[str]) -> bytes:
+    """Every tensor but those named in `coded`: a type byte and its 16-bit values, little-endian.
+
+    Args:
+        tensors: checkpoint name and values, in the order of `expected_tensors`.
+        coded: names of those that are elsewhere.
+    """
     out = []
-    for name, value in params_to_tensors(params, arch):
+    for name, value in tensors:
         if name not in coded:
             x = np.asarray(value, np.float32)
             kind = _sixteen_bit_type(x)

@@ -1,4 +1,4 @@
-"""Weights and second moments behind the stored rotations, as they are coded."""
+"""The whole model behind its stored rotations, in stacked arrays: the oracle of `Aligned.coded`."""
 
 import numpy as np
 from jaxtyping import Float
