@@ -148,12 +148,7 @@ def learn(
         np.full((train.steps, 3), np.nan, np.float32),
         Constants(problem, begun, np.float32(train.lam), jax.random.key_data(key)),
         tokens,
-        Schedule(
-            steps=train.steps,
-            batch_sequences=train.batch_sequences,
-            seed=train.seed,
-            checkpoint_every=train.checkpoint_every,
-        ),
+        _schedule(train),
         after,
         devices=devices,
         not_finite=_NOT_FINITE,
@@ -165,6 +160,15 @@ def learn(
     records = trained_records(trained, start, arch, train.rotation)
     choice = None if kept is None else _choice(kept, stored, trained, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
+
+
+def _schedule(train: TrainConfig) -> Schedule:
+    return Schedule(
+        steps=train.steps,
+        batch_sequences=train.batch_sequences,
+        seed=train.seed,
+        checkpoint_every=train.checkpoint_every,
+    )
 
 
 def _choice(

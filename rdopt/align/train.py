@@ -128,16 +128,16 @@ def train(
             learn(heard.problem, heard.settings, heard.tokens, start, heard.train, devices=pool)
         return hosts.receive()
     with hosts.broadcasting() as broadcast:
-        desk, inputs = _open(config, out, pool, progress)
+        context, inputs = _open(config, out, pool, progress)
         broadcast(inputs)
-    found = candidates(inputs.starts, _learner(desk, inputs, pool, report), _cost(desk, inputs, trial))
+    ranked = candidates(inputs.starts, _learner(context, inputs, pool, report), _cost(context, inputs, trial))
     with hosts.broadcasting() as broadcast:
-        trained = _finish(desk, inputs, found, config)
+        trained = _finish(context, inputs, ranked, config)
         broadcast(trained)
     return trained
 
 
-class _Desk(NamedTuple):
+class _RunContext(NamedTuple):
     """What process 0 has before it: the model, its text, its moments, and the run's files."""
 
     subject: Subject
@@ -161,11 +161,11 @@ class _Inputs(NamedTuple):
 
 def _open(
     config: Config, out: Path, pool: Sequence[Device], progress: Tick | None
-) -> tuple[_Desk, _Inputs]:
+) -> tuple[_RunContext, _Inputs]:
     """Reads the model and the text, opens the run folder and measures the moments."""
     require_share(config.train.batch_sequences, pool)
     subject, corpus = open_subject(config)
-    # What `measure` needs at the end is refused now.
+    # What `measure_training` needs at the end is refused now.
     token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
     moments = moments_of(out, subject, corpus, config.text, progress)
@@ -174,14 +174,14 @@ def _open(
     for name in dict.fromkeys((config.train.init, *(config.train.rivals or ()))):
         start = starting_gauges(name, subject.params, subject.arch, moments, config.train.seed)
         settled, starts[name], tie = settle_tie(subject, config, start, relaxed_J(problem, settings, config.train.lam))
-    desk = _Desk(
+    context = _RunContext(
         subject, corpus, moments, out, run_folder.Metrics(out), fingerprints(subject, corpus, config), tie
     )
-    return desk, _Inputs(problem, settings, corpus.calibration, starts, settled)
+    return context, _Inputs(problem, settings, corpus.calibration, starts, settled)
 
 
 def _learner(
-    desk: _Desk, inputs: _Inputs, pool: Sequence[Device], report: Callable[[Progress], None] | None
+    context: _RunContext, inputs: _Inputs, pool: Sequence[Device], report: Callable[[Progress], None] | None
 ) -> Callable[[str, Gauges], Learned]:
     """Learns from one start after the other; steps are counted over all of them."""
     order, steps = list(inputs.starts), inputs.train.steps
@@ -192,11 +192,11 @@ def _learner(
 
         def step(p: Progress) -> None:
             counted = p._replace(step=before + p.step, steps=len(order) * steps)
-            desk.metrics.write(counted._asdict())
+            context.metrics.write(counted._asdict())
             if report is not None:
                 report(counted)
 
-        store = StateStore(desk.out / (f"state-{name}" if before else "state"), desk.marks)
+        store = StateStore(context.out / (f"state-{name}" if before else "state"), context.marks)
         learned = learn(
             inputs.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool, store=store, report=step
         )
@@ -206,30 +206,30 @@ def _learner(
     return run
 
 
-def _cost(desk: _Desk, inputs: _Inputs, trial: Trial | None) -> Cost:
+def _cost(context: _RunContext, inputs: _Inputs, trial: Trial | None) -> Cost:
     """J by a trial encoding, or the relaxed one without it."""
     if trial is None:
         return relaxed_J(inputs.problem, inputs.settings, inputs.train.lam)
 
     def cost(gauges: Gauges, stored: StoredRotations | None = None) -> float:
-        return trial(Aligned(subject=desk.subject, moments=desk.moments, gauges=gauges, stored=stored))
+        return trial(Aligned(subject=context.subject, moments=context.moments, gauges=gauges, stored=stored))
 
     return cost
 
 
-def _finish(desk: _Desk, inputs: _Inputs, found: Sequence[Candidate], config: Config) -> Trained:
+def _finish(context: _RunContext, inputs: _Inputs, ranked: Sequence[Candidate], config: Config) -> Trained:
     """Writes the transforms and what they are worth."""
-    subject, best = desk.subject, found[0]
+    subject, best = context.subject, ranked[0]
     alignment = alignment_of(
         best.learned.records, subject.params, subject.checkpoint, subject.fingerprint, best.learned.stored
     )
-    save_alignment(desk.out, alignment)
+    save_alignment(context.out, alignment)
     start = next(iter(inputs.starts.values()))
-    trained = measure(inputs.problem, inputs.settings, desk.corpus, start, best.learned, config)
-    tie = "" if desk.tie is None else desk.tie.sentence
-    trained = trained._replace(kept=best.name, tie=tie, costs={x.name: x.J for x in found})
-    desk.metrics.write({"step": len(inputs.starts) * config.train.steps + 1, **trained._asdict()})
-    run_folder.finish_run(desk.out)
+    trained = measure_training(inputs.problem, inputs.settings, context.corpus, start, best.learned, config)
+    tie = "" if context.tie is None else context.tie.sentence
+    trained = trained._replace(kept=best.name, tie=tie, costs={x.name: x.J for x in ranked})
+    context.metrics.write({"step": len(inputs.starts) * config.train.steps + 1, **trained._asdict()})
+    run_folder.finish_run(context.out)
     return trained
 
 
@@ -243,7 +243,7 @@ def fingerprints(subject: Subject, corpus: Corpus, config: Config) -> dict[str, 
     }
 
 
-def measure(
+def measure_training(
     problem: Problem, settings: Settings, corpus: Corpus, start: Gauges, learned: Learned, config: Config
 ) -> Trained:
     """J before and after, and D beside the KL of the model with all its weights relaxed, on selection text."""

@@ -193,12 +193,12 @@ def run_inspect(args: argparse.Namespace, config: Config) -> None:
 def run_toy(args: argparse.Namespace, config: Config) -> None:
     """rdopt toy."""
     from rdopt.checkpoint.atomic import new_folder
-    from rdopt.study.toy.experiment import run_toy as run_experiment
+    from rdopt.study.toy.experiment import toy_experiment
     from rdopt.study.toy.report import toy_sentences, toy_table, write_toy
 
     settings, begun = toy_settings(args), time.perf_counter()
     with new_folder(args.out) as folder:
-        seeds = run_experiment(settings, say)
+        seeds = toy_experiment(settings, say)
         write_toy(folder, settings, seeds)
     say(toy_table(seeds))
     for sentence in toy_sentences(seeds):

@@ -30,7 +30,7 @@ from rdopt.runs.states import StateStore
 from rdopt.transforms.stored.rotation import Rotation
 from rdopt.transforms.stored.rotations import StoredRotations
 
-FINAL_NORM = "final_norm"
+FINAL = "final_norm"
 CHECKS = 4
 # Without stored rotations a column gain of down is a row gain of up: leaving it out saves bits at the same KL. The
 # norms could take over the columns of v and gate as well, but then 120 steps came 0.4 % less far.
@@ -154,7 +154,7 @@ def starting_point(params: Params, arch: Architecture, gains: Gains | None) -> T
     return {
         "rows": {name: logs("rows", 0, name) for name in MATRICES},
         "cols": {name: logs("cols", 1, name) for name in MATRICES},
-        "norms": {**norms, FINAL_NORM: np.zeros_like(params[FINAL_NORM])},
+        "norms": {**norms, FINAL: np.zeros_like(params[FINAL])},
         "biases": {k: np.array(v) for k, v in blocks.items() if k.endswith("_bias")},
     }
 
@@ -180,14 +180,14 @@ def student_params(params: Params, values: Mapping[str, Mapping[str, Any]]) -> P
     """The model whose forward pass through `gained_linear` has these values."""
     blocks = dict(params["blocks"]) | dict(values["biases"])
     for name, shift in values["norms"].items():
-        if name != FINAL_NORM:
+        if name != FINAL:
             blocks[name] = blocks[name] * jnp.exp2(shift)
     for part in ("rows", "cols"):
         blocks |= {f"{name}_{part}": logs for name, logs in values[part].items()}
     return {
         **params,
         "blocks": blocks,
-        FINAL_NORM: params[FINAL_NORM] * jnp.exp2(values["norms"][FINAL_NORM]),
+        FINAL: params[FINAL] * jnp.exp2(values["norms"][FINAL]),
     }
 
 
@@ -239,11 +239,11 @@ def rounded_params(params: Params, values: Trainable) -> Params:
     for name, value in values["biases"].items():
         blocks[name] = np.stack([sixteen_bit(x) for x in np.asarray(value)])
     for name, shift in values["norms"].items():
-        if name != FINAL_NORM:
+        if name != FINAL:
             scaled = np.asarray(blocks[name]) * np.exp2(np.asarray(shift, np.float64))
             blocks[name] = np.stack([sixteen_bit(x) for x in scaled])
-    final = np.asarray(params[FINAL_NORM]) * np.exp2(np.asarray(values["norms"][FINAL_NORM], np.float64))
-    return {**params, "blocks": blocks, FINAL_NORM: sixteen_bit(final)}
+    final = np.asarray(params[FINAL]) * np.exp2(np.asarray(values["norms"][FINAL], np.float64))
+    return {**params, "blocks": blocks, FINAL: sixteen_bit(final)}
 
 
 def decoded_params(params: Params, gains: Gains | None, stored: StoredRotations | None) -> Params:

@@ -100,5 +100,5 @@ def bd_rate(baseline: Curve, arm: Curve, noise_floor: float) -> float:
     shared = min(y0[-1], y1[-1]) - max(y0[0], y1[0])
     if shared < MIN_OVERLAP * (max(y0[-1], y1[-1]) - min(y0[0], y1[0])):
         return math.nan
-    found: Any = bjontegaard.bd_rate(x0, y0, x1, y1, method="pchip", require_matching_points=False)
-    return float(found)
+    percent: Any = bjontegaard.bd_rate(x0, y0, x1, y1, method="pchip", require_matching_points=False)
+    return float(percent)

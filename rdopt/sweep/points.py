@@ -113,7 +113,7 @@ def measure_point(
     decoded = decode_file(path)
     read = clock()
     params = params_from_tensors(decoded.tensors, decoded.arch)
-    found = compare(bench.reference, params, decoded.arch)
+    comparison = compare(bench.reference, params, decoded.arch)
     return Point(
         arm=arm,
         lam=lam_of_base_step(encoded.c, source.weights),
@@ -122,15 +122,15 @@ def measure_point(
         bpw_relaxed=trained[0],
         bpw_all=encoded.bpw_all,
         distortion=file_distortion(source.aligned, params),
-        kl=found.kl_mean,
-        ppl=found.perplexity.value,
+        kl=comparison.kl_mean,
+        ppl=comparison.perplexity.value,
         bytes=len(encoded.data),
         seconds=trained[1] + clock() - start,
         train_seconds=trained[1],
         encode_seconds=written - start,
         decode_seconds=read - written,
-        kl_sums=found.kl_sums,
-        counts=found.counts,
+        kl_sums=comparison.kl_sums,
+        counts=comparison.counts,
     )
 
 

@@ -188,9 +188,9 @@ class _LearnedArm:
         def cost(gauges: Gauges, stored: StoredRotations | None) -> float:
             return hard_cost(bench.aligned(gauges, stored), bench.config.encode, lam).J
 
-        found = candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
-        self._say(f"  {label}: J of a trial encoding: " + ", ".join(f"{x.name} {x.J:.4f}" for x in found))
-        return found[0].learned
+        ranked = candidates({"the start": self._start}, lambda name, start: self._learn(label, lam), cost)
+        self._say(f"  {label}: J of a trial encoding: " + ", ".join(f"{x.name} {x.J:.4f}" for x in ranked))
+        return ranked[0].learned
 
     def _learn(self, label: str, lam: float) -> Learned:
         bench = self._bench

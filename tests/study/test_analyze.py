@@ -24,6 +24,7 @@ from rdopt.study.analyze.figures import (
 )
 from rdopt.study.analyze.networks import (
     NOISE,
+    Directions,
     EntryNoise,
     InputNoise,
     Inputs,
@@ -123,7 +124,8 @@ def test_noise_is_split_between_weak_and_strong_inputs_at_their_mean_power():
     noise = gaussian((0,), W.shape)
     kept = noise @ axes * (8.5 / (8.5 + np.arange(1.0, 17.0)))
     assert np.allclose(Inputs(sigma).weak(noise) @ axes, kept, atol=1e-5)
-    for part, expected in (("weak", kept), ("strong", noise @ axes - kept), ("all", noise @ axes)):
+    expectations: dict[Directions, np.ndarray] = {"weak": kept, "strong": noise @ axes - kept, "all": noise @ axes}
+    for part, expected in expectations.items():
         moved = (InputNoise(part).apply(W, Inputs(sigma), (0,)) - W) @ axes
         assert np.linalg.norm(moved) == pytest.approx(NOISE * np.linalg.norm(W), rel=1e-4)
         assert np.allclose(moved / np.linalg.norm(moved), expected / np.linalg.norm(expected), atol=1e-5)
@@ -173,10 +175,10 @@ def test_every_network_has_its_basis_and_a_partner():
     networks = networks_of(("identity", "hadamard"), (3, 4), 0.005)
     rounded = {n.rounding.part for n in networks if n.rounding is not None and not n.changes_blocks}
     assert rounded == {"embed", "head"} and Network("hadamard") in networks
-    assert {n.change.kind for n in networks if not n.has_stream} == {"rounded head"}
+    assert {n.change.kind for n in networks if n.change is not None and not n.has_stream} == {"rounded head"}
     assert all(n.streamed in networks and n.streamed.has_stream for n in networks)
     assert len(set(networks)) == len(networks)
-    labels = [n.change.label for n in networks if n.changes_blocks and n.basis == "hadamard"]
+    labels = [n.change.label for n in networks if n.change is not None and n.changes_blocks and n.basis == "hadamard"]
     assert labels == ["3 bits", "3 bits, protected", "4 bits", "4 bits, protected"]
 
 

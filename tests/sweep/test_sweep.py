@@ -21,7 +21,7 @@ from tiny_runs import (
     strict_json,
 )
 
-from rdopt.cli import commands
+from rdopt.sweep import points
 from rdopt.sweep.arms import ARMS as SWEEP_ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits, saved_bits_with_error
 from rdopt.sweep.plot import STYLES
@@ -105,13 +105,13 @@ def test_only_the_missing_point_is_measured_again(world, label, tmp_path, monkey
     (tmp_path / f"sweep/points/{label}.json").unlink()
     before = hashes(tmp_path / "sweep")
     measured = []
-    plain = commands.sweep.__globals__["measure_point"]
+    plain = points.measure_point
 
-    def measure(bench, arm, source, truth, encode, lam, **rest):
+    def measure(bench, arm, source, encode, lam, **rest):
         measured.append(f"{arm}-lam{lam:g}")
-        return plain(bench, arm, source, truth, encode, lam, **rest)
+        return plain(bench, arm, source, encode, lam, **rest)
 
-    monkeypatch.setitem(commands.sweep.__globals__, "measure_point", measure)
+    monkeypatch.setattr("rdopt.sweep.sweep.measure_point", measure)
     assert rdopt(*all_arms(world, tmp_path / "sweep")) == 0
     assert measured == [label]
     after = hashes(tmp_path / "sweep")

@@ -186,7 +186,7 @@ def arm_of(representation: Representation, coordinates: Coordinates, y: Signal) 
     }
 
 
-def run_toy(settings: ToySettings, say: Say = lambda line: None) -> list[dict[str, Any]]:
+def toy_experiment(settings: ToySettings, say: Say = lambda line: None) -> list[dict[str, Any]]:
     """The records of all seeds; the same settings give the same figures on the same machine.
 
     Args:

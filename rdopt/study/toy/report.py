@@ -123,7 +123,7 @@ def plot_toy(seeds: Sequence[SeedRecord], path: Path) -> None:
     """Draws both panels.
 
     Args:
-        seeds: records of `run_toy`.
+        seeds: records of `toy_experiment`.
         path: the PNG to write.
     """
     matplotlib.use("Agg")
