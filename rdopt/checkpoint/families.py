@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rdopt.config.errors import UserError
 
 Key = tuple[int, str]  # (layer, matrix) or (layer, input group)
+MatrixShapes = Mapping[Key, tuple[int, int]]  # (out, in) of every coded matrix
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 # Input groups in the order of the computation: matrices of one group read the same activations.
 MATRICES_OF = {"attn": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}

@@ -15,6 +15,7 @@ from rdopt.checkpoint.families import (
     INPUT_OF,
     Architecture,
     Key,
+    MatrixShapes,
     architecture_from_config,
     expected_tensors,
     group_widths,
@@ -32,7 +33,7 @@ from rdopt.codec.streams.gains import Gains, unpack_gains
 from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, read_index
 from rdopt.codec.streams.smooth_scales import unpack_scales
 from rdopt.codec.streams.stored import unpack_stored
-from rdopt.codec.streams.structured import rebuild, unpack_structured
+from rdopt.codec.streams.structured import dequantize_structured, unpack_structured
 from rdopt.codec.streams.trellis_file import DecodedMatrix, unpack_trellis
 from rdopt.codec.streams.uncoded import unpack_files, unpack_uncoded
 from rdopt.codec.tables.allocation import read_tables, table_classes
@@ -41,7 +42,6 @@ from rdopt.config.errors import UserError
 from rdopt.transforms.stored.rotations import StoredRotations
 
 _DAMAGE = (ValueError, KeyError, IndexError, OverflowError, struct.error, lzma.LZMAError, tarfile.TarError)
-Shapes = dict[Key, tuple[int, int]]
 
 
 class Decoded(NamedTuple):
@@ -148,7 +148,7 @@ class Matrices(NamedTuple):
 
 
 def decode_matrices(
-    streams: Mapping[str, bytes], index: bytes, shapes: Shapes, widths: Mapping[Key, int], threads: int = 0
+    streams: Mapping[str, bytes], index: bytes, shapes: MatrixShapes, widths: Mapping[Key, int], threads: int = 0
 ) -> Matrices:
     """The coded matrices from their streams.
 
@@ -166,8 +166,8 @@ def decode_matrices(
     rows, cols, spreads = unpack_scales(streams["scales"], shapes, widths)
     components = unpack_structured(streams["structured"], shapes)
     read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
-    found = read(streams, [spreads[key] for key in shapes], source, shapes, threads)
-    coded = dict(zip(shapes, found, strict=True))
+    matrices = read(streams, [spreads[key] for key in shapes], source, shapes, threads)
+    coded = dict(zip(shapes, matrices, strict=True))
     step = {SCALAR: c, TRELLIS: trellis_step(c), LLOYD: lloyd_step(c)}[method]
     gains = unpack_gains(streams["gains"], shapes)
 
@@ -175,7 +175,8 @@ def decode_matrices(
         """A matrix before and after its gains."""
         layer, name = key
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
-            plain = rebuild(coded[key].values, components.get(key), rows[key], cols[layer, INPUT_OF[name]], step)
+            values, col = coded[key].values, cols[layer, INPUT_OF[name]]
+            plain = dequantize_structured(values, components.get(key), rows[key], col, step)
             W = plain if gains is None else gains.apply(key, plain)
         if not np.isfinite(W).all():
             raise ValueError(f"matrix {key[1]} of layer {key[0]} has weights that are not finite")
@@ -220,14 +221,14 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
 
 
 def _read_scalar(
-    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
 ) -> list[DecodedMatrix]:
     """Matrices on a uniform grid: an index is its value."""
     return _read_plan(streams, spreads, index, shapes, threads)[0]
 
 
 def _read_lloyd(
-    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
 ) -> list[DecodedMatrix]:
     """Matrices whose levels are described behind their lengths."""
     matrices, precision = _read_plan(streams, spreads, index, shapes, threads)
@@ -237,7 +238,7 @@ def _read_lloyd(
 
 
 def _read_plan(
-    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
 ) -> tuple[list[DecodedMatrix], int]:
     """(the matrices with their indices as values, precision of the spreads)."""
     precision, width = index.gammas(2)
@@ -257,6 +258,6 @@ def _read_plan(
 
 
 def _read_trellis(
-    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: Shapes, threads: int
+    streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
 ) -> list[DecodedMatrix]:
     return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)

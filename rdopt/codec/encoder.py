@@ -25,7 +25,7 @@ from rdopt.codec.streams.stored import pack_stored
 from rdopt.codec.streams.structured import Structured, pack_structured
 from rdopt.codec.streams.trellis_file import pack_trellis
 from rdopt.codec.streams.uncoded import pack_uncoded
-from rdopt.codec.tables.allocation import Plan, table_classes, write_tables
+from rdopt.codec.tables.allocation import UniformPlan, table_classes, write_tables
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.trellis_plan import TrellisPlan
 from rdopt.config.schema import EntropyCoder
@@ -108,7 +108,7 @@ class Encoded(NamedTuple):
         return 8 * len(self.data) / self.parameters
 
 
-def code_scalar(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan, threads: int) -> MatrixCodes:
+def code_scalar(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: UniformPlan, threads: int) -> MatrixCodes:
     """Entropy-codes indices on a uniform grid, each matrix a string of its own."""
 
     def code(z: Int[np.ndarray, "_ _"], spreads: Spreads) -> bytes:
@@ -121,7 +121,7 @@ def code_scalar(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan, threads:
 
 
 def code_lloyd(
-    matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan, levels: LloydLevels, threads: int
+    matrices: Sequence[Int[np.ndarray, "_ _"]], plan: UniformPlan, levels: LloydLevels, threads: int
 ) -> MatrixCodes:
     """Entropy-codes indices on Lloyd-Max grids, whose levels follow the lengths of the strings."""
     coded = code_scalar(matrices, plan, threads)

@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.codec.grids.trellis import SEGMENT, RateTerm, TrellisPath, next_states, viterbi, walk
+from rdopt.encode.feedback import BLOCK
 from rdopt.transforms.kernels import kernel
-
-BLOCK = 64
 
 
 @kernel()

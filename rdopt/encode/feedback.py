@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.grids.uniform import round_dead_zone
 
-BLOCK = 64
+BLOCK = 64  # columns whose errors are fed back at once; those behind them by one matrix product
 
 
 def quantize_rounding(

@@ -21,7 +21,7 @@ from rdopt.align.devices import Device
 from rdopt.align.loop import Schedule, State, adam, run_steps
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, matrix_shapes
 from rdopt.codec.streams.fixed_point import undo_stored
-from rdopt.codec.streams.gains import PRECISIONS, Gains, choose_precision, quantize_gains
+from rdopt.codec.streams.gains import GAIN_PRECISIONS, Gains, choose_precision, quantize_gains
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.evaluate.divergence import Reference, compare, token_kl
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rope_tables, run_blocks
@@ -396,7 +396,7 @@ def finetune(
         return compare(selection, decoded_params(changed, trial, stored), arch).kl_mean
 
     def finest_kl(values: Trainable) -> float:
-        finest = quantize_gains(log_gains(values, "rows"), log_gains(values, "cols"), PRECISIONS[-1])
+        finest = quantize_gains(log_gains(values, "rows"), log_gains(values, "cols"), GAIN_PRECISIONS[-1])
         return kl(finest, rounded_params(params, values))
 
     before = kl(gains, params)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.codec.streams.gains import PRECISIONS
+from rdopt.codec.streams.gains import GAIN_PRECISIONS
 
 _LARGEST = 2.0  # of a gain, and its inverse the smallest
 
@@ -22,7 +22,7 @@ def gain_precision(gains: int, weights: int, lam: float, distortion: float) -> i
     def cost(precision: int) -> float:
         return gains * np.log2(precision) / weights + lam * distortion * rounding_variance(precision)
 
-    return min(PRECISIONS, key=cost)
+    return min(GAIN_PRECISIONS, key=cost)
 
 
 def rounding_variance(precision: int) -> float:

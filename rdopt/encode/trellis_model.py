@@ -16,9 +16,9 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key, inpu
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath, trellis_step
 from rdopt.codec.streams.gains import Gains, quantize_gains
-from rdopt.codec.streams.structured import Structured, component, rebuild
+from rdopt.codec.streams.structured import Structured, component, dequantize_structured
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
-from rdopt.codec.tables.trellis_plan import PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.trellis_plan import SPREAD_PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import quantize_columns
@@ -64,7 +64,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         paths, spreads = zip(*count(threads.map(roughly, keys)), strict=True)
-        fitted_plan, mu = fit_plan(paths, spreads, PRECISIONS[:1]), TRELLIS_SLOPE * encode.rdo
+        fitted_plan, mu = fit_plan(paths, spreads, SPREAD_PRECISIONS[:1]), TRELLIS_SLOPE * encode.rdo
         second = _Pass(source, c, encode, fitted_plan, components, mu)
         done = _behind_prefix(second, encode, count, threads)
     ordered = [done[key] for key in keys]
@@ -149,7 +149,7 @@ class _Pass:
         """The weights that the decoder makes of a path, before gains; float32."""
         grid = self.source.grid
         row, col = grid.rows[key], grid.cols[key[0], INPUT_OF[key[1]]]
-        return rebuild(path.values, self._components.get(key), row, col, trellis_step(self.c))
+        return dequantize_structured(path.values, self._components.get(key), row, col, trellis_step(self.c))
 
 
 def _components(

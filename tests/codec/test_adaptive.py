@@ -8,9 +8,10 @@ from test_huffman import MIDDLES, blank_of, coder_of, lanes_of
 
 from rdopt.codec.coders.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.coders.bits import BitReader, BitWriter
-from rdopt.codec.coders.rans import LARGEST, PRECISION, Lanes, Rans, code_lengths
+from rdopt.codec.coders.rans import LARGEST, Lanes, Rans, bits_of_lanes
 from rdopt.codec.grids.trellis import TrellisPath, next_states, walk_lanes
 from rdopt.codec.streams.trellis_file import CODERS, pack_trellis, restart, unpack_trellis
+from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.codec.tables.trellis_plan import fit_plan, starting_plan
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
@@ -147,7 +148,7 @@ def test_contexts_that_learn_cost_little_where_the_tables_fit():
 def test_rans_takes_the_bits_its_tables_promise():
     coder, lanes = drawn(1.0)
     rans = Rans(coder)
-    bits = code_lengths(*lanes, rans.lengths(), coder.symbols, coder.shift)
+    bits = bits_of_lanes(*lanes, rans.lengths(), coder.symbols, coder.shift)
     assert 8 * len(rans.encode([lanes])) == pytest.approx(bits, rel=0.002)
 
 

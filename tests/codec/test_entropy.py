@@ -21,7 +21,7 @@ from rdopt.codec.coders.constriction import (
 from rdopt.codec.grids.steps import STEPS_PER_OCTAVE, exp_steps, log_steps
 from rdopt.codec.tables.allocation import (
     CHOICES,
-    Plan,
+    UniformPlan,
     choose_plan,
     pack_spreads,
     read_tables,
@@ -29,7 +29,7 @@ from rdopt.codec.tables.allocation import (
     write_tables,
 )
 from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.families import BLENDS, SCALES, Shape, derived_table, middle, shapes
+from rdopt.codec.tables.families import UNIFORM_BLENDS, UNIFORM_SCALES, UniformShape, derived_table, middle, shapes
 from rdopt.codec.tables.frequencies import (
     PRECISION,
     ideal_bits,
@@ -158,7 +158,7 @@ def test_the_tables_of_a_file_read_back(found, shape, derive):
         key: normalize(counts) if key in explicit else derived_table(shape, middle(key, 4, 2), len(counts))
         for key, counts in found.items()
     }
-    again = read_tables(write_tables(Plan(4, 2, shape, [], tables, explicit, 0.0)), 4, 2)
+    again = read_tables(write_tables(UniformPlan(4, 2, shape, [], tables, explicit, 0.0)), 4, 2)
     assert sorted(again) == sorted(tables)
     for key, freq in tables.items():
         np.testing.assert_array_equal(again[key], freq)
@@ -176,9 +176,9 @@ def test_arbitrary_bytes_are_tables_or_a_value_error(data):
 @pytest.mark.parametrize("blend", [0, 3, 7])
 @pytest.mark.parametrize("key", [-9, 0, 11])
 def test_derived_tables_are_the_blend_integrated_over_the_bins(blend, key):
-    shape = Shape(blend, SCALES // 2)
+    shape = UniformShape(blend, UNIFORM_SCALES // 2)
     octaves = Fraction(*middle(key, 4, 1))
-    s, w, size = 2.0 ** float(octaves), blend / BLENDS, 200
+    s, w, size = 2.0 ** float(octaves), blend / UNIFORM_BLENDS, 200
     edges = np.arange(size) + 0.5
     tail = w * np.exp(-edges / s * np.sqrt(2)) + (1 - w) * 2 * scipy.stats.norm.sf(edges / s)
     mass = np.concatenate([1 - tail[:1], -np.diff(tail)])
@@ -333,7 +333,7 @@ def test_the_chosen_plan_is_the_cheapest_in_real_bytes():
         tables = {key: normalize(np.bincount(np.abs(v))) for key, v in joint.items()}
         pairs = zip(found, spreads, strict=True)
         codes = b"".join(encode_indices(z, table_classes(s, width), tables) for z, s in pairs)
-        explicit = Plan(precision, width, Shape(0, 0), spreads, tables, frozenset(tables), 0.0)
+        explicit = UniformPlan(precision, width, UniformShape(0, 0), spreads, tables, frozenset(tables), 0.0)
         return len(codes) + len(write_tables(explicit)) + len(pack_spreads(spreads))
 
     cheapest = min(price(*choice) for choice in CHOICES)

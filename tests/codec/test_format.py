@@ -16,9 +16,8 @@ from rdopt.codec.coders.scale_coder import laws
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import STATES, next_states
 from rdopt.codec.streams.container import STREAMS, pack
-from rdopt.codec.tables.families import Shape as Blend
-from rdopt.codec.tables.families import derived_table
-from rdopt.codec.tables.shapes import Shape, table
+from rdopt.codec.tables.families import UniformShape, derived_table
+from rdopt.codec.tables.shapes import TrellisShape, table
 from rdopt.transforms.stored.angles import sine_tables
 
 TEXT = (files("rdopt") / "codec" / "FORMAT.md").read_text(encoding="utf-8")
@@ -61,7 +60,7 @@ def test_its_check_values_are_those_of_the_code():
     cos, sin = sine_tables(14)
     start, reach = laws()
     law = np.diff(start[32, 5, : 2 * int(reach[32]) + 4].astype(np.int64))
-    tables = [table(Shape(15, 6, 1), grid, (0, 1)) for grid in (0, 1)]
+    tables = [table(TrellisShape(15, 6, 1), grid, (0, 1)) for grid in (0, 1)]
     coder = make_coder(tables, [0, 0])
     out = BitWriter()
     out.gammas((0, 1, 2, 7))
@@ -76,7 +75,10 @@ def test_its_check_values_are_those_of_the_code():
         ("section 9, next of 8 states", ", ".join(spelled(pair) for pair in next_states(8))),
         ("section 10, Huffman lengths of s0", spelled(code_sizes(tables[0]))),
         ("section 10, first contexts of s0", spelled(starting_contexts(coder)[0][:8])),
-        ("section 11, blend 1, scale 4, (a, b) = (0, 8), size 6", spelled(derived_table(Blend(1, 4), (0, 8), 6))),
+        (
+            "section 11, blend 1, scale 4, (a, b) = (0, 8), size 6",
+            spelled(derived_table(UniformShape(1, 4), (0, 8), 6)),
+        ),
     )
     for what, value in expected:
         assert f"| {what} | {value} |" in TEXT

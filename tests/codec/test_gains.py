@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.streams.gains import (
-    PRECISIONS,
+    GAIN_PRECISIONS,
     Gains,
     apply_gains,
     choose_precision,
@@ -18,7 +18,7 @@ from rdopt.codec.streams.gains import (
 from rdopt.encode.gain_fit import rounding_variance
 
 SHAPES = {(0, "q"): (5, 7), (0, "down"): (3, 11), (1, "q"): (5, 7), (1, "down"): (3, 11)}
-precisions = pytest.mark.parametrize("precision", PRECISIONS)
+precisions = pytest.mark.parametrize("precision", GAIN_PRECISIONS)
 
 
 def random_gains(seed, precision=16, spread=3.0, shapes=SHAPES):
@@ -47,7 +47,7 @@ def test_gains_are_powers_of_two_to_float32_rounding(precision):
     np.testing.assert_array_equal(found[:: 9 * precision], [2.0**-9, 1, 2.0**9])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:-1])
+@pytest.mark.parametrize("precision", GAIN_PRECISIONS[:-1])
 def test_a_finer_precision_holds_the_same_numbers(precision):
     k = np.arange(-70, 70, dtype=np.int32)
     np.testing.assert_array_equal(exp_gains(k, precision), exp_gains(2 * k, 2 * precision))
@@ -79,7 +79,7 @@ def test_gains_scale_rows_and_columns():
 
 @given(
     seed=st.integers(0, 99),
-    precision=st.sampled_from(PRECISIONS),
+    precision=st.sampled_from(GAIN_PRECISIONS),
     spread=st.floats(0, 40),
     left_out=st.sets(st.tuples(st.booleans(), st.sampled_from(list(SHAPES)))),
 )
@@ -155,7 +155,7 @@ def test_the_precision_minimises_bits_and_distortion():
     chosen = []
     for lam in (0.0, 10.0, 100.0, 1e4, 1e9):
         found = choose_precision(rows, cols, SHAPES, lam, distortion)
-        assert J(found, lam) == min(J(quantize_gains(rows, cols, p), lam) for p in PRECISIONS)
+        assert J(found, lam) == min(J(quantize_gains(rows, cols, p), lam) for p in GAIN_PRECISIONS)
         chosen.append(found.precision)
     assert chosen == sorted(chosen) and chosen[0] == 8 and chosen[-1] == 64
 

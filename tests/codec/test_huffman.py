@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.huffman import LIMIT, Huffman, code_sizes, make_codes
-from rdopt.codec.coders.rans import PRECISION, Blank, Lanes, code_lengths, make_coder
+from rdopt.codec.coders.huffman import MAX_LENGTH, Huffman, code_sizes, make_codes
+from rdopt.codec.coders.rans import Blank, Lanes, bits_of_lanes, make_coder
 from rdopt.codec.grids.trellis import next_states, walk_lanes
-from rdopt.codec.tables.shapes import Shape, raw_bits, table
+from rdopt.codec.tables.frequencies import PRECISION
+from rdopt.codec.tables.shapes import TrellisShape, raw_bits, table
 
 MIDDLES = [(-9, 4), (1, 4), (9, 4), (17, 4), (31, 4)]  # the last one has raw bits
 
 
 def coder_of():
-    tables = [table(Shape(), grid, middle) for middle in MIDDLES for grid in range(2)]
+    tables = [table(TrellisShape(), grid, middle) for middle in MIDDLES for grid in range(2)]
     return make_coder(tables, [raw_bits(middle) for middle in MIDDLES for _ in range(2)])
 
 
@@ -51,9 +52,9 @@ frequencies = st.lists(st.integers(1, 1 << PRECISION), min_size=2, max_size=230)
 @given(frequencies)
 def test_lengths_fill_kraft_and_cost_what_huffmans_tree_costs_where_the_limit_does_not_bind(freq):
     sizes = code_sizes(freq)
-    assert np.sum(2.0**-sizes) == 1 and sizes.min() >= 1 and sizes.max() <= LIMIT
+    assert np.sum(2.0**-sizes) == 1 and sizes.min() >= 1 and sizes.max() <= MAX_LENGTH
     assert np.dot(sizes, freq) >= huffman_cost(freq)
-    if sizes.max() < LIMIT:
+    if sizes.max() < MAX_LENGTH:
         assert np.dot(sizes, freq) == huffman_cost(freq)
 
 
@@ -62,7 +63,7 @@ def test_the_limit_binds_on_fibonacci_weights_and_costs_little():
     while len(weights) < 24:
         weights.append(weights[-1] + weights[-2])
     sizes = code_sizes(np.array(weights))
-    assert sizes.max() == LIMIT and np.sum(2.0**-sizes) == 1
+    assert sizes.max() == MAX_LENGTH and np.sum(2.0**-sizes) == 1
     assert huffman_cost(weights) < np.dot(sizes, weights) < 1.01 * huffman_cost(weights)
 
 
@@ -87,7 +88,7 @@ def test_segments_come_back(states):
 
 def test_the_bytes_are_the_code_lengths_rounded_up_to_two():
     coder, tables, lanes = Huffman(coder_of()), coder_of(), lanes_of(4)
-    bits = code_lengths(*lanes, coder.lengths(), tables.symbols, tables.shift)
+    bits = bits_of_lanes(*lanes, coder.lengths(), tables.symbols, tables.shift)
     assert len(coder.encode([lanes])) == 2 * -(-int(bits) // 16)
 
 

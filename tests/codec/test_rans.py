@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.rans import PRECISION, WAYS, Blank, Coder, Lanes, Rans, code_lengths, make_coder
+from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes, make_coder
 from rdopt.codec.grids.trellis import STATES, next_states, walk_lanes
+from rdopt.codec.tables.frequencies import PRECISION
 
 ENDLESS = 1 << 30
 
@@ -66,7 +67,7 @@ def test_the_bytes_are_the_ideal_length_within_half_a_percent(shape, shift):
     coder = some_coder(rng, shifts=(shift,) * 3)
     rans = Rans(coder)
     lanes = some_lanes(rng, np.rint(3 * rng.standard_normal(shape)), 8, ENDLESS)
-    ideal = code_lengths(*lanes, rans.lengths(), coder.symbols, coder.shift)
+    ideal = bits_of_lanes(*lanes, rans.lengths(), coder.symbols, coder.shift)
     # 32 bits a state begin the string, 16 of them hold symbols.
     assert 8 * len(rans.encode([lanes])) == pytest.approx(ideal, rel=0.005)
 
@@ -83,7 +84,7 @@ def test_the_ideal_length_is_the_sum_over_symbols():
         expected += coder.shift[table] + (k != 0) + PRECISION - np.log2(freq[min(symbol, last)])
         if symbol >= last:
             expected += 5 + int(symbol - last + 1).bit_length() - 1
-    assert code_lengths(*lanes, Rans(coder).lengths(), coder.symbols, coder.shift) == pytest.approx(expected)
+    assert bits_of_lanes(*lanes, Rans(coder).lengths(), coder.symbols, coder.shift) == pytest.approx(expected)
 
 
 def test_symbols_of_their_tables_cost_their_entropy():

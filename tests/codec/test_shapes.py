@@ -8,14 +8,15 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.rans import PRECISION
+from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.codec.tables.shapes import (
-    BLENDS,
     OCTAVES,
-    SCALES,
-    ZEROS,
-    Shape,
+    TRELLIS_BLENDS,
+    TRELLIS_SCALES,
+    TRELLIS_ZEROS,
+    TrellisShape,
     fit_shape,
+    is_shape,
     masses,
     octave_of,
     raw_bits,
@@ -23,7 +24,8 @@ from rdopt.codec.tables.shapes import (
     table_size,
 )
 
-shapes = st.builds(Shape, st.integers(0, SCALES - 1), st.integers(0, ZEROS - 1), st.integers(0, BLENDS - 1))
+counts = TRELLIS_SCALES, TRELLIS_ZEROS, TRELLIS_BLENDS
+shapes = st.builds(TrellisShape, *(st.integers(0, count - 1) for count in counts))
 spreads = st.tuples(st.integers(-48, 80), st.sampled_from([1, 2, 4, 8])).filter(lambda x: abs(x[0] / x[1]) <= 14)
 
 
@@ -51,7 +53,7 @@ def test_tables_are_the_real_valued_masses_to_a_unit_and_the_floor(shape, grid, 
 def test_masses_are_those_of_the_blended_densities_on_the_bins_of_the_grid(shape, grid, log2_spread):
     spread = 2.0 ** (log2_spread[0] / log2_spread[1])
     p = masses(shape, grid, np.array([spread]), np.array([0]), 12)[0]
-    s, w = spread * 2.0 ** ((shape.scale - 15) / 16), shape.blend / (BLENDS - 1)
+    s, w = spread * 2.0 ** ((shape.scale - 15) / 16), shape.blend / (TRELLIS_BLENDS - 1)
     zero = (shape.zero + 1) / (8 if grid == 0 else 16)
     bounds = np.array([0.0, zero, *(2.0 * np.arange(2, 12) - 1 - grid), np.inf])
 
@@ -74,7 +76,7 @@ def test_wide_classes_code_low_bits_raw_and_keep_their_tables_small(log2_spread)
         assert 2 * (table_size(log2_spread) << raw_bits(log2_spread)) >= 6 * 2**octaves
 
 
-@pytest.mark.parametrize("known", [Shape(15, 6, 1), Shape(10, 9, 0), Shape(20, 2, 3)])
+@pytest.mark.parametrize("known", [TrellisShape(15, 6, 1), TrellisShape(10, 9, 0), TrellisShape(20, 2, 3)])
 @pytest.mark.parametrize("grid", [0, 1])
 def test_a_known_shape_is_recovered_from_its_counts(known, grid):
     found, bits, _ = fit_of(known, grid)
@@ -93,7 +95,7 @@ def fit_of(known, grid):
     spread, raw = 2.0 ** np.array([0.1, 0.4, 0.8]), np.zeros(3, np.int64)
     p = masses(known, grid, spread, raw, 20)
     best = -np.sum(1e6 * p * np.log2(p + 2.0**-PRECISION))
-    return *fit_shape(Shape(), grid, spread, raw, 1e6 * p), best
+    return *fit_shape(TrellisShape(), grid, spread, raw, 1e6 * p), best
 
 
 def test_the_fit_is_the_best_of_its_neighbourhood_on_drawn_values():
@@ -101,14 +103,14 @@ def test_the_fit_is_the_best_of_its_neighbourhood_on_drawn_values():
     spread, raw = np.array([1.5]), np.zeros(1, np.int64)
     k = np.rint(np.abs(1.5 * rng.laplace(scale=1 / np.sqrt(2), size=20_000)) / 2).astype(int)
     counts = np.bincount(k, minlength=12)[None, :12].astype(float)
-    found, least = fit_shape(Shape(), 0, spread, raw, counts)
+    found, least = fit_shape(TrellisShape(), 0, spread, raw, counts)
     assert found.blend > 4
 
     def bits(shape):
         return -np.sum(counts * np.log2(masses(shape, 0, spread, raw, 12) + 2.0**-PRECISION))
 
-    assert least == pytest.approx(bits(found)) and least <= bits(Shape())
+    assert least == pytest.approx(bits(found)) and least <= bits(TrellisShape())
     for move in product((-1, 0, 1), repeat=3):
-        trial = Shape(*(a + b for a, b in zip(found, move, strict=True)))
-        if 0 <= trial.scale < SCALES and 0 <= trial.zero < ZEROS and 0 <= trial.blend < BLENDS:
+        trial = TrellisShape(*(a + b for a, b in zip(found, move, strict=True)))
+        if is_shape(*trial):
             assert bits(trial) >= least

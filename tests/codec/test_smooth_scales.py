@@ -9,10 +9,9 @@ from rdopt.codec.coders.constriction import pack_lists
 from rdopt.codec.coders.scale_coder import (
     LEVEL_OF_ONE,
     LEVELS,
-    LIMIT,
+    MAX_ENTRY,
     ONE,
     PER_OCTAVE,
-    PRECISION,
     first_energy,
     laws,
     level_of,
@@ -20,7 +19,7 @@ from rdopt.codec.coders.scale_coder import (
 from rdopt.codec.streams.smooth_lists import (
     LAGS,
     Model,
-    _prediction,
+    _predictor,
     _running_mean,
     cosine_mode,
     fit_model,
@@ -29,6 +28,7 @@ from rdopt.codec.streams.smooth_lists import (
 )
 from rdopt.codec.streams.smooth_scales import pack_scales, unpack_scales
 from rdopt.codec.tables.classes import Spreads
+from rdopt.codec.tables.frequencies import PRECISION
 
 SHAPES = {(layer, name): shape for layer in range(3) for name, shape in {"q": (24, 16), "down": (16, 40)}.items()}
 WIDTHS = {(layer, name): n for layer in range(3) for name, n in {"attn": 16, "down": 40}.items()}
@@ -53,7 +53,7 @@ def random_scales(seed, spread=4.0):
     return rows, cols, {key: Spreads(ints(m), ints(n)) for key, (m, n) in SHAPES.items()}
 
 
-entries = st.one_of(st.integers(-6, 6), st.integers(-LIMIT // 4, LIMIT // 4))
+entries = st.one_of(st.integers(-6, 6), st.integers(-MAX_ENTRY // 4, MAX_ENTRY // 4))
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12)), max_size=4), st.data())
@@ -120,7 +120,7 @@ def test_a_family_that_repeats_another_is_predicted_from_it():
     rng = np.random.default_rng(2)
     first = [rng.integers(-9, 10, 50) for _ in range(3)]
     model = fit_model([2 * x for x in first], [first])
-    known = _prediction(1, 50, [2 * first[0]], [first], model).known
+    known = _predictor(1, 50, [2 * first[0]], [first], model).known
     assert np.max(np.abs(known / ONE**2 - 2 * first[1])) < 0.5
     assert model.level < LEVEL_OF_ONE
 
@@ -168,7 +168,7 @@ def test_levels_invert_mean_errors():
 
 def test_lags_are_in_the_units_of_the_other_features():
     model = Model((1 + LAGS.index(2), 1 + len(LAGS)), (8, 16), 40)
-    p = _prediction(0, 5, [], [], model)
+    p = _predictor(0, 5, [], [], model)
     assert p.lags.tolist() == [2]
     assert p.weights.tolist() == [8]
     assert p.known.tolist() == [ONE * ONE] * 5
@@ -176,7 +176,7 @@ def test_lags_are_in_the_units_of_the_other_features():
 
 def test_entries_beyond_the_limit_are_refused():
     with pytest.raises(ValueError, match="differ by more"):
-        pack_families([[np.array([0, 0, 2 * LIMIT], np.int64)]])
+        pack_families([[np.array([0, 0, 2 * MAX_ENTRY], np.int64)]])
 
 
 @given(st.binary(max_size=60))

@@ -14,7 +14,7 @@ from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
 from rdopt.codec.streams import trellis_file
 from rdopt.codec.streams.trellis_file import pack_trellis, restart, segments, unpack_trellis
 from rdopt.codec.tables.trellis_plan import (
-    PRECISIONS,
+    SPREAD_PRECISIONS,
     TrellisPlan,
     fit_plan,
     log2_spread,
@@ -138,7 +138,7 @@ def test_codes_of_another_length_are_a_value_error():
 def test_an_index_of_another_trellis_is_a_value_error():
     _, plan, found = packed()
     precision, states, *rest = found.index
-    assert (precision, states) == (PRECISIONS.index(plan.precision), 8)
+    assert (precision, states) == (SPREAD_PRECISIONS.index(plan.precision), 8)
     for index, match in (((99, 8, *rest), "precision"), ((precision, 7, *rest), "7 states"), ((precision,), "ends")):
         with pytest.raises(ValueError, match=match):
             unpacked(found, plan, index=index)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.grids.trellis import SEGMENT, STATES, RateTerm, next_states, viterbi, walk_lanes
-from rdopt.encode.columns import BLOCK, quantize_columns
-from rdopt.encode.feedback import quantize_feedback
+from rdopt.encode.columns import quantize_columns
+from rdopt.encode.feedback import BLOCK, quantize_feedback
 
 
 def problem(out, width, c=0.3, seed=0):

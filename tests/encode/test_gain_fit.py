@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.streams.gains import PRECISIONS
+from rdopt.codec.streams.gains import GAIN_PRECISIONS
 from rdopt.encode.gain_fit import gain_precision, rounding_variance, unbiased_gains
 
 
@@ -25,7 +25,7 @@ def test_the_precision_of_many_gains_minimises_bits_and_distortion(gains, distor
         return gains * np.log2(precision) / 50 + 3 * distortion * rounding_variance(precision)
 
     found = gain_precision(gains, 50, 3.0, distortion)
-    assert cost(found) == min(map(cost, PRECISIONS))
+    assert cost(found) == min(map(cost, GAIN_PRECISIONS))
 
 
 def problem(seed=0, out=20, n=12):

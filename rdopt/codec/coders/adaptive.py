@@ -12,7 +12,8 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.codec.coders.rans import LARGEST, PRECISION, Blank, Coder, Lanes, Rans
+from rdopt.codec.coders.rans import LARGEST, Blank, Coder, Lanes, Rans
+from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.transforms.kernels import kernel
 
 CUT = 13  # greater-than flags before the Exp-Golomb code

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from rdopt.codec.coders.rans import LARGEST, Blank, Coder, Lanes
 from rdopt.transforms.kernels import kernel
 
-LIMIT = 16
+MAX_LENGTH = 16
 _FAST = 10  # leading bits that most codes are decoded by at once
 _WORD_BOUND = 3  # 32-bit words an index can take at most: code, escape, raw bits, sign
 
@@ -26,8 +26,8 @@ class Codes(NamedTuple):
         lengths: (tables, size) bits of every symbol, 0 for none.
         codes: (tables, size) their code words.
         fast: (tables, 2^_FAST) symbol << 5 | length by leading bits; 0 where the code is longer.
-        limit: (tables, LIMIT + 1) what 16 leading bits stay below in codes of at most that length.
-        base: (tables, LIMIT + 1) the rank of a code word of that length, less the word.
+        limit: (tables, MAX_LENGTH + 1) what 16 leading bits stay below in codes of at most that length.
+        base: (tables, MAX_LENGTH + 1) the rank of a code word of that length, less the word.
         order: (tables, size) symbols by rank.
     """
 
@@ -40,12 +40,12 @@ class Codes(NamedTuple):
 
 
 def code_sizes(freq: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Lengths of the best prefix code of at most LIMIT bits for n >= 2 frequencies (package-merge)."""
+    """Lengths of the best prefix code of at most MAX_LENGTH bits for n >= 2 frequencies (package-merge)."""
     order = np.argsort(freq, kind="stable")
     coins = freq[order]
     levels, row = [], coins
     is_coin = np.ones(len(coins), bool)
-    for _ in range(LIMIT):
+    for _ in range(MAX_LENGTH):
         levels.append(is_coin)
         packages = row[: len(row) // 2 * 2].reshape(-1, 2).sum(axis=1)
         merged = np.concatenate([coins, packages])
@@ -63,22 +63,22 @@ def make_codes(coder: Coder) -> Codes:
     """The codes of all tables; symbols of one length in ascending order."""
     tables, size = len(coder.symbols), coder.start.shape[1] - 1
     lengths, codes = np.zeros((tables, size), np.int64), np.zeros((tables, size), np.int64)
-    limit, base = np.zeros((tables, LIMIT + 1), np.int64), np.zeros((tables, LIMIT + 1), np.int64)
+    limit, base = np.zeros((tables, MAX_LENGTH + 1), np.int64), np.zeros((tables, MAX_LENGTH + 1), np.int64)
     fast, order = np.zeros((tables, 1 << _FAST), np.uint16), np.zeros((tables, size), np.int64)
     for row, symbols in enumerate(coder.symbols):
         sizes = code_sizes(np.diff(coder.start[row, : symbols + 1].astype(np.int64)))
         rank = np.argsort(sizes, kind="stable")
         # A code word is the sum of 2^-length of those before it, cut to its own length.
-        begins = np.concatenate([[0], np.cumsum(1 << (LIMIT - sizes[rank]))])
-        words = begins[:-1] >> (LIMIT - sizes[rank])
+        begins = np.concatenate([[0], np.cumsum(1 << (MAX_LENGTH - sizes[rank]))])
+        words = begins[:-1] >> (MAX_LENGTH - sizes[rank])
         lengths[row, :symbols], codes[row, rank], order[row, :symbols] = sizes, words, rank
-        ends = np.searchsorted(sizes[rank], np.arange(LIMIT + 1), side="right")
+        ends = np.searchsorted(sizes[rank], np.arange(MAX_LENGTH + 1), side="right")
         limit[row] = begins[ends]
         firsts = np.concatenate([[0], ends[:-1]])
-        base[row] = firsts - (begins[firsts] >> (LIMIT - np.arange(LIMIT + 1)))
+        base[row] = firsts - (begins[firsts] >> (MAX_LENGTH - np.arange(MAX_LENGTH + 1)))
         short = rank[: ends[_FAST]]
         entries = (short << 5) | sizes[short]
-        fast[row, : begins[len(short)] >> (LIMIT - _FAST)] = np.repeat(entries, 1 << (_FAST - sizes[short]))
+        fast[row, : begins[len(short)] >> (MAX_LENGTH - _FAST)] = np.repeat(entries, 1 << (_FAST - sizes[short]))
     return Codes(lengths, codes, fast, limit, base, order)
 
 
@@ -134,10 +134,10 @@ def _symbol(window, fast, limit, base, order):
     entry = np.int64(fast[window >> (32 - _FAST)])
     if entry:
         return entry >> 5, entry & 31
-    top, length = window >> (32 - LIMIT), _FAST + 1
-    while length < LIMIT and top >= limit[length]:
+    top, length = window >> (32 - MAX_LENGTH), _FAST + 1
+    while length < MAX_LENGTH and top >= limit[length]:
         length += 1
-    return order[(top >> (LIMIT - length)) + base[length]], np.int64(length)
+    return order[(top >> (MAX_LENGTH - length)) + base[length]], np.int64(length)
 
 
 @kernel()

@@ -13,9 +13,9 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float, Int
 
+from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.transforms.kernels import kernel
 
-PRECISION = 14
 WAYS = 8
 LARGEST = (1 << 30) - 1  # index; its value fits 32 bits
 _WORD_BOUND = 5  # words an index can take at most: escape, raw bits, sign
@@ -227,7 +227,7 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
 
 @kernel()
 @no_type_check
-def code_lengths(k, table_of, grids, lengths, symbols, shift):
+def bits_of_lanes(k, table_of, grids, lengths, symbols, shift):
     """Ideal code length in bits of lanes whose table symbols take lengths[table, symbol], raw bits and signs too."""
     total = 0.0
     for lane in range(k.shape[0]):

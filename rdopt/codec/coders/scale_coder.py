@@ -13,15 +13,15 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Int
 
+from rdopt.codec.coders.rans import FIRST_STATE
+from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.transforms.kernels import kernel
 
-PRECISION = 14
 ONE = 16  # predictions, features and weights are multiples of 1 / ONE
 LEVELS = 80  # spreads: level l has a mean error of 2^((l - LEVEL_OF_ONE) / PER_OCTAVE)
 PER_OCTAVE = 8
 LEVEL_OF_ONE = 32
-LIMIT = 1 << 20  # entries lie within
-FIRST_STATE = 1 << 16
+MAX_ENTRY = 1 << 20  # entries lie within
 WINDOW = 8
 _FIXED = 96
 _MARGIN = 3
@@ -39,7 +39,7 @@ class Laws(NamedTuple):
     reach: Int[np.ndarray, " levels"]
 
 
-class Prediction(NamedTuple):
+class Predictor(NamedTuple):
     """What the kernels need to predict the entries of one list, in units of 1 / ONE^2.
 
     Attributes:
@@ -202,7 +202,7 @@ def decode_list(x, known, lags, weights, average, level, energy, start, reach, s
             d = code // 2 if code % 2 == 0 else -(code + 1) // 2
             used += 1
         x[t] = base + d
-        if abs(x[t]) > LIMIT:
+        if abs(x[t]) > MAX_ENTRY:
             return state, -1, used
         energy = _update(energy, ONE * x[t] - mu)
     return state, at, used

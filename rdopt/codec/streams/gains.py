@@ -10,15 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.checkpoint.families import Key
+from rdopt.checkpoint.families import Key, MatrixShapes
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
 from rdopt.codec.grids.steps import exact_exp2
 
-PRECISIONS = (8, 16, 32, 64)
+GAIN_PRECISIONS = (8, 16, 32, 64)
 MAX_OCTAVES = 32
 _CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
 
-Shapes = Mapping[Key, tuple[int, int]]
 LogGains = Mapping[Key, Float[np.ndarray, " _"]]
 Lists = list[Int[np.ndarray, " _"]]
 
@@ -27,7 +26,7 @@ class Gains(NamedTuple):
     """Gains of the coded matrices.
 
     Attributes:
-        precision: steps in an octave, one of PRECISIONS.
+        precision: steps in an octave, one of GAIN_PRECISIONS.
         rows: (layer, matrix) -> integer log gains of the rows, (out,); a matrix without has none or zeros.
         cols: (layer, matrix) -> integer log gains of the columns, (in,).
     """
@@ -47,8 +46,8 @@ def exp_gains(k: Int[np.ndarray, "*shape"], precision: int) -> Float[np.ndarray,
     Raises:
         ValueError: a precision that no file has.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"gains in 1/{precision} octave; the precisions are {', '.join(map(str, PRECISIONS))}")
+    if precision not in GAIN_PRECISIONS:
+        raise ValueError(f"gains in 1/{precision} octave; the precisions are {', '.join(map(str, GAIN_PRECISIONS))}")
     return exact_exp2(k, precision)
 
 
@@ -76,7 +75,7 @@ def quantize_gains(rows: LogGains, cols: LogGains, precision: int) -> Gains:
 
 
 def choose_precision(
-    rows: LogGains, cols: LogGains, shapes: Shapes, lam: float, distortion: Callable[[Gains], float]
+    rows: LogGains, cols: LogGains, shapes: MatrixShapes, lam: float, distortion: Callable[[Gains], float]
 ) -> Gains:
     """The gains rounded to the precision with the smallest J = bits / N + lam D.
 
@@ -92,10 +91,10 @@ def choose_precision(
     def cost(gains: Gains) -> float:
         return 8 * len(pack_gains(gains, shapes)) / weights + lam * distortion(gains)
 
-    return min((quantize_gains(rows, cols, p) for p in PRECISIONS), key=cost)
+    return min((quantize_gains(rows, cols, p) for p in GAIN_PRECISIONS), key=cost)
 
 
-def pack_gains(gains: Gains | None, shapes: Shapes) -> bytes:
+def pack_gains(gains: Gains | None, shapes: MatrixShapes) -> bytes:
     """Gains as bytes, none for None.
 
     One byte of precision and coding, a bit for each list that is not all zero, then these lists in the
@@ -115,11 +114,11 @@ def pack_gains(gains: Gains | None, shapes: Shapes) -> bytes:
         groups = _groups(sides, present, coding)
         bodies.append(b"".join(pack_lists([x for i in group if (x := lists[i]) is not None]) for group in groups))
     best = min(range(len(bodies)), key=lambda i: len(bodies[i]))
-    head = PRECISIONS.index(gains.precision) * len(_CODINGS) + best
+    head = GAIN_PRECISIONS.index(gains.precision) * len(_CODINGS) + best
     return bytes([head]) + np.packbits(present).tobytes() + bodies[best]
 
 
-def unpack_gains(data: bytes, shapes: Shapes) -> Gains | None:
+def unpack_gains(data: bytes, shapes: MatrixShapes) -> Gains | None:
     """Inverse of `pack_gains`; lists of zeros are left out.
 
     Raises:
@@ -130,18 +129,18 @@ def unpack_gains(data: bytes, shapes: Shapes) -> Gains | None:
     precision, coding = divmod(data[0], len(_CODINGS))
     sides = _sides(shapes)
     behind_flags = 1 + (len(sides) + 7) // 8
-    if precision >= len(PRECISIONS) or len(data) < behind_flags:
+    if precision >= len(GAIN_PRECISIONS) or len(data) < behind_flags:
         raise ValueError("the gains end before their flags, or have no precision")
     present = np.unpackbits(np.frombuffer(data[1:behind_flags], np.uint8))[: len(sides)].astype(bool).tolist()
     data, found = data[behind_flags:], {}
     for group in _groups(sides, present, coding):
-        lists, data = _checked_lists(data, [sides[i].length for i in group], PRECISIONS[precision])
+        lists, data = _checked_lists(data, [sides[i].length for i in group], GAIN_PRECISIONS[precision])
         found |= dict(zip(group, lists, strict=True))
     if data:
         raise ValueError("the gains do not end with their last value")
     rows = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "rows"}
     cols = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "cols"}
-    return Gains(PRECISIONS[precision], rows, cols)
+    return Gains(GAIN_PRECISIONS[precision], rows, cols)
 
 
 class _Side(NamedTuple):
@@ -150,7 +149,7 @@ class _Side(NamedTuple):
     length: int
 
 
-def _sides(shapes: Shapes) -> list[_Side]:
+def _sides(shapes: MatrixShapes) -> list[_Side]:
     """Every list that a file may hold: the rows of all matrices, then the columns."""
     return [_Side(part, key, shape[i]) for i, part in enumerate(("rows", "cols")) for key, shape in shapes.items()]
 

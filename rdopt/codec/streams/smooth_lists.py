@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
+from rdopt.codec.coders.rans import FIRST_STATE
 from rdopt.codec.coders.scale_coder import (
-    FIRST_STATE,
     LEVEL_OF_ONE,
     LEVELS,
-    LIMIT,
+    MAX_ENTRY,
     ONE,
     WINDOW,
-    Prediction,
+    Predictor,
     decode_list,
     encode_slots,
     first_energy,
@@ -41,7 +41,7 @@ _ANGLE_BITS = 14
 _RIDGE = 4.0
 
 Ints = Int[np.ndarray, " _"]
-Family = Sequence[Ints]
+Lists = Sequence[Ints]
 
 
 class Model(NamedTuple):
@@ -52,7 +52,7 @@ class Model(NamedTuple):
     level: int
 
 
-def pack_families(families: Sequence[Family]) -> bytes:
+def pack_families(families: Sequence[Lists]) -> bytes:
     """Codes families of lists of small integers.
 
     Args:
@@ -60,15 +60,15 @@ def pack_families(families: Sequence[Family]) -> bytes:
             earlier ones of the same length and number of layers.
 
     Raises:
-        ValueError: the integers of a list lie further than LIMIT from their median.
+        ValueError: the integers of a list lie further than MAX_ENTRY from their median.
     """
     head, done, coded, escapes = BitWriter(), [], [], []
     last = 0
     for lists in families:
         bases = [int(np.median(x)) for x in lists]
         centred = [np.asarray(x, np.int64) - base for x, base in zip(lists, bases, strict=True)]
-        if any(np.abs(x).max(initial=0) > LIMIT for x in centred):
-            raise ValueError(f"scales differ by more than {LIMIT}")
+        if any(np.abs(x).max(initial=0) > MAX_ENTRY for x in centred):
+            raise ValueError(f"scales differ by more than {MAX_ENTRY}")
         model = fit_model(centred, done)
         _write_model(head, model)
         for base in bases:
@@ -124,7 +124,7 @@ def _decode(
         lists: list[Ints] = []
         for layer in range(count):
             x = np.zeros(length, np.int64)
-            p = _prediction(layer, length, lists, _related(done, count, length), model)
+            p = _predictor(layer, length, lists, _related(done, count, length), model)
             state, at, used = decode_list(
                 x, *p, first_energy(p.level), start, reach, np.uint64(state), words, at, escapes, used
             )
@@ -137,10 +137,10 @@ def _decode(
     return done
 
 
-def _symbols(layer: int, lists: Sequence[Ints], done: Sequence[Family], model: Model, escapes: list[int]):
+def _symbols(layer: int, lists: Sequence[Ints], done: Sequence[Lists], model: Model, escapes: list[int]):
     """(2, n) slots of one list; appends its escapes."""
     x = lists[layer]
-    p = _prediction(layer, len(x), lists[:layer], _related(done, len(lists), len(x)), model)
+    p = _predictor(layer, len(x), lists[:layer], _related(done, len(lists), len(x)), model)
     slots, found = np.zeros((2, len(x)), np.int64), np.zeros(len(x), np.int64)
     start, reach = laws()
     used = symbols_of(x, *p, first_energy(p.level), start, reach, slots[0], slots[1], found)
@@ -148,12 +148,12 @@ def _symbols(layer: int, lists: Sequence[Ints], done: Sequence[Family], model: M
     return slots
 
 
-def _related(done: Sequence[Family], count: int, length: int) -> list[Family]:
+def _related(done: Sequence[Lists], count: int, length: int) -> list[Lists]:
     """The earlier families that run over as many layers and channels, the latest first."""
     return [lists for lists in reversed(done) if (len(lists), len(lists[0]) if lists else 0) == (count, length)]
 
 
-def _prediction(layer: int, n: int, before: Sequence[Ints], related: Sequence[Family], model: Model) -> Prediction:
+def _predictor(layer: int, n: int, before: Sequence[Ints], related: Sequence[Lists], model: Model) -> Predictor:
     known, lags, average = np.zeros(n, np.int64), [], 0
     for feature, weight in zip(model.features, model.weights, strict=True):
         if feature == 0:
@@ -163,10 +163,10 @@ def _prediction(layer: int, n: int, before: Sequence[Ints], related: Sequence[Fa
         else:
             known += weight * _feature(feature, layer, n, before, related)
     pairs = np.array(lags, np.int64).reshape(-1, 2)
-    return Prediction(known, pairs[:, 0].copy(), pairs[:, 1].copy(), average, model.level)
+    return Predictor(known, pairs[:, 0].copy(), pairs[:, 1].copy(), average, model.level)
 
 
-def _feature(feature: int, layer: int, n: int, before: Sequence[Ints], related: Sequence[Family]) -> Ints:
+def _feature(feature: int, layer: int, n: int, before: Sequence[Ints], related: Sequence[Lists]) -> Ints:
     """A feature that does not depend on the list itself, (n,) in 1 / ONE."""
     kind = feature - _OWN
     if kind == 0:
@@ -188,7 +188,7 @@ def cosine_mode(mode: int, n: int) -> Ints:
     return (8 * ONE * cos[angle % (1 << _ANGLE_BITS)] + (1 << SINE_BITS - 1)) >> SINE_BITS
 
 
-def fit_model(lists: Family, done: Sequence[Family]) -> Model:
+def fit_model(lists: Lists, done: Sequence[Lists]) -> Model:
     """The features that pay for themselves, by forward selection with least squares; lists are centred."""
     n = len(lists[0]) if lists else 0
     y = np.concatenate([np.zeros(0), *lists])
@@ -226,7 +226,7 @@ def _rounded(X: np.ndarray, y: np.ndarray, gram: np.ndarray, moment: np.ndarray,
     return Model(tuple(f for f, _ in kept), tuple(w for _, w in kept), level_of(float(np.mean(np.abs(error)))))
 
 
-def _design(lists: Family, n: int, related: Sequence[Family]) -> Float[np.ndarray, "entries features"]:
+def _design(lists: Lists, n: int, related: Sequence[Lists]) -> Float[np.ndarray, "entries features"]:
     """All features of all lists, in units of the integers."""
     blocks = []
     for layer, x in enumerate(lists):
@@ -270,6 +270,6 @@ def _read_model(source: BitReader, limit: int) -> Model:
 
 
 def _bounded(value: int) -> int:
-    if abs(value) > 16 * LIMIT:
+    if abs(value) > 16 * MAX_ENTRY:
         raise ValueError(f"a scale of {value}")
     return value

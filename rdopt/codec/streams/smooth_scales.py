@@ -6,15 +6,10 @@ steps of its channel and a matrix from those that share its input.
 
 from collections.abc import Mapping
 
-import numpy as np
-from jaxtyping import Int
-
-from rdopt.checkpoint.families import Key
+from rdopt.checkpoint.families import Key, MatrixShapes
 from rdopt.codec.coders.constriction import pack_lists
-from rdopt.codec.streams.smooth_lists import pack_families, unpack_families
+from rdopt.codec.streams.smooth_lists import Ints, pack_families, unpack_families
 from rdopt.codec.tables.classes import Spreads
-
-Ints = Int[np.ndarray, " _"]
 
 
 def pack_scales(rows: Mapping[Key, Ints], cols: Mapping[Key, Ints], spreads: Mapping[Key, Spreads]) -> bytes:
@@ -35,7 +30,7 @@ def _all_families(
 
 
 def unpack_scales(
-    data: bytes, shapes: Mapping[Key, tuple[int, int]], widths: Mapping[Key, int]
+    data: bytes, shapes: MatrixShapes, widths: Mapping[Key, int]
 ) -> tuple[dict[Key, Ints], dict[Key, Ints], dict[Key, Spreads]]:
     """Inverse of `pack_scales`: (rows, cols, spreads).
 

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.checkpoint.families import Key
+from rdopt.checkpoint.families import Key, MatrixShapes
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.streams.smooth_lists import pack_families, unpack_families
 
 SHIFTS = (0, 1, 2, 3, 4)
 MAX_FACTOR = 1 << 15
-Shapes = Mapping[Key, tuple[int, int]]
 
 
 class Structured(NamedTuple):
@@ -58,7 +57,7 @@ def combine(values: Int[np.ndarray, "out in"], f: Structured) -> Int[np.ndarray,
     return (values.astype(np.int64) << f.shift) + product(f)
 
 
-def rebuild(
+def dequantize_structured(
     values: Int[np.ndarray, "out in"],
     f: Structured | None,
     row: Int[np.ndarray, " out"],
@@ -76,7 +75,7 @@ def finer(step: float, f: Structured) -> float:
     return float(np.ldexp(np.float32(step), -f.shift))
 
 
-def pack_structured(found: Mapping[Key, Structured], shapes: Shapes) -> bytes:
+def pack_structured(found: Mapping[Key, Structured], shapes: MatrixShapes) -> bytes:
     """The components of all matrices: per matrix rank and shift (no component: rank 0), then the factors' lists.
 
     Returns:
@@ -94,7 +93,7 @@ def pack_structured(found: Mapping[Key, Structured], shapes: Shapes) -> bytes:
     return head.bytes() + b"".join(bodies)
 
 
-def unpack_structured(data: bytes, shapes: Shapes) -> dict[Key, Structured]:
+def unpack_structured(data: bytes, shapes: MatrixShapes) -> dict[Key, Structured]:
     """Inverse of `pack_structured`.
 
     Raises:

@@ -15,10 +15,10 @@ from rdopt.codec.coders.adaptive import Binary
 from rdopt.codec.coders.bits import BitReader
 from rdopt.codec.coders.huffman import Huffman
 from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
-from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, code_lengths
+from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes
 from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
 from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis_plan import PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
+from rdopt.codec.tables.trellis_plan import SPREAD_PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EntropyCoder
 
@@ -102,13 +102,13 @@ def pack_trellis(
     return Packed(
         b"".join(codes),
         write_shapes(plan),
-        (PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
+        (SPREAD_PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
         float(sum(bits)),
     )
 
 
 def _bits(lanes: Lanes, lengths: Float[np.ndarray, "tables symbols"], tables: Coder) -> float:
-    return code_lengths(lanes.k, lanes.classes, lanes.grids, lengths, tables.symbols, tables.shift)
+    return bits_of_lanes(lanes.k, lanes.classes, lanes.grids, lengths, tables.symbols, tables.shift)
 
 
 def _tables(plan: TrellisPlan) -> Coder:
@@ -147,11 +147,11 @@ def unpack_trellis(
         ValueError: damaged bytes.
     """
     rank, states, orders_code, number = index.gammas(4)
-    if rank >= len(PRECISIONS) or number >= len(CODERS):
+    if rank >= len(SPREAD_PRECISIONS) or number >= len(CODERS):
         raise ValueError(f"spreads of precision number {rank}, entropy coder number {number}")
     step = next_states(states)
     orders: list[Order] = ["diagonals" if orders_code >> i & 1 else "columns" for i in range(len(shapes))]
-    plan = read_shapes(tables, TrellisPlan(PRECISIONS[rank], spreads, {}))
+    plan = read_shapes(tables, TrellisPlan(SPREAD_PRECISIONS[rank], spreads, {}))
     keys, integers = plan.keys(), _tables(plan)
     coder = list(CODERS.values())[number](integers)
     cuts, lengths = segments(shapes), coder.lengths()

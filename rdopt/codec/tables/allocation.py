@@ -14,10 +14,10 @@ from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.constriction import Tables, pack_lists
 from rdopt.codec.tables.classes import MAX_CLASS, Spreads, classes_of, quantize_spreads, rank1_spreads
 from rdopt.codec.tables.families import (
-    BLENDS,
     MAX_DERIVED,
-    SCALES,
-    Shape,
+    UNIFORM_BLENDS,
+    UNIFORM_SCALES,
+    UniformShape,
     approximate_bits,
     derived_table,
     middle,
@@ -31,7 +31,7 @@ CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
 Fit = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
 
 
-class Plan(NamedTuple):
+class UniformPlan(NamedTuple):
     """Everything the entropy coder needs beside the indices.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
     precision: int
     width: int
-    shape: Shape
+    shape: UniformShape
     spreads: list[Spreads]
     tables: Tables
     explicit: frozenset[int]
@@ -58,10 +58,10 @@ def table_classes(spreads: Spreads, width: int) -> Int[np.ndarray, "out in"]:
     return np.floor_divide(classes_of(spreads), width)
 
 
-def write_tables(plan: Plan) -> bytes:
+def write_tables(plan: UniformPlan) -> bytes:
     """The tables as one bit string in Elias gamma codes.
 
-    Shape (blend, scale), number of classes; then per class its key (difference), its number of symbols,
+    UniformShape (blend, scale), number of classes; then per class its key (difference), its number of symbols,
     whether it is explicit, and if so its frequencies but the last.
     """
     out = BitWriter()
@@ -83,8 +83,8 @@ def read_tables(data: bytes, precision: int, width: int) -> Tables:
         ValueError: damaged bytes.
     """
     source = BitReader(data)
-    shape = Shape(*source.gammas(2))
-    if shape.blend >= BLENDS or shape.scale >= SCALES:
+    shape = UniformShape(*source.gammas(2))
+    if shape.blend >= UNIFORM_BLENDS or shape.scale >= UNIFORM_SCALES:
         raise ValueError(f"the shape of the tables is {tuple(shape)}")
     tables, key = {}, 0
     for _ in range(source.gamma()):
@@ -103,7 +103,7 @@ def read_tables(data: bytes, precision: int, width: int) -> Tables:
     return tables
 
 
-def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] | None = None) -> Plan:
+def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] | None = None) -> UniformPlan:
     """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes).
 
     Args:
@@ -133,14 +133,14 @@ def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] 
     return _plan(*best)
 
 
-def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: Plan) -> Plan:
+def refit_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], plan: UniformPlan) -> UniformPlan:
     """A plan with the tables of these matrices and another plan's classes."""
     size = 1 + max(int(np.abs(z).max(initial=0)) for z in matrices)
     counts = _class_counts(matrices, plan.spreads, size, plan.width)
     return _plan(counts, plan.spreads, plan.precision, plan.width)
 
 
-def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int, width: int) -> Plan:
+def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int, width: int) -> UniformPlan:
     """The plan of these counts, its derived tables as the decoder forms them."""
     shape, _ = _best_shape(counts, precision, width)
     tables, explicit, bits = {}, set(), 0.0
@@ -156,7 +156,7 @@ def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int,
         else:
             tables[key], bits = derived, bits + ideal_bits(row, derived)
         bits += int(row[1:].sum())  # signs
-    return Plan(precision, width, shape, spreads, tables, frozenset(explicit), bits)
+    return UniformPlan(precision, width, shape, spreads, tables, frozenset(explicit), bits)
 
 
 def _described(freq: Int[np.ndarray, " size"]) -> int:
@@ -192,19 +192,19 @@ def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -
     return {key: np.trim_zeros(row, "b") for key, row in counts.items()}
 
 
-def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tuple[Shape, dict[int, float]]:
+def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tuple[UniformShape, dict[int, float]]:
     """The shape whose derived tables code all classes in the fewest bits, and those of each class it can have them for.
 
     Bits in float64, without signs.
     """
     rows = {key: row for key, row in counts.items() if len(row) <= MAX_DERIVED}
     if not rows:
-        return Shape(0, SCALES // 2), {}
+        return UniformShape(0, UNIFORM_SCALES // 2), {}
     dense = np.zeros((len(rows), max(map(len, rows.values()))))
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
-    found = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(SCALES)]
+    found = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(UNIFORM_SCALES)]
     bits = {shape: found[shape.scale][shape.blend] for shape in shapes()}
     best = min(bits, key=lambda shape: float(bits[shape].sum()))
     return best, dict(zip(rows, bits[best].tolist(), strict=True))

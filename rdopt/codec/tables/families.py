@@ -16,27 +16,27 @@ from scipy.special import erfc
 
 from rdopt.codec.tables.frequencies import PRECISION
 
-BLENDS, SCALES, MAX_DERIVED = 8, 9, 2048
+UNIFORM_BLENDS, UNIFORM_SCALES, MAX_DERIVED = 8, 9, 2048
 _DIGITS = 25
 
 
-class Shape(NamedTuple):
+class UniformShape(NamedTuple):
     """The shape of all derived tables of a file.
 
     Attributes:
-        blend: the Laplace density has weight blend / BLENDS.
-        scale: spreads are multiplied by 2^((scale - SCALES // 2) / 16).
+        blend: the Laplace density has weight blend / UNIFORM_BLENDS.
+        scale: spreads are multiplied by 2^((scale - UNIFORM_SCALES // 2) / 16).
     """
 
     blend: int
     scale: int
 
 
-def shapes() -> Iterator[Shape]:
+def shapes() -> Iterator[UniformShape]:
     """All shapes."""
-    for blend in range(BLENDS):
-        for scale in range(SCALES):
-            yield Shape(blend, scale)
+    for blend in range(UNIFORM_BLENDS):
+        for scale in range(UNIFORM_SCALES):
+            yield UniformShape(blend, scale)
 
 
 def middle(key: int, precision: int, width: int) -> tuple[int, int]:
@@ -45,7 +45,7 @@ def middle(key: int, precision: int, width: int) -> tuple[int, int]:
 
 
 @cache
-def derived_table(shape: Shape, log2_spread: tuple[int, int], size: int) -> Int[np.ndarray, " size"]:
+def derived_table(shape: UniformShape, log2_spread: tuple[int, int], size: int) -> Int[np.ndarray, " size"]:
     """Frequencies of |z| = 0..size-1 of one class, summing to 2^PRECISION, each at least 1.
 
     Args:
@@ -57,9 +57,9 @@ def derived_table(shape: Shape, log2_spread: tuple[int, int], size: int) -> Int[
         raise ValueError(f"a derived table of {size} symbols, the limit is {MAX_DERIVED}")
     total = (1 << PRECISION) - size
     with localcontext(Context(prec=_DIGITS, rounding=ROUND_HALF_EVEN)):
-        octaves = Decimal(log2_spread[0]) / log2_spread[1] + Decimal(shape.scale - SCALES // 2) / 16
+        octaves = Decimal(log2_spread[0]) / log2_spread[1] + Decimal(shape.scale - UNIFORM_SCALES // 2) / 16
         s = (octaves * Decimal(2).ln()).exp()
-        blend = Decimal(shape.blend) / BLENDS
+        blend = Decimal(shape.blend) / UNIFORM_BLENDS
         tails = [blended_tail((Decimal(k) + Decimal("0.5")) / s, blend) for k in range(size)]
         masses = [1 - tails[0], *(tails[k - 1] - tails[k] for k in range(1, size))]
         freq = [1 + int(total * max(m, Decimal(0)) / (1 - tails[-1])) for m in masses]
@@ -93,11 +93,11 @@ def approximate_bits(
 
     In float64, for choosing a shape; never for coding. The masses of a blend are those of its densities, blended.
     """
-    t = (np.arange(counts.shape[1]) + 0.5) / (spread[:, None] * 2.0 ** ((scale - SCALES // 2) / 16))
+    t = (np.arange(counts.shape[1]) + 0.5) / (spread[:, None] * 2.0 ** ((scale - UNIFORM_SCALES // 2) / 16))
     where = np.nonzero(counts)
     tails = np.exp(-t * np.sqrt(2)), erfc(t / np.sqrt(2))
     laplace, gaussian = (-np.diff(tail, axis=1, prepend=1.0)[where] for tail in tails)
-    weight = np.arange(BLENDS)[:, None] / BLENDS
+    weight = np.arange(UNIFORM_BLENDS)[:, None] / UNIFORM_BLENDS
     mass = weight * laplace + (1 - weight) * gaussian
     bits = -counts[where] * np.log2(np.maximum(mass, 0) + 2.0**-PRECISION)
     return np.stack([np.bincount(where[0], each, len(spread)) for each in bits])

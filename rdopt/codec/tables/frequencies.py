@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 
-PRECISION = 14
+PRECISION = 14  # log2 of what the frequencies of a table sum to, in every coder
 
 
 def normalize(counts: Int[np.ndarray, " k"], precision: int = PRECISION) -> Int[np.ndarray, " k"]:

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import erfc
 
-from rdopt.codec.coders.rans import PRECISION
 from rdopt.codec.tables.families import blended_tail
+from rdopt.codec.tables.frequencies import PRECISION
 
-SCALES, ZEROS, BLENDS = 24, 16, 9
+TRELLIS_SCALES, TRELLIS_ZEROS, TRELLIS_BLENDS = 24, 16, 9
 OCTAVES = (-4, 6)  # spreads outside share the shapes of the first and last octave
 _DIGITS = 25
 _FINE = 5  # octaves of spread from which the low bits of an index are coded raw
@@ -28,7 +28,7 @@ _MOVES = [move for move in product((-1, 0, 1), repeat=3) if any(move)]
 _AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
 
 
-class Shape(NamedTuple):
+class TrellisShape(NamedTuple):
     """The shape of the tables of one octave of spreads on one grid.
 
     Attributes:
@@ -59,7 +59,7 @@ def table_size(log2_spread: tuple[int, int]) -> int:
 
 
 @cache
-def table(shape: Shape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarray, " symbols"]:
+def table(shape: TrellisShape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarray, " symbols"]:
     """Frequencies of |k| >> raw_bits and of the escape, summing to 2^PRECISION, each at least 1.
 
     Args:
@@ -74,7 +74,7 @@ def table(shape: Shape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarr
         spread = (octaves * Decimal(2).ln()).exp()
         zero = Decimal(shape.zero + 1) / (8 if grid == 0 else 16)
         bounds = [zero if k == 1 else Decimal(2 * k - 1 - grid) for k in range(1 << raw, (size + 1) << raw, 1 << raw)]
-        tails = [blended_tail(b / spread, Decimal(shape.blend) / (BLENDS - 1)) for b in bounds]
+        tails = [blended_tail(b / spread, Decimal(shape.blend) / (TRELLIS_BLENDS - 1)) for b in bounds]
         masses = [1 - tails[0], *(tails[k - 1] - tails[k] for k in range(1, size)), tails[-1]]
         freq = [1 + int(room * max(m, Decimal(0))) for m in masses]
     freq[int(np.argmax(freq))] += (1 << PRECISION) - sum(freq)
@@ -82,7 +82,7 @@ def table(shape: Shape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarr
 
 
 def masses(
-    shape: Shape,
+    shape: TrellisShape,
     grid: int,
     spread: Float[np.ndarray, " classes"],
     raw: Int[np.ndarray, " classes"],
@@ -103,7 +103,7 @@ def _masses(
     scale, zero, blend = (x[:, None, None] for x in np.array(shapes).T)
     bounds = np.repeat(2.0 * (np.arange(1, size) << raw[:, None])[None] - 1 - grid, len(shapes), axis=0)
     bounds[:, raw == 0, 0] = (zero[:, 0] + 1) / (8 if grid == 0 else 16)
-    t, w = bounds / (spread[:, None] * 2.0 ** ((scale - 15) / 16)), blend / (BLENDS - 1)
+    t, w = bounds / (spread[:, None] * 2.0 ** ((scale - 15) / 16)), blend / (TRELLIS_BLENDS - 1)
     tail = w * np.exp(-t * np.sqrt(2)) + (1 - w) * erfc(t / np.sqrt(2))
     found = np.empty((*tail.shape[:2], size))
     found[..., 0], found[..., 1:] = 1, tail
@@ -112,13 +112,13 @@ def _masses(
 
 
 def fit_shape(
-    start: Shape,
+    start: TrellisShape,
     grid: int,
     spread: Float[np.ndarray, " classes"],
     raw: Int[np.ndarray, " classes"],
     counts: Float[np.ndarray, "classes size"],
     stride: int = 4,
-) -> tuple[Shape, float]:
+) -> tuple[TrellisShape, float]:
     """The shape that codes these counts in the fewest bits, and the bits; pattern search from `start`.
 
     Strides from `stride` down to 2 along single fields, then 1 along the diagonals too, as the fields trade against
@@ -140,14 +140,14 @@ def fit_shape(
         for number, move in enumerate(moves):
             trial = (best[0] + stride * move[0], best[1] + stride * move[1], best[2] + stride * move[2])
             if trial not in known:
-                if not _inside(*trial):
+                if not is_shape(*trial):
                     continue
                 measure(_neighbours(best, moves[number:], stride))
             if known[trial] < known[best]:
                 best, moved = trial, True
         if not moved:
             stride //= 2
-    return Shape(*best), known[best]
+    return TrellisShape(*best), known[best]
 
 
 def _neighbours(
@@ -156,8 +156,9 @@ def _neighbours(
     """The shapes that the moves lead to, as far as there are such."""
     scale, zero, blend = shape
     found = [(scale + stride * a, zero + stride * b, blend + stride * c) for a, b, c in moves]
-    return [x for x in found if _inside(*x)]
+    return [x for x in found if is_shape(*x)]
 
 
-def _inside(scale: int, zero: int, blend: int) -> bool:
-    return 0 <= scale < SCALES and 0 <= zero < ZEROS and 0 <= blend < BLENDS
+def is_shape(scale: int, zero: int, blend: int) -> bool:
+    """Whether there is a shape of these numbers."""
+    return 0 <= scale < TRELLIS_SCALES and 0 <= zero < TRELLIS_ZEROS and 0 <= blend < TRELLIS_BLENDS

@@ -12,19 +12,28 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
-from rdopt.codec.coders.rans import PRECISION, Coder, make_coder
+from rdopt.codec.coders.rans import Coder, make_coder
 from rdopt.codec.grids.trellis import RateTerm, TrellisPath
 from rdopt.codec.tables.allocation import pack_spreads
 from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.shapes import BLENDS, SCALES, ZEROS, Shape, fit_shape, masses, octave_of, raw_bits, table
+from rdopt.codec.tables.frequencies import PRECISION
+from rdopt.codec.tables.shapes import (
+    TrellisShape,
+    fit_shape,
+    is_shape,
+    masses,
+    octave_of,
+    raw_bits,
+    table,
+)
 
-PRECISIONS = (4, 8, 2, 1, 0)
+SPREAD_PRECISIONS = (4, 8, 2, 1, 0)
 MAX_CLASSES = 1 << 12
 BITS_SIZE = 192  # magnitudes whose code length the trellis looks up
 _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to choose between
 _COUNTED = 512
-_DEFAULT = (Shape(), Shape(15, 6, 1))
-Shapes = dict[tuple[int, int], Shape]  # (octave, grid) -> shape
+_DEFAULT = (TrellisShape(), TrellisShape(15, 6, 1))
+OctaveShapes = dict[tuple[int, int], TrellisShape]  # (octave, grid) -> shape
 Spread = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # of rows and columns
 
 
@@ -39,7 +48,7 @@ class TrellisPlan(NamedTuple):
 
     precision: int
     spreads: list[Spreads]
-    shapes: Shapes
+    shapes: OctaveShapes
 
     def keys(self) -> list[int]:
         """All classes that occur, ascending."""
@@ -70,12 +79,12 @@ def log2_spread(key: int, precision: int) -> tuple[int, int]:
 
 def starting_plan(spreads: Sequence[Spread]) -> TrellisPlan:
     """Classes from expected spreads (rows, columns), with shapes not yet fitted."""
-    rounded = [quantize_spreads(rho, kappa, PRECISIONS[0]) for rho, kappa in spreads]
-    return _with_default_shapes(TrellisPlan(PRECISIONS[0], rounded, {}))
+    rounded = [quantize_spreads(rho, kappa, SPREAD_PRECISIONS[0]) for rho, kappa in spreads]
+    return _with_default_shapes(TrellisPlan(SPREAD_PRECISIONS[0], rounded, {}))
 
 
 def fit_plan(
-    paths: Sequence[TrellisPath], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = PRECISIONS
+    paths: Sequence[TrellisPath], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = SPREAD_PRECISIONS
 ) -> TrellisPlan:
     """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
 
@@ -87,7 +96,7 @@ def fit_plan(
     """
     fits = [rank1_spreads(path.values) for path in paths] if fits is None else fits
     best, least = None, np.inf
-    shapes: Shapes = {}
+    shapes: OctaveShapes = {}
     for precision in precisions:
         plan = TrellisPlan(precision, [quantize_spreads(*fit, precision) for fit in fits], {})
         if plan.keys()[-1] - plan.keys()[0] >= MAX_CLASSES:
@@ -105,7 +114,7 @@ def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
     return plan._replace(shapes={(octave, grid): _DEFAULT[grid] for octave in octaves for grid in range(2)})
 
 
-def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: Shapes) -> tuple[TrellisPlan, float]:
+def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: OctaveShapes) -> tuple[TrellisPlan, float]:
     """The plan with fitted shapes, and its bits; shapes of another precision are near and start the search."""
     keys = plan.keys()
     middles = [log2_spread(key, plan.precision) for key in keys]
@@ -190,8 +199,8 @@ def read_shapes(data: bytes, plan: TrellisPlan) -> TrellisPlan:
     for grid in range(2):
         last = _DEFAULT[grid]
         for octave in sorted({o for o, _ in _with_default_shapes(plan).shapes}):
-            last = Shape(*(a + unzigzag(b) for a, b in zip(last, source.gammas(3), strict=True)))
-            if not (0 <= last.scale < SCALES and 0 <= last.zero < ZEROS and 0 <= last.blend < BLENDS):
+            last = TrellisShape(*(a + unzigzag(b) for a, b in zip(last, source.gammas(3), strict=True)))
+            if not is_shape(*last):
                 raise ValueError(f"a table's shape is {tuple(last)}")
             shapes[octave, grid] = last
     return plan._replace(shapes=shapes)

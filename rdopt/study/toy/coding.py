@@ -16,7 +16,7 @@ from rdopt.codec.coders.constriction import decode_indices, encode_indices, unpa
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.codec.tables.allocation import (
-    Plan,
+    UniformPlan,
     choose_plan,
     pack_spreads,
     read_tables,
@@ -25,7 +25,7 @@ from rdopt.codec.tables.allocation import (
     write_tables,
 )
 from rdopt.codec.tables.classes import Spreads, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.families import Shape
+from rdopt.codec.tables.families import UniformShape
 
 _WORD = 4
 _Arrays = Sequence[Float[np.ndarray, "_ _"]]
@@ -76,7 +76,7 @@ def encode_arrays(arrays: _Arrays, log_steps: Int[np.ndarray, " k"], c: float, c
     """
     indices = indices_of(arrays, log_steps, c)
     quantized_spreads = [quantize_spreads(*rank1_spreads(z), classes.precision) for z in indices]
-    plan = refit_plan(indices, Plan(*classes, Shape(0, 0), quantized_spreads, {}, frozenset(), 0.0))
+    plan = refit_plan(indices, UniformPlan(*classes, UniformShape(0, 0), quantized_spreads, {}, frozenset(), 0.0))
     codes = [
         encode_indices(z, table_classes(spreads, plan.width), plan.tables)
         for z, spreads in zip(indices, plan.spreads, strict=True)
