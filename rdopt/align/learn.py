@@ -128,8 +128,7 @@ def learn(
         UserError: the loss is not finite, the batch does not divide, or the checkpoint belongs to other input.
         KeyboardInterrupt: after the state was saved.
     """
-    arch = settings.arch
-    kept = stored_settings(train)
+    arch, kept = settings.arch, stored_settings(train)
     module = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
     stored = StoredStart() if kept is None else stored_start(kept, problem.params, arch, start)
     begun = Start(single_precision(start, arch), stored.rotations)
@@ -156,9 +155,8 @@ def learn(
         report=report,
     )
     rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
-    trained = state.params
-    records = trained_records(trained, start, arch, train.rotation)
-    choice = None if kept is None else _choice(kept, stored, trained, records, problem, train.lam, settings)
+    records = trained_records(state.params, start, arch, train.rotation)
+    choice = None if kept is None else _choice(kept, stored, state.params, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
 
 

@@ -21,11 +21,11 @@ from tiny_runs import (
     strict_json,
 )
 
-from rdopt.sweep import points
+from rdopt.cli import commands
 from rdopt.sweep.arms import ARMS as SWEEP_ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits, saved_bits_with_error
 from rdopt.sweep.plot import STYLES
-from rdopt.sweep.points import load_point
+from rdopt.sweep.points import load_point, measure_point
 from rdopt.sweep.report import gain_table
 
 ARMS = ("identity", "hadamard", "learned", "blockwise-pca")
@@ -105,7 +105,7 @@ def test_only_the_missing_point_is_measured_again(world, label, tmp_path, monkey
     (tmp_path / f"sweep/points/{label}.json").unlink()
     before = hashes(tmp_path / "sweep")
     measured = []
-    plain = points.measure_point
+    plain = measure_point
 
     def measure(bench, arm, source, encode, lam, **rest):
         measured.append(f"{arm}-lam{lam:g}")
