@@ -109,7 +109,7 @@ def _logistic_tail(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class UnitDensity(NamedTuple):
-    """What the package asks of a symmetric density of unit variance.
+    """What the package asks of a symmetric density of unit variance, whose mass beyond 45 deviations is nil.
 
     Attributes:
         log_mass: (c, h) to the logarithm of the mass on [c - h, c + h], for c >= 0 and h > 0; JAX, differentiable.

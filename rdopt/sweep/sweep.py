@@ -18,7 +18,7 @@ from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.progress import Say, milestones, ticker
 from rdopt.config.schema import Config, EncodeConfig, GridName
-from rdopt.encode.blockwise import blockwise_pca
+from rdopt.encode.blockwise_pca import blockwise_pca
 from rdopt.encode.encode import encode_source
 from rdopt.encode.source import make_source
 from rdopt.encode.trial import hard_cost

@@ -1,7 +1,8 @@
 """A model in coordinates: its weights and second moments behind the gauges and the stored rotations, block by block.
 
 Everything that looks at a model in other coordinates takes this one value and asks for its blocks in order. A block is
-folded in float64 when it is asked for the first time.
+folded in float64 when it is asked for the first time and kept: to hold fewer blocks than a model has, `_once` is the
+place, and `calibration.streamed.lazy_params` reads weights when they are asked for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

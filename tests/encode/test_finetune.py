@@ -19,7 +19,7 @@ from rdopt.checkpoint.families import MATRICES, architecture_from_config, matrix
 from rdopt.codec.streams.gains import Gains
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.config.errors import UserError
-from rdopt.encode.blockwise import blockwise_pca
+from rdopt.encode.blockwise_pca import blockwise_pca
 from rdopt.encode.finetune import (
     Distillation,
     FinetuneSettings,

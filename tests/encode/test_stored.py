@@ -19,7 +19,7 @@ from rdopt.codec.streams.container import pack, unpack
 from rdopt.codec.streams.stored import _octaves, pack_pairing, pack_stored, unpack_pairing, unpack_stored
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.blockwise import BITS, blockwise_pca
+from rdopt.encode.blockwise_pca import BITS, blockwise_pca
 from rdopt.encode.model import encode_at_step
 from rdopt.encode.source import make_source
 from rdopt.operator.params import load_params
