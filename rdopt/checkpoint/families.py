@@ -62,9 +62,9 @@ class Family:
     """Short name -> module in a block of the checkpoint."""
 
 
-# A family of the same kind is one row here. A network that computes something else begins with MATRICES above, what it
-# computes in operator/llama.py `block` and, stage by stage, in encode/drift.py; which symmetries it keeps, every file of
-# transforms/gauges/ says.
+# A family of the same kind is one row here. A network that computes something else begins with MATRICES above; what it
+# computes stands in operator/llama.py `block` and, stage by stage, in encode/drift.py; the symmetries that it keeps in
+# the files of transforms/gauges/.
 FAMILIES = {
     "llama": Family(positions=2048, reads_attention_bias=True, reads_mlp_bias=True),
     "mistral": Family(kv_heads=8, positions=131072, window="all layers"),

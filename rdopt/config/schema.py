@@ -110,7 +110,8 @@ class TrainConfig(_Section):
     rate: Rate = _option(
         "analytic", "the rate that is minimised: the operational curve, or a proxy; annealed: noise that becomes "
         "rounding along the steps")
-    density: Density = _option("gaussian", "the marginal density of the sampled rates, and of the analytic one on every grid but the trellis")
+    density: Density = _option(
+        "gaussian", "the marginal density of the sampled rates, and of the analytic one on every grid but the trellis")
     distortion: Distortion = _option("matrix", "where the distortion is measured")
     steps: int = _option(150, "optimizer steps", low=1)
     batch_sequences: int = _option(4, "calibration sequences in a step", low=1)
