@@ -22,10 +22,9 @@ from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_lists
 from rdopt.codec.grids.steps import exp_steps, log_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE
-from rdopt.codec.streams.trellis_file import pack_trellis, unpack_trellis
-from rdopt.codec.tables.allocation import pack_spreads
-from rdopt.codec.tables.classes import rank1_spreads
-from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
+from rdopt.codec.tables.classes import pack_spreads, rank1_spreads
+from rdopt.codec.tables.trellis import fit_plan, rates_of, starting_plan
 from rdopt.encode.columns import quantize_columns
 from rdopt.rate.waterfill import reverse_waterfill
 

@@ -38,10 +38,10 @@ from rdopt.codec.coders.rans import Blank, Lanes
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.grids.trellis import SEGMENT, TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath, next_states
-from rdopt.codec.streams.trellis_file import CODERS, pack_trellis, unpack_trellis
-from rdopt.codec.tables.allocation import choose_plan, table_classes
+from rdopt.codec.streams.paths import CODERS, pack_trellis, unpack_trellis
 from rdopt.codec.tables.classes import rank1_spreads
-from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.trellis import fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.uniform import choose_plan, table_classes
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
 from rdopt.encode.columns import quantize_columns

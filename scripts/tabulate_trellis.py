@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath
-from rdopt.codec.tables.trellis_plan import fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.trellis import fit_plan, rates_of, starting_plan
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
 from rdopt.rate.operational import LOG2_SPREADS

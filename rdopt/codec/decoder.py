@@ -31,13 +31,13 @@ from rdopt.codec.streams.embeddings import unpack_embeddings
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import Gains, unpack_gains
 from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, read_index
-from rdopt.codec.streams.smooth_scales import unpack_scales
+from rdopt.codec.streams.paths import DecodedMatrix, unpack_trellis
+from rdopt.codec.streams.scales import unpack_scales
 from rdopt.codec.streams.stored import unpack_stored
 from rdopt.codec.streams.structured import dequantize_structured, unpack_structured
-from rdopt.codec.streams.trellis_file import DecodedMatrix, unpack_trellis
 from rdopt.codec.streams.uncoded import unpack_files, unpack_uncoded
-from rdopt.codec.tables.allocation import read_tables, table_classes
 from rdopt.codec.tables.classes import Spreads
+from rdopt.codec.tables.uniform import read_tables, table_classes
 from rdopt.config.errors import UserError
 from rdopt.transforms.stored.rotations import StoredRotations
 

@@ -20,14 +20,14 @@ from rdopt.codec.grids.trellis import TrellisPath
 from rdopt.codec.streams.container import pack
 from rdopt.codec.streams.gains import Gains, pack_gains
 from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, coded_bits, write_index
-from rdopt.codec.streams.smooth_scales import pack_scales, plain_size
+from rdopt.codec.streams.paths import pack_trellis
+from rdopt.codec.streams.scales import pack_scales, plain_size
 from rdopt.codec.streams.stored import pack_stored
 from rdopt.codec.streams.structured import Structured, pack_structured
-from rdopt.codec.streams.trellis_file import pack_trellis
 from rdopt.codec.streams.uncoded import pack_uncoded
-from rdopt.codec.tables.allocation import UniformPlan, table_classes, write_tables
 from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis_plan import TrellisPlan
+from rdopt.codec.tables.trellis import TrellisPlan
+from rdopt.codec.tables.uniform import UniformPlan, table_classes, write_tables
 from rdopt.config.schema import EntropyCoder
 from rdopt.transforms.stored.rotations import StoredRotations
 

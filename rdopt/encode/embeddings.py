@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from rdopt.codec.grids.steps import damped_cholesky, exp_steps, log_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath
 from rdopt.codec.streams.embeddings import NAMES, embedding_shapes, pack_embeddings
-from rdopt.codec.tables.classes import rank1_spreads
-from rdopt.codec.tables.trellis_plan import Spread, TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.classes import RowsCols, rank1_spreads
+from rdopt.codec.tables.trellis import TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
@@ -138,7 +138,7 @@ def _quantize(matrices: list[TokenMatrix], c: float, encode: EncodeConfig) -> tu
     with ThreadPoolExecutor(encode.threads or None) as threads:
         for mu in (0.0, TRELLIS_SLOPE * encode.rdo):
 
-            def path(x: TokenMatrix, step: Spread, rates: RateTerm) -> TrellisPath:
+            def path(x: TokenMatrix, step: RowsCols, rates: RateTerm) -> TrellisPath:
                 return quantize_columns(x.W, x.L, *step, rates, encode.states)
 
             paths = list(threads.map(path, matrices, steps, rates_of(plan, mu)))

@@ -27,10 +27,10 @@ from rdopt.checkpoint.families import INPUT_OF, Key
 from rdopt.codec.grids.lloyd import CELLS_PER_OCTAVE, FRACTIONS, POOLED, LloydLevels, cell_of
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.uniform import UNIFORM_SLOPE
-from rdopt.codec.tables.allocation import UniformPlan, choose_plan, refit_plan
 from rdopt.codec.tables.classes import rank1_spreads
-from rdopt.codec.tables.families import UNIFORM_BLENDS
+from rdopt.codec.tables.derived import BLEND_UNIT
 from rdopt.codec.tables.frequencies import PRECISION
+from rdopt.codec.tables.uniform import UniformPlan, choose_plan, refit_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK
@@ -199,7 +199,7 @@ def coordinates(
 def _design(plan: UniformPlan, weight: float) -> tuple[int, list[CellGrid]]:
     """The first cell and the grids of all cells of a plan."""
     bounds = [f(cell_of(s, plan.precision)) for s in plan.spreads for f in (np.min, np.max)]
-    low, laplace = int(min(bounds)), plan.shape.blend / UNIFORM_BLENDS
+    low, laplace = int(min(bounds)), plan.shape.blend / BLEND_UNIT
     return low, [design(2.0 ** (k / CELLS_PER_OCTAVE), laplace, weight) for k in range(low, int(max(bounds)) + 1)]
 
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from rdopt.checkpoint.families import Key
 from rdopt.codec.coders.lanes import Order
 from rdopt.codec.encoder import Coded, Encoded, MatrixCodes, assemble, code_lloyd, code_scalar, code_trellis
-from rdopt.codec.tables.allocation import Fit, choose_plan
+from rdopt.codec.tables.classes import RowsCols
+from rdopt.codec.tables.uniform import choose_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.embeddings import code_embeddings
@@ -59,7 +60,7 @@ def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: T
     indices = quantize_model(source.blocks(), source.grid, c, encode, progress)
     matrices = list(indices.values())
 
-    def spreads(key: Key) -> Fit:
+    def spreads(key: Key) -> RowsCols:
         W = source.block(key[0]).params[key[1]]
         return index_spreads(W, source.grid, key, indices[key], c, encode.grid)
 

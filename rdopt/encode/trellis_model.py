@@ -17,8 +17,8 @@ from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath, trellis_step
 from rdopt.codec.streams.gains import Gains, quantize_gains
 from rdopt.codec.streams.structured import Structured, component, dequantize_structured
-from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
-from rdopt.codec.tables.trellis_plan import SPREAD_PRECISIONS, Spread, TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.classes import RowsCols, coordinate_spreads, rank1_spreads
+from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import quantize_columns
@@ -58,7 +58,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     guess = starting_plan([_expected_spreads(source, key, weights[key], c) for key in keys])
     first = _Pass(source, c, encode, guess, components, mu=0.0)
 
-    def roughly(key: Key) -> tuple[TrellisPath, Spread]:
+    def roughly(key: Key) -> tuple[TrellisPath, RowsCols]:
         path = first.path(key, weights[key])
         return path, first.spread(key, weights[key], path)
 
@@ -78,7 +78,7 @@ class Done(NamedTuple):
     """One quantized matrix: path, spreads of its coordinates, its gains, decoded weights as the network has them."""
 
     path: TrellisPath
-    spread: Spread
+    spread: RowsCols
     gains: Gains
     W: Float[np.ndarray, "out in"]
 
@@ -138,7 +138,7 @@ class _Pass:
             return quantize_columns(W, L, row, col, rates, self._states)
         return quantize_wavefront(W, L, M, row, col, rates, self._states)
 
-    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: TrellisPath) -> Spread:
+    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: TrellisPath) -> RowsCols:
         """Row and column spreads of the coordinates that were rounded."""
         grid = self.source.grid
         L, M = grid.factors[key[0], INPUT_OF[key[1]]], grid.outputs.get(key)

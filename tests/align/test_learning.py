@@ -39,8 +39,8 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.codec.coders.constriction import encode_indices
 from rdopt.codec.decoder import decode_model
-from rdopt.codec.tables.allocation import choose_plan, table_classes
-from rdopt.codec.tables.trellis_plan import rates_of, starting_plan
+from rdopt.codec.tables.trellis import rates_of, starting_plan
+from rdopt.codec.tables.uniform import choose_plan, table_classes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EncodeConfig, TrainConfig
 from rdopt.encode.feedback import quantize_feedback, quantize_rounding

@@ -19,17 +19,7 @@ from rdopt.codec.coders.constriction import (
     unpack_lists,
 )
 from rdopt.codec.grids.steps import STEPS_PER_OCTAVE, exp_steps, log_steps
-from rdopt.codec.tables.allocation import (
-    CHOICES,
-    UniformPlan,
-    choose_plan,
-    pack_spreads,
-    read_tables,
-    table_classes,
-    write_tables,
-)
-from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.families import UNIFORM_BLENDS, UNIFORM_SCALES, UniformShape, derived_table, middle, shapes
+from rdopt.codec.tables.classes import Spreads, classes_of, pack_spreads, quantize_spreads, rank1_spreads
 from rdopt.codec.tables.frequencies import (
     PRECISION,
     ideal_bits,
@@ -38,6 +28,20 @@ from rdopt.codec.tables.frequencies import (
     read_table,
     symmetric,
     write_table,
+)
+from rdopt.codec.tables.uniform import (
+    CHOICES,
+    UNIFORM_BLENDS,
+    UNIFORM_SCALES,
+    UniformPlan,
+    UniformShape,
+    choose_plan,
+    derived_table,
+    middle,
+    read_tables,
+    shapes,
+    table_classes,
+    write_tables,
 )
 from rdopt.config.errors import UserError
 

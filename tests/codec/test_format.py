@@ -11,13 +11,13 @@ import pytest
 from rdopt.codec.coders.adaptive import starting_contexts
 from rdopt.codec.coders.bits import BitWriter
 from rdopt.codec.coders.huffman import code_sizes
+from rdopt.codec.coders.logistic import laws
 from rdopt.codec.coders.rans import make_coder
-from rdopt.codec.coders.scale_coder import laws
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import STATES, next_states
 from rdopt.codec.streams.container import STREAMS, pack
-from rdopt.codec.tables.families import UniformShape, derived_table
-from rdopt.codec.tables.shapes import TrellisShape, table
+from rdopt.codec.tables.trellis import TrellisShape, table
+from rdopt.codec.tables.uniform import UniformShape, derived_table
 from rdopt.transforms.stored.angles import sine_tables
 
 TEXT = (files("rdopt") / "codec" / "FORMAT.md").read_text(encoding="utf-8")

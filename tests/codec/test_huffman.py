@@ -12,7 +12,7 @@ from rdopt.codec.coders.huffman import MAX_LENGTH, Huffman, code_sizes, make_cod
 from rdopt.codec.coders.rans import Blank, Lanes, bits_of_lanes, make_coder
 from rdopt.codec.grids.trellis import next_states, walk_lanes
 from rdopt.codec.tables.frequencies import PRECISION
-from rdopt.codec.tables.shapes import TrellisShape, raw_bits, table
+from rdopt.codec.tables.trellis import TrellisShape, raw_bits, table
 
 MIDDLES = [(-9, 4), (1, 4), (9, 4), (17, 4), (31, 4)]  # the last one has raw bits
 

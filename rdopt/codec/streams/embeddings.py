@@ -12,10 +12,9 @@ from rdopt.codec.coders.constriction import pack_lists, unpack_lists
 from rdopt.codec.coders.lanes import Order
 from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.grids.trellis import TrellisPath, trellis_step
-from rdopt.codec.streams.trellis_file import pack_trellis, unpack_trellis
-from rdopt.codec.tables.allocation import pack_spreads
-from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis_plan import TrellisPlan
+from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
+from rdopt.codec.tables.classes import Spreads, pack_spreads
+from rdopt.codec.tables.trellis import TrellisPlan
 from rdopt.config.schema import EntropyCoder
 
 NAMES = {"embed": EMBED, "head": HEAD}

@@ -2,7 +2,7 @@
 
 A family of lists (say the row steps of every layer's query matrix) is predicted from a few features, chosen by total
 bits and described by small integer weights: earlier entries of the list, the layers before, cosine modes along the
-channel, and lists of the same layer that run over the same channels. What is left is coded (see `scale_coder`).
+channel, and lists of the same layer that run over the same channels. What is left is coded (see `coders.logistic`).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
-from rdopt.codec.coders.rans import FIRST_STATE
-from rdopt.codec.coders.scale_coder import (
+from rdopt.codec.coders.logistic import (
     LEVEL_OF_ONE,
     LEVELS,
     MAX_ENTRY,
@@ -28,6 +27,7 @@ from rdopt.codec.coders.scale_coder import (
     level_of,
     symbols_of,
 )
+from rdopt.codec.coders.rans import FIRST_STATE
 from rdopt.transforms.stored.angles import SINE_BITS, sine_tables
 
 LAGS = (1, 2, 3, 4, 8, 16, 32, 64)

@@ -5,12 +5,16 @@ logarithms, and their sum is the class of the entry, so that one matrix needs ro
 instead of a class per entry.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from rdopt.codec.coders.constriction import pack_lists
+
 MAX_CLASS = 1 << 10  # more octaves than float32 has
+RowsCols = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # a positive number of every row and column
 
 
 class Spreads(NamedTuple):
@@ -75,3 +79,8 @@ def quantize_spreads(
 def classes_of(spreads: Spreads) -> Int[np.ndarray, "out in"]:
     """The class of every entry: the sum of its row's and its column's integer spread."""
     return spreads.row[:, None] + spreads.col[None, :]
+
+
+def pack_spreads(spreads: Sequence[Spreads]) -> bytes:
+    """Row spreads, then column spreads, of all matrices as one entropy-coded string."""
+    return pack_lists([s.row for s in spreads]) + pack_lists([s.col for s in spreads])

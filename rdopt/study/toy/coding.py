@@ -1,6 +1,6 @@
 """Free-standing matrices to bytes and back, by the scalar codec of model files.
 
-A uniform grid, one step a matrix; tables and spreads by total bits (`rdopt.codec.tables.allocation`), rANS. The bytes
+A uniform grid, one step a matrix; tables and spreads by total bits (`rdopt.codec.tables.uniform`), rANS. The bytes
 hold everything that the decoder needs: base step, shapes, steps, tables, spreads, codes.
 """
 
@@ -15,17 +15,16 @@ from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.constriction import decode_indices, encode_indices, unpack_lists
 from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.uniform import round_dead_zone
-from rdopt.codec.tables.allocation import (
+from rdopt.codec.tables.classes import Spreads, pack_spreads, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.uniform import (
     UniformPlan,
+    UniformShape,
     choose_plan,
-    pack_spreads,
     read_tables,
     refit_plan,
     table_classes,
     write_tables,
 )
-from rdopt.codec.tables.classes import Spreads, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.families import UniformShape
 
 _WORD = 4
 _Arrays = Sequence[Float[np.ndarray, "_ _"]]

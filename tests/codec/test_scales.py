@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.coders.constriction import pack_lists
-from rdopt.codec.coders.scale_coder import (
+from rdopt.codec.coders.logistic import (
     LEVEL_OF_ONE,
     LEVELS,
     MAX_ENTRY,
@@ -16,6 +16,7 @@ from rdopt.codec.coders.scale_coder import (
     laws,
     level_of,
 )
+from rdopt.codec.streams.scales import pack_scales, unpack_scales
 from rdopt.codec.streams.smooth_lists import (
     LAGS,
     Model,
@@ -26,7 +27,6 @@ from rdopt.codec.streams.smooth_lists import (
     pack_families,
     unpack_families,
 )
-from rdopt.codec.streams.smooth_scales import pack_scales, unpack_scales
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.frequencies import PRECISION
 

@@ -1,11 +1,15 @@
-"""Classes and tables of trellis indices: the precision of the spreads and the shapes, by total bits.
+"""Tables of trellis indices from a few numbers: a class names the spread, an octave of spreads the shape.
 
-An entry's class is the sum of its row's and its column's integer spread, an entry's table that of its class and
-grid. The tables of an octave of classes follow from one shape (see `shapes`), so a file describes three small
-numbers an octave and grid instead of frequencies.
+An entry's class is the sum of its row's and its column's integer spread, its table that of its class and grid. On
+grid 0 index k takes the bin (2k - 1, 2k + 1) steps, on grid 1 (2k - 2, 2k), except that the zero bin ends at `zero`,
+which the trellis and a rate term move. So a file describes three small numbers an octave and grid instead of
+frequencies; they and the precision of the spreads are chosen by total bits.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -14,27 +18,156 @@ from jaxtyping import Float, Int
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.rans import Coder, make_coder
 from rdopt.codec.grids.trellis import RateTerm, TrellisPath
-from rdopt.codec.tables.allocation import pack_spreads
-from rdopt.codec.tables.classes import Spreads, classes_of, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.classes import RowsCols, Spreads, classes_of, pack_spreads, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.derived import BLEND_UNIT, SCALE_UNIT, approximate_tails, derived_frequencies
 from rdopt.codec.tables.frequencies import PRECISION
-from rdopt.codec.tables.shapes import (
-    TrellisShape,
-    fit_shape,
-    is_shape,
-    masses,
-    octave_of,
-    raw_bits,
-    table,
-)
 
+TRELLIS_SCALES, TRELLIS_ZEROS, TRELLIS_BLENDS = 24, 16, 9
+_PLAIN = 15  # the scale that leaves spreads as they are
+OCTAVES = (-4, 6)  # spreads outside share the shapes of the first and last octave
+_FINE = 5  # octaves of spread from which the low bits of an index are coded raw
+_REACH = 7  # spreads covered by a table before its escape
 SPREAD_PRECISIONS = (4, 8, 2, 1, 0)
 MAX_CLASSES = 1 << 12
 BITS_SIZE = 192  # magnitudes whose code length the trellis looks up
 _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to choose between
 _COUNTED = 512
-_DEFAULT = (TrellisShape(), TrellisShape(15, 6, 1))
+_MOVES = [move for move in product((-1, 0, 1), repeat=3) if any(move)]
+_AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
+
+
+class TrellisShape(NamedTuple):
+    """The shape of the tables of one octave of spreads on one grid.
+
+    Attributes:
+        scale: the spread is multiplied by 2^((scale - _PLAIN) / SCALE_UNIT).
+        zero: the zero bin ends at (zero + 1) / 8 of a step on grid 0, / 16 on grid 1.
+        blend: the Laplace density has weight blend / BLEND_UNIT.
+    """
+
+    scale: int = _PLAIN
+    zero: int = 6
+    blend: int = 1
+
+
 OctaveShapes = dict[tuple[int, int], TrellisShape]  # (octave, grid) -> shape
-Spread = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # of rows and columns
+
+
+def octave_of(log2_spread: tuple[int, int]) -> int:
+    """Which shapes a class uses: floor(log2 spread), clipped to OCTAVES."""
+    return max(OCTAVES[0], min(OCTAVES[1], log2_spread[0] // log2_spread[1]))
+
+
+def raw_bits(log2_spread: tuple[int, int]) -> int:
+    """Low bits of an index that are coded raw: at spreads of many steps they are as good as uniform."""
+    return max(0, log2_spread[0] // log2_spread[1] - _FINE)
+
+
+def table_size(log2_spread: tuple[int, int]) -> int:
+    """Symbols of a table before its escape."""
+    octave = log2_spread[0] // log2_spread[1] + 1 - raw_bits(log2_spread)
+    return max(2, (_REACH << max(octave, 0)) >> (1 + max(-octave, 0)))
+
+
+@cache
+def table(shape: TrellisShape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarray, " symbols"]:
+    """Frequencies of |k| >> raw_bits and of the escape, summing to 2^PRECISION, each at least 1.
+
+    Args:
+        shape: of the class's octave.
+        grid: 0 or 1.
+        log2_spread: of the class, an exact fraction (numerator, denominator).
+    """
+    size, raw = table_size(log2_spread), raw_bits(log2_spread)
+    zero = Decimal(shape.zero + 1) / (8 if grid == 0 else 16)
+    bounds = [zero if k == 1 else Decimal(2 * k - 1 - grid) for k in range(1 << raw, (size + 1) << raw, 1 << raw)]
+    freq = derived_frequencies(bounds, log2_spread, shape.scale - _PLAIN, shape.blend, escape=True)
+    freq[np.argmax(freq)] += (1 << PRECISION) - freq.sum()
+    return freq
+
+
+def masses(
+    shape: TrellisShape,
+    grid: int,
+    spread: Float[np.ndarray, " classes"],
+    raw: Int[np.ndarray, " classes"],
+    size: int,
+) -> Float[np.ndarray, "classes size"]:
+    """Probabilities of |k| >> raw = 0..size-1 (the last one of all above), float64: to choose, never to code."""
+    return _masses([shape], grid, spread, raw, size)[0]
+
+
+def _masses(
+    shapes: Sequence[tuple[int, int, int]],
+    grid: int,
+    spread: Float[np.ndarray, " classes"],
+    raw: Int[np.ndarray, " classes"],
+    size: int,
+) -> Float[np.ndarray, "shapes classes size"]:
+    """`masses` of several shapes at once."""
+    scale, zero, blend = (x[:, None, None] for x in np.array(shapes).T)
+    bounds = np.repeat(2.0 * (np.arange(1, size) << raw[:, None])[None] - 1 - grid, len(shapes), axis=0)
+    bounds[:, raw == 0, 0] = (zero[:, 0] + 1) / (8 if grid == 0 else 16)
+    t, w = bounds / (spread[:, None] * 2.0 ** ((scale - _PLAIN) / SCALE_UNIT)), blend / BLEND_UNIT
+    laplace, gaussian = approximate_tails(t)
+    tail = w * laplace + (1 - w) * gaussian
+    mass = np.empty((*tail.shape[:2], size))
+    mass[..., 0], mass[..., 1:] = 1, tail
+    mass[..., :-1] -= tail
+    return np.maximum(mass, 0, out=mass)
+
+
+def fit_shape(
+    start: TrellisShape,
+    grid: int,
+    spread: Float[np.ndarray, " classes"],
+    raw: Int[np.ndarray, " classes"],
+    counts: Float[np.ndarray, "classes size"],
+    stride: int = 4,
+) -> tuple[TrellisShape, float]:
+    """The shape that codes these counts in the fewest bits, and the bits; pattern search from `start`.
+
+    Strides from `stride` down to 2 along single fields, then 1 along the diagonals too, as the fields trade against
+    one another. The lengths of all moves still to be tried from a shape are computed at once, since most tables
+    are so small that the calls take the time.
+    """
+    known: dict[tuple[int, int, int], float] = {}
+
+    def measure(shapes: Sequence[tuple[int, int, int]]) -> None:
+        new = [x for x in shapes if x not in known]
+        p = _masses(new, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
+        bits = -np.sum(counts * np.log2(p, out=p), axis=(1, 2))
+        known.update(zip(new, bits.tolist(), strict=True))
+
+    best = (start.scale, start.zero, start.blend)
+    measure([best])
+    while stride:
+        moved, moves = False, _MOVES if stride == 1 else _AXES
+        for number, move in enumerate(moves):
+            trial = (best[0] + stride * move[0], best[1] + stride * move[1], best[2] + stride * move[2])
+            if trial not in known:
+                if not is_shape(*trial):
+                    continue
+                measure(_neighbours(best, moves[number:], stride))
+            if known[trial] < known[best]:
+                best, moved = trial, True
+        if not moved:
+            stride //= 2
+    return TrellisShape(*best), known[best]
+
+
+def _neighbours(
+    shape: tuple[int, int, int], moves: Sequence[tuple[int, ...]], stride: int
+) -> list[tuple[int, int, int]]:
+    """The shapes that the moves lead to, as far as there are such."""
+    scale, zero, blend = shape
+    moved = [(scale + stride * a, zero + stride * b, blend + stride * c) for a, b, c in moves]
+    return [x for x in moved if is_shape(*x)]
+
+
+def is_shape(scale: int, zero: int, blend: int) -> bool:
+    """Whether there is a shape of these numbers."""
+    return 0 <= scale < TRELLIS_SCALES and 0 <= zero < TRELLIS_ZEROS and 0 <= blend < TRELLIS_BLENDS
 
 
 class TrellisPlan(NamedTuple):
@@ -77,14 +210,14 @@ def log2_spread(key: int, precision: int) -> tuple[int, int]:
     return key, max(precision, 1)
 
 
-def starting_plan(spreads: Sequence[Spread]) -> TrellisPlan:
+def starting_plan(spreads: Sequence[RowsCols]) -> TrellisPlan:
     """Classes from expected spreads (rows, columns), with shapes not yet fitted."""
     rounded = [quantize_spreads(rho, kappa, SPREAD_PRECISIONS[0]) for rho, kappa in spreads]
     return _with_default_shapes(TrellisPlan(SPREAD_PRECISIONS[0], rounded, {}))
 
 
 def fit_plan(
-    paths: Sequence[TrellisPath], fits: Sequence[Spread] | None = None, precisions: Sequence[int] = SPREAD_PRECISIONS
+    paths: Sequence[TrellisPath], fits: Sequence[RowsCols] | None = None, precisions: Sequence[int] = SPREAD_PRECISIONS
 ) -> TrellisPlan:
     """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
 
@@ -111,7 +244,7 @@ def fit_plan(
 
 def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
     octaves = {octave_of(log2_spread(key, plan.precision)) for key in plan.keys()}  # noqa: SIM118 - a tuple
-    return plan._replace(shapes={(octave, grid): _DEFAULT[grid] for octave in octaves for grid in range(2)})
+    return plan._replace(shapes={(octave, grid): TrellisShape() for octave in octaves for grid in range(2)})
 
 
 def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: OctaveShapes) -> tuple[TrellisPlan, float]:
@@ -127,9 +260,9 @@ def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: OctaveSh
         some = octave == o
         used = int(np.flatnonzero(counts[some, grid].any(axis=0)).max(initial=0)) + 2
         part = np.ascontiguousarray(counts[some, grid, :used])
-        start, stride = (known[o, grid], 1) if (o, grid) in known else (_DEFAULT[grid], 4)
-        shapes[o, grid], found = fit_shape(start, grid, spread[some], raw[some], part, stride)
-        bits += found
+        start, stride = (known[o, grid], 1) if (o, grid) in known else (TrellisShape(), 4)
+        shapes[o, grid], coded = fit_shape(start, grid, spread[some], raw[some], part, stride)
+        bits += coded
     return plan._replace(shapes=shapes), bits
 
 
@@ -161,7 +294,7 @@ def rate_table(plan: TrellisPlan) -> tuple[Float[np.ndarray, "classes 2 K"], int
         if octave >= _FINEST_RATED:
             continue
         for grid in range(2):
-            shape = plan.shapes.get((octave, grid), _DEFAULT[grid])
+            shape = plan.shapes.get((octave, grid), TrellisShape())
             spread = np.array([2.0 ** (middle[0] / middle[1])])
             p = masses(shape, grid, spread, np.zeros(1, np.int64), BITS_SIZE)[0] + 2.0**-PRECISION
             bits[row, grid] = -np.log2(p) + (np.arange(BITS_SIZE) > 0)
@@ -178,7 +311,7 @@ def write_shapes(plan: TrellisPlan) -> bytes:
     """All shapes as Elias gamma codes of their differences to the shape of the octave before."""
     out = BitWriter()
     for grid in range(2):
-        last = _DEFAULT[grid]
+        last = TrellisShape()
         for octave in sorted({o for o, _ in plan.shapes}):
             shape = plan.shapes[octave, grid]
             out.gammas(zigzag(a - b) for a, b in zip(shape, last, strict=True))
@@ -197,7 +330,7 @@ def read_shapes(data: bytes, plan: TrellisPlan) -> TrellisPlan:
         raise ValueError(f"{keys[-1] - keys[0]} classes")
     source, shapes = BitReader(data), {}
     for grid in range(2):
-        last = _DEFAULT[grid]
+        last = TrellisShape()
         for octave in sorted({o for o, _ in _with_default_shapes(plan).shapes}):
             last = TrellisShape(*(a + unzigzag(b) for a, b in zip(last, source.gammas(3), strict=True)))
             if not is_shape(*last):

@@ -1,34 +1,93 @@
-"""Which classes share a table: the precision of the spreads and the width of a class, by total bits.
+"""Tables of indices on a uniform grid: which classes share one, and whether it is derived or described.
 
-Finer spreads fit the tables better and cost more side information; wider classes need fewer tables. All
-choices are priced in real bytes of side information plus ideal code length, and the cheapest is taken.
+A class's table is derived from its spread and the shape of the file, or described where that takes fewer bits. Finer
+spreads fit the tables better and cost more side information; wider classes need fewer tables. All choices are priced
+in real bytes of side information plus ideal code length, and the cheapest is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
-from rdopt.codec.coders.constriction import Tables, pack_lists
-from rdopt.codec.tables.classes import MAX_CLASS, Spreads, classes_of, quantize_spreads, rank1_spreads
-from rdopt.codec.tables.families import (
-    MAX_DERIVED,
-    UNIFORM_BLENDS,
-    UNIFORM_SCALES,
-    UniformShape,
-    approximate_bits,
-    derived_table,
-    middle,
-    shapes,
+from rdopt.codec.coders.constriction import Tables
+from rdopt.codec.tables.classes import (
+    MAX_CLASS,
+    RowsCols,
+    Spreads,
+    classes_of,
+    pack_spreads,
+    quantize_spreads,
+    rank1_spreads,
 )
+from rdopt.codec.tables.derived import BLEND_UNIT, SCALE_UNIT, approximate_tails, derived_frequencies
 from rdopt.codec.tables.frequencies import PRECISION, ideal_bits, normalize
 from rdopt.config.errors import UserError
 
+UNIFORM_BLENDS, UNIFORM_SCALES, MAX_DERIVED = 8, 9, 2048
 MAX_SIZE = 1 << 16  # beyond it the counts of all classes outgrow the model
 CHOICES = ((0, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2))
-Fit = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
+
+
+class UniformShape(NamedTuple):
+    """The shape of all derived tables of a file.
+
+    Attributes:
+        blend: the Laplace density has weight blend / BLEND_UNIT.
+        scale: spreads are multiplied by 2^((scale - UNIFORM_SCALES // 2) / SCALE_UNIT).
+    """
+
+    blend: int
+    scale: int
+
+
+def shapes() -> Iterator[UniformShape]:
+    """All shapes."""
+    for blend in range(UNIFORM_BLENDS):
+        for scale in range(UNIFORM_SCALES):
+            yield UniformShape(blend, scale)
+
+
+def middle(key: int, precision: int, width: int) -> tuple[int, int]:
+    """log2 of the spread in the middle of a class, as an exact fraction (numerator, denominator)."""
+    return 2 * key * width + width - 1, 2 * max(precision, 1)
+
+
+@cache
+def derived_table(shape: UniformShape, log2_spread: tuple[int, int], size: int) -> Int[np.ndarray, " size"]:
+    """Frequencies of |z| = 0..size-1 of one class, summing to 2^PRECISION, each at least 1.
+
+    Args:
+        shape: of the file.
+        log2_spread: of the class, as `middle` gives it.
+        size: 1 + the largest magnitude, at most MAX_DERIVED.
+    """
+    if not 1 <= size <= MAX_DERIVED:
+        raise ValueError(f"a derived table of {size} symbols, the limit is {MAX_DERIVED}")
+    bounds = [k + Decimal("0.5") for k in range(size)]
+    freq = derived_frequencies(bounds, log2_spread, shape.scale - UNIFORM_SCALES // 2, shape.blend, escape=False)
+    freq[0] += (1 << PRECISION) - freq.sum()
+    return freq
+
+
+def approximate_bits(
+    scale: int, spread: Float[np.ndarray, " classes"], counts: Float[np.ndarray, "classes size"]
+) -> Float[np.ndarray, "blends classes"]:
+    """Code length in bits of these counts of |z| under the derived tables of every blend, per class, without signs.
+
+    In float64, for choosing a shape; never for coding. The masses of a blend are those of its densities, blended.
+    """
+    t = (np.arange(counts.shape[1]) + 0.5) / (spread[:, None] * 2.0 ** ((scale - UNIFORM_SCALES // 2) / SCALE_UNIT))
+    where = np.nonzero(counts)
+    laplace, gaussian = (-np.diff(tail, axis=1, prepend=1.0)[where] for tail in approximate_tails(t))
+    weight = np.arange(UNIFORM_BLENDS)[:, None] / BLEND_UNIT
+    mass = weight * laplace + (1 - weight) * gaussian
+    bits = -counts[where] * np.log2(np.maximum(mass, 0) + 2.0**-PRECISION)
+    return np.stack([np.bincount(where[0], each, len(spread)) for each in bits])
 
 
 class UniformPlan(NamedTuple):
@@ -103,7 +162,7 @@ def read_tables(data: bytes, precision: int, width: int) -> Tables:
     return tables
 
 
-def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[Fit] | None = None) -> UniformPlan:
+def choose_plan(matrices: Sequence[Int[np.ndarray, "_ _"]], fits: Sequence[RowsCols] | None = None) -> UniformPlan:
     """The cheapest plan of `CHOICES` for these index matrices: codes (ideal) + tables + spreads (bytes).
 
     Args:
@@ -185,8 +244,8 @@ def _class_counts(matrices, spreads: Sequence[Spreads], size: int, width: int) -
         classes = table_classes(s, width)
         low = int(classes.min())
         joint = (classes - low).astype(np.int64) * size + np.abs(z)
-        found = np.bincount(joint.ravel(), minlength=(int(classes.max()) - low + 1) * size)
-        for offset, row in enumerate(found.reshape(-1, size)):
+        flat = np.bincount(joint.ravel(), minlength=(int(classes.max()) - low + 1) * size)
+        for offset, row in enumerate(flat.reshape(-1, size)):
             if row.any():
                 counts[low + offset] = counts.get(low + offset, 0) + row
     return {key: np.trim_zeros(row, "b") for key, row in counts.items()}
@@ -204,12 +263,7 @@ def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tu
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
-    found = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(UNIFORM_SCALES)]
-    bits = {shape: found[shape.scale][shape.blend] for shape in shapes()}
+    bits_of = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(UNIFORM_SCALES)]
+    bits = {shape: bits_of[shape.scale][shape.blend] for shape in shapes()}
     best = min(bits, key=lambda shape: float(bits[shape].sum()))
     return best, dict(zip(rows, bits[best].tolist(), strict=True))
-
-
-def pack_spreads(spreads: Sequence[Spreads]) -> bytes:
-    """Row spreads, then column spreads, of all matrices as one entropy-coded string."""
-    return pack_lists([s.row for s in spreads]) + pack_lists([s.col for s in spreads])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdopt.codec.tables.frequencies import PRECISION
-from rdopt.codec.tables.shapes import (
+from rdopt.codec.tables.trellis import (
     OCTAVES,
     TRELLIS_BLENDS,
     TRELLIS_SCALES,

@@ -11,9 +11,9 @@ from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS
 from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
-from rdopt.codec.streams import trellis_file
-from rdopt.codec.streams.trellis_file import pack_trellis, restart, segments, unpack_trellis
-from rdopt.codec.tables.trellis_plan import (
+from rdopt.codec.streams import paths as stream
+from rdopt.codec.streams.paths import pack_trellis, restart, segments, unpack_trellis
+from rdopt.codec.tables.trellis import (
     SPREAD_PRECISIONS,
     TrellisPlan,
     fit_plan,
@@ -60,7 +60,7 @@ def unpacked(found, plan, index=None, threads=1, shapes=SHAPES, **streams):
 )
 def test_segments_hold_every_lane_once_in_order_and_are_no_larger_than_told(shapes, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trellis_file, "SEGMENT_SIZE", size)
+        patch.setattr(stream, "SEGMENT_SIZE", size)
         cuts = segments(shapes)
     lanes = [(p.matrix, lane) for pieces in cuts for p in pieces for lane in range(p.first, p.last)]
     assert lanes == [(i, lane) for i, (_, n) in enumerate(shapes) for lane in range(n)]
@@ -77,7 +77,7 @@ def test_segments_hold_every_lane_once_in_order_and_are_no_larger_than_told(shap
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("size", [100, 1 << 18])
 def test_matrices_of_any_shape_and_order_read_back_for_any_number_of_threads(monkeypatch, states, size):
-    monkeypatch.setattr(trellis_file, "SEGMENT_SIZE", size)
+    monkeypatch.setattr(stream, "SEGMENT_SIZE", size)
     rng, plan = np.random.default_rng(states), packed()[1]
     paths = [random_path(rng, *x, states) for x in zip(SHAPES, ORDERS, strict=True)]
     one, four = (pack_trellis(paths, ORDERS, plan, states, threads) for threads in (1, 4))

@@ -18,7 +18,7 @@ from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes
 from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
 from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis_plan import SPREAD_PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
+from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EntropyCoder
 
