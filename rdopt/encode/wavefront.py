@@ -37,7 +37,17 @@ def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, 
     left[i, i'] and right[j, j'] say how the error of an entry (i', j'), i' >= i, j' >= j, moves the target of (i, j);
     both have unit diagonals. E holds the errors Y - values, row by row, and `carried` the sums over j' >= j of
     E_ij' right[j, j'], column by column; the share of tiles two away or more is already in Y and carried.
+
+    Args:
+        first, last: the anti-diagonals.
+        Y, E, carried, left, right: targets, errors and how they move targets.
+        rows, cols, bits, mu: the fields of a RateTerm.
+        step, machine: next states, and the state of every lane, changed in place.
+        k, values, grids: the fields of a TrellisPath, filled.
     """
+    # The target of (i, j) is moved by sum_i' left[i, i'] sum_j' right[j, j'] E[i', j'] over all entries behind it:
+    # GPTQ's feedback (2210.17323) on both sides. The inner sums are shared by a whole column of entries and kept in
+    # `carried`, so an entry costs two dot products, each at most two tiles long: the rest came by matrix products.
     m, n = Y.shape
     x, classes = np.empty(m), np.empty(m, np.int64)
     path, used, grid = np.empty(m, np.int32), np.empty(m, np.int32), np.empty(m, np.uint8)
@@ -50,6 +60,7 @@ def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, 
             carried[j, i] += _dot(E[i], right[j], j + 1, min(n, (j // TILE + 2) * TILE))
             x[at] = Y[i, j] + carried[j, i] + _dot(carried[j], left[i], i + 1, min(m, (i // TILE + 2) * TILE))
             classes[at] = rows[i] + cols[j]
+        # No entry of this diagonal moves another's target, so the best path is that without feedback.
         lane = total % n
         viterbi(x[:length], classes[:length], bits, mu, step, machine[lane], path[:length])
         machine[lane] = walk(path[:length], step, machine[lane], used[:length], grid[:length])

@@ -27,18 +27,25 @@ _MOST = 1 << 16
 
 def starting_contexts(coder: Coder) -> Int[np.ndarray, "tables bins"]:
     """The probability of a zero in every bin of every table, of 2^16; the escape ends what a table knows."""
+    # tail[i] counts the slots of magnitudes i and above (of their high parts).
     tables = len(coder.symbols)
     tail = np.zeros((tables, CUT + (2 << _EXPONENTS)), np.int64)
     for row, symbols in enumerate(coder.symbols):
         beyond = (1 << PRECISION) - coder.start[row, :symbols].astype(np.int64)
         length = min(symbols, tail.shape[1])
         tail[row, :length] = beyond[:length]
+    # Every bin asks whether a magnitude known to lie in `whole` also lies in its part `rest`. Greater-than flag i: at
+    # least i, at least i + 1. Prefix flag d of the Exp-Golomb code (value >= 2^d): from ends[d] on, from ends[d+1] on.
     ends = CUT - 1 + (1 << np.arange(_EXPONENTS + 1))
     whole = np.concatenate([tail[:, :CUT], tail[:, ends[:-1]], tail[:, ends[:-1]]], axis=1)
+    # The first bit behind a prefix of d digits: from ends[d] up to ends[d + 1], the upper half of that. A prefix of no
+    # digits has no such bit; its place is filled as if the bit were always zero.
     middles = CUT - 1 + (3 << np.arange(_EXPONENTS)) // 2
     middles[0] = ends[0] + 1
     rest = np.concatenate([tail[:, 1 : CUT + 1], tail[:, ends[1:]], tail[:, middles]], axis=1)
     inside = np.concatenate([whole[:, : CUT + _EXPONENTS], tail[:, ends[:-1]] - tail[:, ends[1:]]], axis=1)
+    # No context begins with certainty: the table is only what the whole file said, and a bin that the table gives no
+    # slot (beyond the escape) begins with even odds.
     zero = ((whole - rest) << 16) // np.maximum(inside, 1)
     return np.clip(np.where(inside > 0, zero, 1 << 15), _CERTAIN, (1 << 16) - _CERTAIN)
 

@@ -41,6 +41,9 @@ class Codes(NamedTuple):
 
 def code_sizes(freq: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Lengths of the best prefix code of at most MAX_LENGTH bits for n >= 2 frequencies (package-merge)."""
+    # Coin collector's problem: a symbol of length l pays one coin of every face value 2^-1 .. 2^-l, each at the price
+    # of its frequency. From the smallest value up, pairs of the cheapest become packages of the next value, among the
+    # coins of that value; `levels` keeps which items of a row are coins.
     order = np.argsort(freq, kind="stable")
     coins = freq[order]
     levels, row = [], coins
@@ -51,6 +54,8 @@ def code_sizes(freq: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         merged = np.concatenate([coins, packages])
         rank = np.argsort(merged, kind="stable")
         row, is_coin = merged[rank], rank < len(coins)
+    # The 2 n - 2 cheapest items of the largest value are worth n - 1, what a full code pays. Opened again row by
+    # row, they say how many coins each symbol has paid: its length.
     sizes, taken = np.zeros(len(freq), np.int64), 2 * len(freq) - 2
     for is_coin in reversed(levels):
         used = int(is_coin[:taken].sum())
@@ -61,6 +66,9 @@ def code_sizes(freq: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 def make_codes(coder: Coder) -> Codes:
     """The codes of all tables; symbols of one length in ascending order."""
+    # Canonical codes (Schwartz and Kallick 1964) are decoded without a tree (Moffat and Turpin 1997): sorted by length,
+    # the code words ascend as binary fractions, so the length of the next one follows from where 16 leading bits fall
+    # among `limit`, and its symbol from its distance to the first word of that length, which `base` holds.
     tables, size = len(coder.symbols), coder.start.shape[1] - 1
     lengths, codes = np.zeros((tables, size), np.int64), np.zeros((tables, size), np.int64)
     limit, base = np.zeros((tables, MAX_LENGTH + 1), np.int64), np.zeros((tables, MAX_LENGTH + 1), np.int64)
@@ -76,6 +84,7 @@ def make_codes(coder: Coder) -> Codes:
         limit[row] = begins[ends]
         firsts = np.concatenate([[0], ends[:-1]])
         base[row] = firsts - (begins[firsts] >> (MAX_LENGTH - np.arange(MAX_LENGTH + 1)))
+        # Most words are short: a table by their leading bits saves the search for the length.
         short = rank[: ends[_FAST]]
         entries = (short << 5) | sizes[short]
         fast[row, : begins[len(short)] >> (MAX_LENGTH - _FAST)] = np.repeat(entries, 1 << (_FAST - sizes[short]))

@@ -116,6 +116,8 @@ def _predict(x, t, known, lags, weights, average):
 @no_type_check
 def _level(energy, level):
     """Two thirds of the way from the family's level to that of the errors so far (energy: mean |error| in 1/256)."""
+    # log2 of the energy in integers, the same on every machine: whole octaves from the leading digit, eighths linearly
+    # from the three behind it. The last errors say more about the next than the family does, but they are few.
     octave = 0
     while energy >> (octave + 1):
         octave += 1

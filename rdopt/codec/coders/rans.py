@@ -111,6 +111,11 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
     Returns:
         the new first used word.
     """
+    # A state is a stack: what is pushed last is popped first, hence everything backwards, the words too. A symbol of
+    # `freq` slots from `low` on takes x to floor(x / freq) 2^PRECISION + x mod freq + low (Duda), which
+    # stays below 2^32 if x was below freq 2^(32 - PRECISION); else 16 bits go out first. Whether they do is as good as
+    # random, so the word is written in any case and only `at` depends on it: a branch would be mispredicted. The
+    # state then fits 32 bits, whose division is the faster one.
     lanes, length = k.shape
     for group in range((lanes - 1) // WAYS * WAYS, -1, -WAYS):
         for t in range(length - 1, -1, -1):
@@ -191,6 +196,8 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
     Returns:
         the next word, larger than the number of words if the string was too short; -1 for an index beyond LARGEST.
     """
+    # The slot x mod 2^PRECISION names the symbol, and x goes back to freq floor(x / 2^PRECISION) + slot - low. The
+    # lanes of a group do not wait for one another, so that a processor decodes several of them at a time (Giesen).
     lanes, length = k.shape
     machine = np.zeros(WAYS, np.int64)
     mask = np.uint64((1 << PRECISION) - 1)

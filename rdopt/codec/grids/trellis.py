@@ -143,6 +143,10 @@ def viterbi(x, classes, bits, mu, step, start, k):
     Returns:
         the state after the last entry.
     """
+    # Viterbi 1967, Forney 1973: of all paths that reach a state only the cheapest can be the start of the best one, and
+    # it comes from one of two states. A branch is a subset of one grid's points; which point of it is decided at once,
+    # since only the parity of an index moves the machine on (Ungerboeck 1982; Marcellin and Fischer 1990).
+    # Ties go to the lower state, so that every machine writes the same indices.
     length, states = x.shape[0], step.shape[0]
     total, new = np.full(states, np.inf), np.empty(states)
     total[start] = 0.0
@@ -158,7 +162,7 @@ def viterbi(x, classes, bits, mu, step, start, k):
             new[s] = min(a, b)
         total, new = new, total
     end = np.argmin(total)
-    s = end
+    s = end  # back along the kept choices
     for t in range(length - 1, -1, -1):
         choice = int(second[t, s])
         index = indices[t, subset[s, choice]]
