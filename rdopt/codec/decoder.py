@@ -191,18 +191,19 @@ def decode_matrices(
 def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
     config, files = unpack_files(streams["files"])
     arch = architecture_from_config(config)
-    found = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), threads)
+    matrices = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), threads)
     stored = unpack_stored(streams["transforms"], arch)
 
     def undone(key: Key) -> np.ndarray:
         """A matrix without the stored transforms."""
-        return found.weights[key] if stored is None else undo_stored(stored, *key, INPUT_OF[key[1]], found.weights[key])
+        W = matrices.weights[key]
+        return W if stored is None else undo_stored(stored, *key, INPUT_OF[key[1]], W)
 
     with ThreadPoolExecutor(threads or None) as pool:
-        names = [arch.tensor_name(*key) for key in found.weights]
-        weights = dict(zip(names, pool.map(undone, found.weights), strict=True))
+        names = [arch.tensor_name(*key) for key in matrices.weights]
+        weights = dict(zip(names, pool.map(undone, matrices.weights), strict=True))
     if streams["embeddings"]:
-        weights |= unpack_embeddings(streams["embeddings"], arch, found.c, threads)
+        weights |= unpack_embeddings(streams["embeddings"], arch, matrices.c, threads)
     weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))
     return Decoded(
         tensors={k: weights[k] for k in expected_tensors(arch)},
@@ -210,12 +211,12 @@ def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) 
         config=config,
         files=files,
         bits=bits_of(data, streams),
-        c=found.c,
-        parameters=found.parameters,
-        code_bits={key: x.bits for key, x in found.coded.items()},
-        indices={key: x.indices for key, x in found.coded.items()},
-        plain=found.plain,
-        gains=found.gains,
+        c=matrices.c,
+        parameters=matrices.parameters,
+        code_bits={key: x.bits for key, x in matrices.coded.items()},
+        indices={key: x.indices for key, x in matrices.coded.items()},
+        plain=matrices.plain,
+        gains=matrices.gains,
         stored=stored,
     )
 

@@ -50,16 +50,16 @@ def blockwise_pca(params: Params, arch: Architecture, block: int = 32, bits: int
 
 def _covariances(params: Params, arch: Architecture, block: int) -> dict[Key, Blocks]:
     """(layer, matrix) -> diagonal blocks of W^T W over the mean square of W."""
-    found = {}
+    covariances = {}
     for layer in range(arch.num_layers):
         for name in MATRICES:
             W = np.asarray(params["blocks"][name][layer], np.float64)
             power = max(float(np.mean(W**2)), np.finfo(np.float64).tiny)
-            found[layer, name] = []
+            covariances[layer, name] = []
             for columns, width in _columns(W.shape[1], block):
                 x = W[:, columns].reshape(len(W), -1, width).swapaxes(0, 1)
-                found[layer, name].append((columns, x.swapaxes(1, 2) @ x / power))
-    return found
+                covariances[layer, name].append((columns, x.swapaxes(1, 2) @ x / power))
+    return covariances
 
 
 def _columns(n: int, block: int) -> Iterator[tuple[slice, int]]:

@@ -79,8 +79,8 @@ class Prefix:
         total: list[np.ndarray] | None = None
         for (x, a), (x_hat, a_hat) in zip(*self._states, strict=True):
             pairs = [(a_hat, a_hat), (a, a_hat), *([(x - x_hat, a_hat)] if group in PRODUCERS else [])]
-            found = [np.asarray(_product(u, v), np.float64) for u, v in pairs]
-            total = found if total is None else [t + f for t, f in zip(total, found, strict=True)]
+            products = [np.asarray(_product(u, v), np.float64) for u, v in pairs]
+            total = products if total is None else [t + f for t, f in zip(total, products, strict=True)]
         assert total is not None
         S, C, *R = (t / self._tokens for t in total)
         return Sums(S, C, R[0] if R else None)
@@ -95,12 +95,12 @@ class Prefix:
         """W* of every matrix of an input group from its sums, float64."""
         S, C, R = sums
         inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
-        found = {}
+        corrected = {}
         for name in MATRICES_OF[group]:
             W = np.asarray(self._aligned.block(layer).params[name], np.float64)
             moved = W @ (C - S)
-            found[name] = W + (moved if R is None else moved + R) @ inverse
-        return found
+            corrected[name] = W + (moved if R is None else moved + R) @ inverse
+        return corrected
 
     def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
         """Goes past a block whose matrices are all decoded."""

@@ -45,8 +45,8 @@ class Judge(NamedTuple):
 
     def excess(self, params: Params, arch: Architecture) -> float:
         """Loss of a model above the original's on the selection text, nats/token."""
-        found = compare(self.selection, params, arch)
-        return found.perplexity.nll - found.reference_perplexity.nll
+        comparison = compare(self.selection, params, arch)
+        return comparison.perplexity.nll - comparison.reference_perplexity.nll
 
     def goal(self, encode: EncodeConfig) -> tuple[Goal, Callable[[Encoded], float]]:
         """The search that encode.target_kl or encode.target_ppl asks for: (goal, log2 of the value of a file).
@@ -103,7 +103,7 @@ def finetune_file(
             "steps": str(encode.finetune),
         }
         store = StateStore(judge.folder, hashes)
-    found = finetune(
+    tuned = finetune(
         params,
         decoded.arch,
         judge.tokens,
@@ -117,8 +117,8 @@ def finetune_file(
     )
     if store is not None:
         store.close()
-    if not found.accepted:
-        return encoded, found
-    coded = encoded.coded._replace(gains=found.gains)
-    tensors = params_to_tensors(found.params, source.arch)
-    return assemble(coded, tensors, source.arch, source.files, source.parameters), found
+    if not tuned.accepted:
+        return encoded, tuned
+    coded = encoded.coded._replace(gains=tuned.gains)
+    tensors = params_to_tensors(tuned.params, source.arch)
+    return assemble(coded, tensors, source.arch, source.files, source.parameters), tuned

@@ -176,13 +176,13 @@ def quantize_lloyd(
             cell = cell_of(plan.spreads[i], plan.precision) - low
             return quantize_on_cells(*inputs(keys[i]), cell, cells)
 
-        found = {}
+        indices = {}
         for i, z in enumerate(threads.map(one, range(len(keys)))):
-            found[keys[i]] = z
+            indices[keys[i]] = z
             if progress:
                 progress(len(keys) + i + 1, 2 * len(keys))
     levels = LloydLevels(low, np.stack([x.offsets for x in cells]))
-    return LloydModel(found, refit_plan(list(found.values()), plan), levels)
+    return LloydModel(indices, refit_plan(list(indices.values()), plan), levels)
 
 
 def coordinates(

@@ -82,8 +82,8 @@ def search_step(
         if abs(miss) <= goal.aim:
             break
         if last is not None and log_c != last[0]:
-            found = (miss - last[1]) / (log_c - last[0])
-            slope = found if found * goal.slope > 0.05 else slope
+            secant = (miss - last[1]) / (log_c - last[0])
+            slope = secant if secant * goal.slope > 0.05 else slope
         last = (log_c, miss)
         log_c -= max(-4.0, min(4.0, miss / slope))
     assert best is not None
@@ -160,7 +160,7 @@ def search_file(
         part = some_rows(source, encode)
         _, start = search_step(
             lambda c: (rough(part, code_matrices(part.source, c, encode), c), c),
-            lambda found: found[0],
+            lambda trial: trial[0],
             goal._replace(aim=goal.tolerance, tolerance=math.inf),
             start,
         )

@@ -89,20 +89,20 @@ def _behind_prefix(
     """All matrices in the order of the computation, each aimed at what undoes the drift so far."""
     source = second.source
     prefix = None if source.tokens is None else Prefix(source.aligned, source.tokens, encode.drift_damping)
-    precision, found = _gain_precision(source, second.c), {}
+    precision, finished = _gain_precision(source, second.c), {}
     for layer, group in input_groups(source.arch.num_layers):
         names = MATRICES_OF[group]
-        before = {name: found[layer, name].W for name in MATRICES if (layer, name) in found}
+        before = {name: finished[layer, name].W for name in MATRICES if (layer, name) in finished}
         if prefix is None:
             targets = {name: source.original((layer, name)) for name in names}
         else:
             targets = prefix.targets(layer, group, before)
         one = partial(_finish, second, layer, targets, precision, encode.gains)
         for name, result in zip(names, count(threads.map(one, names)), strict=True):
-            found[layer, name] = result
+            finished[layer, name] = result
         if prefix is not None and group == "down":
-            prefix.advance(layer, {name: found[layer, name].W for name in MATRICES})
-    return found
+            prefix.advance(layer, {name: finished[layer, name].W for name in MATRICES})
+    return finished
 
 
 def _joined(gains: Sequence[Gains]) -> Gains:
@@ -164,8 +164,8 @@ def _components(
         return fit_structured(W, *step_factors(source.grid, key, c), 1 / TRELLIS_STEP)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        found = zip(weights, threads.map(fit, weights), strict=True)
-        return {key: fitted for key, fitted in found if fitted is not None}
+        fits = zip(weights, threads.map(fit, weights), strict=True)
+        return {key: fitted for key, fitted in fits if fitted is not None}
 
 
 def step_factors(grid: Grid, key: Key, c: float) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:

@@ -136,7 +136,7 @@ def _update(energy, error):
 @no_type_check
 def symbols_of(x, known, lags, weights, average, level, energy, start, reach, low, freq, escapes):
     """Slots (low, freq) of every entry of a list; returns how many escapes it wrote (zigzag of the difference)."""
-    found = 0
+    escaped = 0
     for t in range(x.shape[0]):
         mu = _predict(x, t, known, lags, weights, average)
         base, fraction = mu // ONE, mu % ONE
@@ -145,12 +145,12 @@ def symbols_of(x, known, lags, weights, average, level, energy, start, reach, lo
         symbol = d + reach[row]
         if symbol < 0 or symbol > 2 * reach[row] + 1:
             symbol = 2 * reach[row] + 2
-            escapes[found] = 2 * d if d >= 0 else -2 * d - 1
-            found += 1
+            escapes[escaped] = 2 * d if d >= 0 else -2 * d - 1
+            escaped += 1
         low[t] = start[row, fraction, symbol]
         freq[t] = start[row, fraction, symbol + 1] - low[t]
         energy = _update(energy, ONE * x[t] - mu)
-    return found
+    return escaped
 
 
 @kernel()

@@ -117,12 +117,12 @@ def predecessors(step):
     """The two ways into every state, the lower state first: (state before, its subset 2 grid + parity)."""
     states = step.shape[0]
     before, subset = np.empty((states, 2), np.int64), np.empty((states, 2), np.int64)
-    found = np.zeros(states, np.int64)
+    ways = np.zeros(states, np.int64)
     for s in range(states):
         for parity in range(2):
             to = step[s, parity]
-            before[to, found[to]], subset[to, found[to]] = s, 2 * (s & 1) + parity
-            found[to] += 1
+            before[to, ways[to]], subset[to, ways[to]] = s, 2 * (s & 1) + parity
+            ways[to] += 1
     return before, subset
 
 

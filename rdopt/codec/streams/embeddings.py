@@ -80,11 +80,11 @@ def unpack_embeddings(
         raise ValueError("the scales of the embeddings do not end with their last spread")
     spreads = [Spreads(*pair) for pair in zip(row_spreads, col_spreads, strict=True)]
     matrices = unpack_trellis(data[at:], tables, spreads, BitReader(index), list(shapes.values()), threads)
-    found = {}
+    tensors = {}
     for name, matrix, row, col in zip(shapes, matrices, rows, cols, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
             W = dequantize(matrix.values, row, col, trellis_step(c))
         if not np.isfinite(W).all():
             raise ValueError(f"{NAMES[name]} has weights that are not finite")
-        found[NAMES[name]] = W
-    return found
+        tensors[NAMES[name]] = W
+    return tensors

@@ -132,14 +132,14 @@ def unpack_gains(data: bytes, shapes: MatrixShapes) -> Gains | None:
     if precision >= len(GAIN_PRECISIONS) or len(data) < behind_flags:
         raise ValueError("the gains end before their flags, or have no precision")
     present = np.unpackbits(np.frombuffer(data[1:behind_flags], np.uint8))[: len(sides)].astype(bool).tolist()
-    data, found = data[behind_flags:], {}
+    data, exponents = data[behind_flags:], {}
     for group in _groups(sides, present, coding):
         lists, data = _checked_lists(data, [sides[i].length for i in group], GAIN_PRECISIONS[precision])
-        found |= dict(zip(group, lists, strict=True))
+        exponents |= dict(zip(group, lists, strict=True))
     if data:
         raise ValueError("the gains do not end with their last value")
-    rows = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "rows"}
-    cols = {side.key: found[i] for i, side in enumerate(sides) if i in found and side.part == "cols"}
+    rows = {side.key: exponents[i] for i, side in enumerate(sides) if i in exponents and side.part == "rows"}
+    cols = {side.key: exponents[i] for i, side in enumerate(sides) if i in exponents and side.part == "cols"}
     return Gains(GAIN_PRECISIONS[precision], rows, cols)
 
 

@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
 def segments(shapes: Sequence[tuple[int, int]]) -> list[list[Piece]]:
     """Cuts the lanes of matrices (out, in) into segments of SEGMENT_SIZE indices or a little more."""
-    found, current, size = [], [], 0
+    finished, current, size = [], [], 0
     for matrix, (m, n) in enumerate(shapes):
         first = 0
         while first < n:
@@ -59,9 +59,9 @@ def segments(shapes: Sequence[tuple[int, int]]) -> list[list[Piece]]:
             current.append(Piece(matrix, first, first + lanes))
             first, size = first + lanes, size + lanes * m
             if size >= SEGMENT_SIZE:
-                found.append(current)
+                finished.append(current)
                 current, size = [], 0
-    return [*found, current] if current else found
+    return [*finished, current] if current else finished
 
 
 def restart(order: Order) -> int:
@@ -170,11 +170,11 @@ def unpack_trellis(
 
     with ThreadPoolExecutor(threads or None) as pool:
         list(pool.map(segment, range(len(cuts))))
-        found = list(pool.map(matrix, range(len(shapes))))
-    ideal = sum(x.bits for x in found)
+        decoded = list(pool.map(matrix, range(len(shapes))))
+    ideal = sum(x.bits for x in decoded)
     # Matrices share strings of words: each gets its share of the real bits.
-    shares = [x.bits / ideal if ideal else 1 / len(found) for x in found]
-    return [x._replace(bits=8 * len(codes) * share) for x, share in zip(found, shares, strict=True)]
+    shares = [x.bits / ideal if ideal else 1 / len(decoded) for x in decoded]
+    return [x._replace(bits=8 * len(codes) * share) for x, share in zip(decoded, shares, strict=True)]
 
 
 def _split(data: bytes, lengths: Sequence[int]) -> Iterator[bytes]:

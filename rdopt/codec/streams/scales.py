@@ -45,10 +45,10 @@ def unpack_scales(
     heights = {key: shape[0] for key, shape in shapes.items()}
     ins = {key: shape[1] for key, shape in shapes.items()}
     families = [[(part[key], key) for key in f] for part in (heights, widths, heights, ins) for f in _families(part)]
-    found, rest = unpack_families(data, [(len(f), f[0][0]) for f in families])
+    unpacked, rest = unpack_families(data, [(len(f), f[0][0]) for f in families])
     if rest:
         raise ValueError("the scales do not end with their last value")
-    lists = iter(zip(families, found, strict=True))
+    lists = iter(zip(families, unpacked, strict=True))
 
     def part(like: Mapping[Key, int]) -> dict[Key, Ints]:
         values: dict[Key, Ints] = {}

@@ -141,10 +141,10 @@ def _symbols(layer: int, lists: Sequence[Ints], done: Sequence[Lists], model: Mo
     """(2, n) slots of one list; appends its escapes."""
     x = lists[layer]
     p = _predictor(layer, len(x), lists[:layer], _related(done, len(lists), len(x)), model)
-    slots, found = np.zeros((2, len(x)), np.int64), np.zeros(len(x), np.int64)
+    slots, written = np.zeros((2, len(x)), np.int64), np.zeros(len(x), np.int64)
     start, reach = laws()
-    used = symbols_of(x, *p, first_energy(p.level), start, reach, slots[0], slots[1], found)
-    escapes += found[:used].tolist()
+    used = symbols_of(x, *p, first_energy(p.level), start, reach, slots[0], slots[1], written)
+    escapes += written[:used].tolist()
     return slots
 
 

@@ -68,10 +68,10 @@ def unpack_stored(data: bytes, arch: Architecture) -> StoredRotations | None:
             pairings[side, key] = tuple(layers)
     classes = [_classes(empty, n) for _, _, n in places]
     parts = np.split(_unpack_angles(data, np.concatenate(classes), coding, bits), np.cumsum([*map(len, classes)])[:-1])
-    found: tuple[dict[Key, StoredRotation], dict[Key, StoredRotation]] = ({}, {})
+    rotations: tuple[dict[Key, StoredRotation], dict[Key, StoredRotation]] = ({}, {})
     for (side, key, _), codes in zip(places, parts, strict=True):
-        found[side][key] = StoredRotation(codes, pairings.get((side, key)))
-    return empty._replace(inputs=found[0], outputs=found[1])
+        rotations[side][key] = StoredRotation(codes, pairings.get((side, key)))
+    return empty._replace(inputs=rotations[0], outputs=rotations[1])
 
 
 def _places(arch: Architecture) -> Iterator[tuple[int, Key, int]]:

@@ -75,17 +75,17 @@ def finer(step: float, f: Structured) -> float:
     return float(np.ldexp(np.float32(step), -f.shift))
 
 
-def pack_structured(found: Mapping[Key, Structured], shapes: MatrixShapes) -> bytes:
+def pack_structured(structured: Mapping[Key, Structured], shapes: MatrixShapes) -> bytes:
     """The components of all matrices: per matrix rank and shift (no component: rank 0), then the factors' lists.
 
     Returns:
         no bytes where there are no components.
     """
-    if not found:
+    if not structured:
         return b""
     head, bodies = BitWriter(), []
     for key in shapes:
-        f = found.get(key)
+        f = structured.get(key)
         head.gamma(f.rank if f else 0)
         if f:
             head.gamma(f.shift)
@@ -110,14 +110,14 @@ def unpack_structured(data: bytes, shapes: MatrixShapes) -> dict[Key, Structured
             sizes[key] = (rank, source.gamma())
             if sizes[key][1] > max(SHIFTS):
                 raise ValueError(f"a component in 2^-{sizes[key][1]} steps")
-    rest, found = data[source.bytes_read :], {}
+    rest, structured = data[source.bytes_read :], {}
     for key, (rank, shift) in sizes.items():
         lists, rest = unpack_families(rest, [(1, n) for n in shapes[key] for _ in range(rank)])
         factors = np.split(np.arange(2 * rank), 2)
         left, right = (np.stack([lists[i][0] for i in part], axis=1).astype(np.int64) for part in factors)
         if max(np.abs(left).max(), np.abs(right).max()) > MAX_FACTOR:
             raise ValueError("a factor is out of range")
-        found[key] = Structured(left, right, shift)
+        structured[key] = Structured(left, right, shift)
     if rest:
         raise ValueError("the components do not end with their last factor")
-    return found
+    return structured
