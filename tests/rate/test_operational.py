@@ -146,7 +146,7 @@ def tabulate():
 
 @pytest.mark.parametrize("log2_spread", [-1.0, 0.5, 3.0])
 def test_the_table_is_what_the_quantizer_does(tabulate, log2_spread):
-    bits, error = tabulate.measure(log2_spread, 8, rows=1 << 13, columns=8)
+    bits, error = tabulate.operational_point(log2_spread, 8, rows=1 << 13, columns=8)
     expected = trellis_rate_distortion(2.0**-log2_spread)
     assert bits == pytest.approx(expected[0], rel=0.02)
     assert error / 4.0**log2_spread == pytest.approx(expected[1], rel=0.03)

@@ -23,6 +23,7 @@ from transform_arms.criteria import (
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES
 from rdopt.operator.llama import logits
+from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.fold import fold
 from rdopt.transforms.gauges.gauges import Gauges
@@ -37,7 +38,7 @@ def ablate() -> ModuleType:
 
 @pytest.fixture
 def benchmark(tiny_llama):
-    """(gain-folded params on the device, their architecture, identity gauges, tokens) of a tiny model."""
+    """(subject, gain-folded params on the device, their architecture, identity gauges, tokens) of a tiny model."""
     subject = load_subject(tiny_llama())
     params, arch = fold(subject.params, subject.arch, Gauges(residual=np.eye(subject.arch.hidden_size)))
     heads = (arch.num_layers, arch.num_kv_heads)
@@ -92,8 +93,7 @@ def test_angles_and_column_powers_are_those_of_known_matrices(benchmark):
     c, s = np.cos(0.3), np.sin(0.3)
     Q = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     np.testing.assert_allclose(rotation_angles(Q), np.degrees([0.3, 0.3, 0]), atol=1e-9)
-    params = benchmark[0].params
-    powers = column_powers(params)
+    powers = column_powers(Aligned(subject=benchmark[0]).blocks())
     assert powers == sorted(powers, reverse=True)
     assert np.mean(powers) == pytest.approx(1.0)
 
