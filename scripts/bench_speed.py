@@ -33,7 +33,7 @@ from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import decode_indices, encode_indices
-from rdopt.codec.coders.lanes import to_lanes
+from rdopt.codec.coders.order import to_lanes
 from rdopt.codec.coders.rans import Blank, Lanes
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.grids.steps import dequantize

@@ -1,6 +1,6 @@
 """Prints the SHA-256 of everything that rdopt writes for the demo model, to show that a change changes no byte.
 
-Every command runs as a user runs it, small enough that all take under five minutes on two cores: sweeps of all arms
+Every command runs as a user runs it, small enough that all take about six minutes on two cores: sweeps of all arms
 with the trellis and with the uniform grid, files of every coder, grid and option, a run, its export, a decoded folder,
 and the figures of `inspect`, `analyze` and `toy` without their seconds. The numbers belong to one machine: products of
 matrices are summed in another order elsewhere. Record before a change, compare behind it:

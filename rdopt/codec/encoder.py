@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import EMBED, HEAD, Architecture, Key, matrix_shapes
 from rdopt.codec.coders.constriction import encode_indices
-from rdopt.codec.coders.lanes import Order
+from rdopt.codec.coders.order import Order
 from rdopt.codec.grids.lloyd import LloydLevels, write_levels
 from rdopt.codec.grids.trellis import TrellisPath
 from rdopt.codec.streams.container import pack

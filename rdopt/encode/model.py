@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from rdopt.checkpoint.families import Key
-from rdopt.codec.coders.lanes import Order
+from rdopt.codec.coders.order import Order
 from rdopt.codec.encoder import Coded, Encoded, MatrixCodes, assemble, code_lloyd, code_scalar, code_trellis
 from rdopt.codec.tables.classes import RowsCols
 from rdopt.codec.tables.uniform import choose_plan

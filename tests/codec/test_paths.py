@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdopt.codec.coders.bits import BitReader, BitWriter
-from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
+from rdopt.codec.coders.order import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS
 from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
 from rdopt.codec.streams import paths as stream

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.lanes import from_lanes, to_lanes
+from rdopt.codec.coders.order import from_lanes, to_lanes
 from rdopt.codec.grids.trellis import STATES, RateTerm, next_states, viterbi, walk, walk_lanes
 from rdopt.encode.columns import quantize_columns
 from rdopt.encode.feedback import quantize_feedback

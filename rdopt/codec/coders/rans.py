@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.transforms.kernels import kernel
 
+# Lanes interleaved in one string. Part of the format (codec/FORMAT.md): `streams.paths.segments` rounds by it for every
+# coder, so that another number is another container version.
 WAYS = 8
 LARGEST = (1 << 30) - 1  # index; its value fits 32 bits
 _WORD_BOUND = 5  # words an index can take at most: escape, raw bits, sign

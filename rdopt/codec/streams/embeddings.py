@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from rdopt.checkpoint.families import EMBED, HEAD, Architecture
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
-from rdopt.codec.coders.lanes import Order
+from rdopt.codec.coders.order import Order
 from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.grids.trellis import TrellisPath, trellis_step
 from rdopt.codec.streams.paths import pack_trellis, unpack_trellis

@@ -19,7 +19,6 @@ MAX_OCTAVES = 32
 _CODINGS = ("one table", "a table each for rows and columns", "a table a kind of matrix")
 
 LogGains = Mapping[Key, Float[np.ndarray, " _"]]
-Lists = list[Int[np.ndarray, " _"]]
 
 
 class Gains(NamedTuple):
@@ -163,7 +162,7 @@ def _groups(sides: Sequence[_Side], present: Sequence[bool], coding: int) -> lis
     return list(groups.values())
 
 
-def _checked_lists(data: bytes, lengths: list[int], precision: int) -> tuple[Lists, bytes]:
+def _checked_lists(data: bytes, lengths: list[int], precision: int) -> tuple[list[Int[np.ndarray, " _"]], bytes]:
     try:
         lists, data = unpack_lists(data, lengths)
     except OverflowError as error:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from rdopt.codec.coders.adaptive import Binary
 from rdopt.codec.coders.bits import BitReader
 from rdopt.codec.coders.huffman import Huffman
-from rdopt.codec.coders.lanes import Order, from_lanes, to_lanes
+from rdopt.codec.coders.order import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes
 from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
 from rdopt.codec.tables.classes import Spreads
