@@ -321,6 +321,7 @@ def distill(
     def after(
         done: int, figures: Sequence[float], state: Callable[[], State], best: Best
     ) -> tuple[Best, FinetuneProgress]:
+        """Scores the selection text after some steps, and keeps the best values so far."""
         measured = None
         if done in check_steps(steps):
             values = state().params

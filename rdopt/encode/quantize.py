@@ -88,6 +88,7 @@ def quantize_model(
     weights = {(layer, name): block.params[name] for layer, block in enumerate(blocks) for name in MATRICES}
 
     def one(key: Key) -> Int[np.ndarray, "out in"]:
+        """Indices of one matrix."""
         layer, name = key
         group = (layer, INPUT_OF[name])
         row = exp_steps(grid.rows[key]).astype(np.float64)
