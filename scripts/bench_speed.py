@@ -35,10 +35,11 @@ from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import decode_indices, encode_indices
 from rdopt.codec.coders.order import to_lanes
 from rdopt.codec.coders.rans import Blank, Lanes
+from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.grids.steps import dequantize
 from rdopt.codec.grids.trellis import SEGMENT, TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath, next_states
-from rdopt.codec.streams.paths import CODERS, pack_trellis, unpack_trellis
+from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
 from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.trellis import fit_plan, rates_of, starting_plan
 from rdopt.codec.tables.uniform import choose_plan, table_classes

@@ -13,8 +13,8 @@ from rdopt.align.objective import Variables
 from rdopt.align.stored_learning import Place, RotationStart, StoredSettings, expected_angle_bits, parameter_name
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.schema import RotationKind, SiteName
-from rdopt.transforms.gauges.gauges import Gauges, fixed_records
-from rdopt.transforms.gauges.sites import OWNERS, SITES
+from rdopt.transforms.gauges.coordinates import Gauges, fixed_records
+from rdopt.transforms.gauges.registry import OWNERS, SITES
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotation import Rotation
 

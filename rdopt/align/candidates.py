@@ -10,7 +10,7 @@ import numpy as np
 from rdopt.align.alignment import single_precision
 from rdopt.align.learn import Learned
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
-from rdopt.transforms.gauges.gauges import Gauges, fixed_records, gauges_of
+from rdopt.transforms.gauges.coordinates import Gauges, fixed_records, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 Cost = Callable[..., float]  # of gauges and, after them, stored rotations or None

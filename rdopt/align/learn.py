@@ -22,7 +22,7 @@ from rdopt.align.stored_choice import Choice, choose_stored
 from rdopt.align.stored_learning import STORED, StoredSettings, StoredStart, stored_settings, stored_start
 from rdopt.config.schema import TrainConfig
 from rdopt.runs.states import StateStore
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotations import StoredRotations
 

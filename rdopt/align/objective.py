@@ -23,7 +23,7 @@ from rdopt.operator.params import Params
 from rdopt.rate.operational import CurveName
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.rate.steps import base_step
-from rdopt.transforms.gauges.gauges import BlockGauges, Gauges, sides_of
+from rdopt.transforms.gauges.coordinates import BlockGauges, Gauges, sides_of
 from rdopt.transforms.stored.rotation import RotatedSides, Rotation
 
 # Weights from which a block's forward pass is computed again for its gradient instead of being kept.

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
 from rdopt.align.stored_learning import Place, StoredSettings, StoredStart, parameter_name
 from rdopt.checkpoint.families import MATRICES_OF
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.stored.angles import angle_codes
 from rdopt.transforms.stored.pairing import pairing_bits
 from rdopt.transforms.stored.rotation import Rotation

@@ -17,7 +17,7 @@ from rdopt.checkpoint.families import MATRICES, MATRICES_OF, Architecture, block
 from rdopt.config.schema import SideName, TrainConfig
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import matmul
-from rdopt.transforms.gauges.gauges import Gauges, sides_of
+from rdopt.transforms.gauges.coordinates import Gauges, sides_of
 from rdopt.transforms.matrices.cayley import block_cayley, block_cayley_size
 from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from rdopt.calibration.subject import Subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.schema import Config, TrainConfig
-from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.gauges.sites import SITES
+from rdopt.transforms.gauges.coordinates import Gauges
+from rdopt.transforms.gauges.registry import SITES
 
 UNTYING = frozenset(site.name for site in SITES if site.unties)
 TABLE_BITS = 16.0  # of an entry of an uncoded table

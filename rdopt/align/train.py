@@ -34,8 +34,8 @@ from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, save_alignment
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of, original_axes
-from rdopt.transforms.gauges.sites import changed_outputs
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, original_axes
+from rdopt.transforms.gauges.registry import changed_outputs
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.stored.rotations import StoredRotations
 

@@ -1,1 +1,1 @@
-"""Room `codec`: grids, feedback, entropy coding and the container; a model to a file and back."""
+"""Room `codec`: bytes alone: grids, tables, entropy coders, the streams of a file (FORMAT.md); no model runs here."""

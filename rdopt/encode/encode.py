@@ -23,7 +23,7 @@ from rdopt.runs.export import open_trained
 from rdopt.runs.moments import moments_of
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import load_alignment
-from rdopt.transforms.gauges.gauges import gauges_of
+from rdopt.transforms.gauges.coordinates import gauges_of
 
 
 class Prepared(NamedTuple):

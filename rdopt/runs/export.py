@@ -19,8 +19,8 @@ from rdopt.evaluate.perplexity import windows
 from rdopt.operator.params import Params
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import AlignmentFiles, architecture_of_original, load_alignment, save_alignment
+from rdopt.transforms.gauges.coordinates import gauges_of
 from rdopt.transforms.gauges.fold import unfold
-from rdopt.transforms.gauges.gauges import gauges_of
 
 KL_LIMIT = 1e-6
 

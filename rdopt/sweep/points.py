@@ -22,7 +22,7 @@ from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import lam_of_base_step
 from rdopt.transforms.aligned import Aligned
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

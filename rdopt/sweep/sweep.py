@@ -36,7 +36,7 @@ from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_t
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

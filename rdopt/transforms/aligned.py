@@ -25,8 +25,8 @@ from rdopt.checkpoint.families import (
     block_shapes,
 )
 from rdopt.operator.params import Params
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold, fold_block, fold_block_moments, fold_end_moments, fold_ends
-from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 
 

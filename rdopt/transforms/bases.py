@@ -9,8 +9,8 @@ rotation can (Pham 2001), which is what a rate asks for.
 from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import Architecture
 from rdopt.operator.params import Params
-from rdopt.transforms.gauges.gauges import Gauges
-from rdopt.transforms.gauges.sites import OWNERS
+from rdopt.transforms.gauges.coordinates import Gauges
+from rdopt.transforms.gauges.registry import OWNERS
 
 BASES = ("identity", "hadamard", "random", "dct", "fourier", "pca", "pca-act", "joint")
 

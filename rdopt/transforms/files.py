@@ -18,7 +18,7 @@ from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
-from rdopt.transforms.gauges.sites import OWNERS
+from rdopt.transforms.gauges.registry import OWNERS
 from rdopt.transforms.records import RECORD_VERSION, TransformRecord, record_from_dict, record_to_dict
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 

@@ -25,7 +25,7 @@ from rdopt.encode.trial import hard_cost
 from rdopt.operator.params import params_from_tensors
 from rdopt.transforms.aligned import Aligned, Block
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.stored.rotations import StoredRotations
 from transform_arms.criteria import Criterion, learn_criterion
 

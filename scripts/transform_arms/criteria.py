@@ -19,8 +19,8 @@ from rdopt.align.loop import batch_indices
 from rdopt.checkpoint.families import MATRICES, Architecture
 from rdopt.operator.llama import attend, embed_tokens, gated, linear, logits, rms_norm, rope_tables
 from rdopt.operator.params import Params
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, sides_of
 from rdopt.transforms.gauges.fold import fold
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of, sides_of
 
 Criterion = Literal["fourth powers", "kurtosis", "cross-entropy"]
 FAKE_BITS = 4  # of the weights behind the cross-entropy, as SpinQuant has them

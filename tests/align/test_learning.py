@@ -52,9 +52,9 @@ from rdopt.operator.params import load_params
 from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, sides_of
 from rdopt.transforms.gauges.fold import fold, fold_moments
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of, sides_of
-from rdopt.transforms.gauges.sites import changed_outputs
+from rdopt.transforms.gauges.registry import changed_outputs
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.records import record_to_dict

@@ -15,7 +15,7 @@ from rdopt.align.coordinates import ErrorMetric, OutputDamping, diagonal_metric
 from rdopt.align.objective import Settings, rate_bits
 from rdopt.align.relaxation import analytic_distortion, relax
 from rdopt.checkpoint.families import MATRICES, architecture_from_config, block_shapes
-from rdopt.transforms.gauges.gauges import Gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 
 ARCH = architecture_from_config(tiny_config("llama"))
 SETTINGS = Settings(

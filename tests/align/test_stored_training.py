@@ -41,8 +41,8 @@ from rdopt.rate.relaxed import annealed_rate, noise_rate, straight_through_rate
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments
-from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.rotation import Rotation
 

@@ -9,8 +9,9 @@ from test_huffman import MIDDLES, blank_of, coder_of, lanes_of
 from rdopt.codec.coders.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.rans import LARGEST, Lanes, Rans, bits_of_lanes
+from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.grids.trellis import TrellisPath, next_states, walk_lanes
-from rdopt.codec.streams.paths import CODERS, pack_trellis, restart, unpack_trellis
+from rdopt.codec.streams.paths import pack_trellis, restart, unpack_trellis
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.codec.tables.trellis import fit_plan, starting_plan
 from rdopt.config.errors import UserError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.order import Order, from_lanes, to_lanes
-from rdopt.codec.coders.rans import WAYS
+from rdopt.codec.coders.rans import INTERLEAVED_LANES
 from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
 from rdopt.codec.streams import paths as stream
 from rdopt.codec.streams.paths import pack_trellis, restart, segments, unpack_trellis
@@ -66,9 +66,9 @@ def test_segments_hold_every_lane_once_in_order_and_are_no_larger_than_told(shap
     assert lanes == [(i, lane) for i, (_, n) in enumerate(shapes) for lane in range(n)]
     sizes = [sum((p.last - p.first) * shapes[p.matrix][0] for p in pieces) for pieces in cuts]
     assert all(x >= size for x in sizes[:-1])
-    assert max(sizes) < size + (WAYS + 1) * max(m for m, _ in shapes)
+    assert max(sizes) < size + (INTERLEAVED_LANES + 1) * max(m for m, _ in shapes)
     # All pieces of a matrix but its last are whole groups of lanes that are coded in turn.
-    assert all((p.last - p.first) % WAYS == 0 or p.last == shapes[p.matrix][1] for c in cuts for p in c)
+    assert all((p.last - p.first) % INTERLEAVED_LANES == 0 or p.last == shapes[p.matrix][1] for c in cuts for p in c)
 
 
 # round trips
@@ -92,8 +92,8 @@ def test_matrices_of_any_shape_and_order_read_back_for_any_number_of_threads(mon
 @pytest.mark.parametrize("scale", [0.05, 1.0, 50.0, 3000.0])
 def test_codes_are_near_their_ideal_length_at_any_spread(scale):
     paths, plan, found = packed(scale=scale)
-    states = 4 * WAYS
-    assert 8 * (len(found.codes) - states) == pytest.approx(found.bits, rel=0.01, abs=16 * WAYS)
+    states = 4 * INTERLEAVED_LANES
+    assert 8 * (len(found.codes) - states) == pytest.approx(found.bits, rel=0.01, abs=16 * INTERLEAVED_LANES)
     for path, matrix in zip(paths, unpacked(found, plan), strict=True):
         np.testing.assert_array_equal(matrix.indices, path.k)
 

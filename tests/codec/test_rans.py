@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes, make_coder
+from rdopt.codec.coders.rans import INTERLEAVED_LANES, Blank, Coder, Lanes, Rans, bits_of_lanes, make_coder
 from rdopt.codec.grids.trellis import STATES, next_states, walk_lanes
 from rdopt.codec.tables.frequencies import PRECISION
 
@@ -34,7 +34,7 @@ def decoded(rans, data, parts, states, restart):
 
 
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 2 * WAYS + 1), st.integers(1, 12)), min_size=1, max_size=3),
+    shapes=st.lists(st.tuples(st.integers(1, 2 * INTERLEAVED_LANES + 1), st.integers(1, 12)), min_size=1, max_size=3),
     states=st.sampled_from(STATES),
     restart=st.sampled_from([1, 5, ENDLESS]),
     shifts=st.tuples(*[st.integers(0, 12)] * 3),
@@ -60,7 +60,7 @@ def test_magnitudes_up_to_the_largest_survive(value, shift):
     np.testing.assert_array_equal(decoded(rans, rans.encode([lanes]), [lanes], 8, ENDLESS)[0], lanes.k)
 
 
-@pytest.mark.parametrize("shape", [(1, 1 << 18), (1 << 9, 1 << 9), (WAYS + 3, 1 << 14)])
+@pytest.mark.parametrize("shape", [(1, 1 << 18), (1 << 9, 1 << 9), (INTERLEAVED_LANES + 3, 1 << 14)])
 @pytest.mark.parametrize("shift", [0, 2])
 def test_the_bytes_are_the_ideal_length_within_half_a_percent(shape, shift):
     rng = np.random.default_rng(0)

@@ -26,8 +26,8 @@ from rdopt.encode.source import make_source
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import head_logits, logits, rms_norm, rope_tables, run_blocks
 from rdopt.operator.params import load_params, params_from_tensors
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments
-from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
 
 C = 0.05

@@ -25,8 +25,8 @@ from rdopt.checkpoint.families import MATRICES
 from rdopt.operator.llama import logits
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold
-from rdopt.transforms.gauges.gauges import Gauges
 
 SMALL = ("--sequences", "8", "--context", "32", "--max-tokens", "512", "--targets", "8", "30", "--steps", "3")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdopt.transforms.arrays import namespace
-from rdopt.transforms.gauges import sites
+from rdopt.transforms.gauges import registry
 from rdopt.transforms.gauges.site import Site
 from rdopt.transforms.maps import Map
 
@@ -38,15 +38,15 @@ class Loudness(Site):
         return Map(scale=gauge.repeat(arch.ffn_size)) if group == "down" else Map()
 
 
-sites.SITES += (Loudness(),)
-sites.OWNERS["loudness"] = sites.SITES[-1]
+registry.SITES += (Loudness(),)
+registry.OWNERS["loudness"] = registry.SITES[-1]
 
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records  # noqa: E402 - behind the entry
 from rdopt.calibration.subject import load_subject  # noqa: E402
 from rdopt.operator.llama import logits  # noqa: E402
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment  # noqa: E402
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of  # noqa: E402
 from rdopt.transforms.gauges.fold import fold, unfold  # noqa: E402
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of  # noqa: E402
 
 
 def main(folder: Path) -> None:

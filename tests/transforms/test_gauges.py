@@ -14,8 +14,8 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.transforms.bases import BASES, starting_gauges
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold, fold_moments, unfold
-from rdopt.transforms.gauges.gauges import Gauges
 from rdopt.transforms.matrices.random import random_orthogonal
 
 GAINS = ("attn_norm", "mlp_norm")

@@ -15,8 +15,8 @@ import rdopt
 from rdopt.align.alignment import single_precision
 from rdopt.checkpoint.families import MATRICES, architecture_from_config
 from rdopt.config.schema import RotationKind, SiteName
-from rdopt.transforms.gauges.gauges import Gauges, fixed_records, gauges_of, sides_of
-from rdopt.transforms.gauges.sites import OWNERS, SITES, changed_outputs
+from rdopt.transforms.gauges.coordinates import Gauges, fixed_records, gauges_of, sides_of
+from rdopt.transforms.gauges.registry import OWNERS, SITES, changed_outputs
 
 ARCH = architecture_from_config(tiny_config("qwen2"))
 LEARNED = [site for site in SITES if site.parameters(ARCH, "cayley")]

@@ -1,1 +1,1 @@
-"""Entropy coders: integers to bytes and back, the same on every machine."""
+"""Entropy coders, the same bytes on every machine. `registry.CODERS` lists those of trellis indices: add one there."""

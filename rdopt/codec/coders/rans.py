@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.transforms.kernels import kernel
 
-# Lanes interleaved in one string. Part of the format (codec/FORMAT.md): `streams.paths.segments` rounds by it for every
-# coder, so that another number is another container version.
-WAYS = 8
+# Lanes coded in turn into one string, one state each. Part of the format (codec/FORMAT.md): `streams.paths.segments`
+# rounds by it for every coder, so that another number is another container version.
+INTERLEAVED_LANES = 8
 LARGEST = (1 << 30) - 1  # index; its value fits 32 bits
 _WORD_BOUND = 5  # words an index can take at most: escape, raw bits, sign
 FIRST_STATE = 1 << 16  # states lie in [2^16, 2^32); the encoder begins, and the decoder ends, with this one
@@ -106,7 +106,7 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
         table_of: (lanes, length) int16 class of every entry.
         grids: (lanes, length) uint8 grid of every entry.
         start, symbols, shift: of a Coder.
-        states: (WAYS,) uint64, changed in place.
+        states: (INTERLEAVED_LANES,) uint64, changed in place.
         words: uint16 buffer, filled downwards from `at`; one word below the last one used is scratch.
         at: first used word.
 
@@ -119,9 +119,9 @@ def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
     # random, so the word is written in any case and only `at` depends on it: a branch would be mispredicted. The
     # state then fits 32 bits, whose division is the faster one.
     lanes, length = k.shape
-    for group in range((lanes - 1) // WAYS * WAYS, -1, -WAYS):
+    for group in range((lanes - 1) // INTERLEAVED_LANES * INTERLEAVED_LANES, -1, -INTERLEAVED_LANES):
         for t in range(length - 1, -1, -1):
-            for lane in range(min(lanes - group, WAYS) - 1, -1, -1):
+            for lane in range(min(lanes - group, INTERLEAVED_LANES) - 1, -1, -1):
                 x = states[lane]
                 index = k[group + lane, t]
                 table = 2 * np.int64(table_of[group + lane, t]) + grids[group + lane, t]
@@ -191,7 +191,7 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
         step: next states of the trellis.
         segment: entries after which a lane starts again in state 0.
         start, symbols, shift, slots: of a Coder.
-        states: (WAYS,) uint64, changed in place.
+        states: (INTERLEAVED_LANES,) uint64, changed in place.
         words: uint16, with a zero behind the last one.
         at: next word.
 
@@ -201,15 +201,15 @@ def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, state
     # The slot x mod 2^PRECISION names the symbol, and x goes back to freq floor(x / 2^PRECISION) + slot - low. The
     # lanes of a group do not wait for one another, so that a processor decodes several of them at a time (Giesen).
     lanes, length = k.shape
-    machine = np.zeros(WAYS, np.int64)
+    machine = np.zeros(INTERLEAVED_LANES, np.int64)
     mask = np.uint64((1 << PRECISION) - 1)
-    for group in range(0, lanes, WAYS):
+    for group in range(0, lanes, INTERLEAVED_LANES):
         restart = 0
         for t in range(length):
             if t == restart:
                 machine[:] = 0
                 restart += segment
-            for lane in range(min(lanes - group, WAYS)):
+            for lane in range(min(lanes - group, INTERLEAVED_LANES)):
                 x, state = states[lane], machine[lane]
                 table = 2 * np.int64(table_of[group + lane, t]) + (state & 1)
                 slot = x & mask
@@ -269,8 +269,8 @@ class Rans:
     def encode(self, parts: Sequence[Lanes]) -> bytes:
         """The bytes of a segment: the states to begin with, then words."""
         c, size = self._coder, sum(part.k.size for part in parts)
-        words = np.zeros(_WORD_BOUND * size + 2 * WAYS, np.uint16)
-        states, at = np.full(WAYS, FIRST_STATE, np.uint64), len(words)
+        words = np.zeros(_WORD_BOUND * size + 2 * INTERLEAVED_LANES, np.uint16)
+        states, at = np.full(INTERLEAVED_LANES, FIRST_STATE, np.uint64), len(words)
         for part in reversed(parts):
             at = encode_lanes(*part, c.start, c.symbols, c.shift, states, words, at)
         return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
@@ -281,11 +281,11 @@ class Rans:
         Raises:
             ValueError: damaged bytes.
         """
-        if len(data) < 4 * WAYS:
+        if len(data) < 4 * INTERLEAVED_LANES:
             raise ValueError("a segment of the codes ends before its states")
         c, at = self._coder, 0
-        states = np.frombuffer(data, "<u4", WAYS).astype(np.uint64)
-        words = np.append(np.frombuffer(data, "<u2", offset=4 * WAYS), 0).astype(np.uint16)
+        states = np.frombuffer(data, "<u4", INTERLEAVED_LANES).astype(np.uint64)
+        words = np.append(np.frombuffer(data, "<u2", offset=4 * INTERLEAVED_LANES), 0).astype(np.uint16)
         for k, classes, restart in parts:
             at = decode_lanes(
                 k, classes, step, restart, c.start, c.symbols, c.shift, c.slots, states, words, at

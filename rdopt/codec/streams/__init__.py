@@ -1,1 +1,1 @@
-"""The streams of a file, each with its pack and its unpack side by side."""
+"""The streams of a file, each with pack and unpack side by side. `container.STREAMS` lists them: add one there."""

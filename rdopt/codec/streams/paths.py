@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.codec.coders.adaptive import Binary
 from rdopt.codec.coders.bits import BitReader
-from rdopt.codec.coders.huffman import Huffman
 from rdopt.codec.coders.order import Order, from_lanes, to_lanes
-from rdopt.codec.coders.rans import WAYS, Blank, Coder, Lanes, Rans, bits_of_lanes
+from rdopt.codec.coders.rans import INTERLEAVED_LANES, Blank, Coder, Lanes, bits_of_lanes
+from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
 from rdopt.codec.tables.classes import Spreads
 from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
@@ -25,10 +24,6 @@ from rdopt.config.schema import EntropyCoder
 SEGMENT_SIZE = 1 << 18
 _ENDLESS = 1 << 30
 _MAX_OCTAVE = 20  # of a spread in steps; classes beyond are damage, or steps far too fine
-
-
-SegmentCoder = type[Rans] | type[Huffman] | type[Binary]
-CODERS: dict[EntropyCoder, SegmentCoder] = {"rans": Rans, "huffman": Huffman, "binary": Binary}
 
 
 class Piece(NamedTuple):
@@ -55,7 +50,7 @@ def segments(shapes: Sequence[tuple[int, int]]) -> list[list[Piece]]:
         first = 0
         while first < n:
             lanes = min(n - first, -(-(SEGMENT_SIZE - size) // m))
-            lanes = min(n - first, -(-lanes // WAYS) * WAYS)
+            lanes = min(n - first, -(-lanes // INTERLEAVED_LANES) * INTERLEAVED_LANES)
             current.append(Piece(matrix, first, first + lanes))
             first, size = first + lanes, size + lanes * m
             if size >= SEGMENT_SIZE:

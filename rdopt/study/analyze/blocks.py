@@ -26,8 +26,8 @@ from rdopt.study.analyze.ends import end_rows, ends_in
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
 from rdopt.study.analyze.networks import Inputs, Network
 from rdopt.study.analyze.store import LayerStore
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_block, fold_block_moments
-from rdopt.transforms.gauges.gauges import Gauges
 
 SAVE_AFTER = 60.0  # seconds since the last state
 

@@ -17,8 +17,8 @@ from rdopt.operator.params import Params
 from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
 from rdopt.study.analyze.networks import Inputs, Network
+from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_end_moments, fold_ends
-from rdopt.transforms.gauges.gauges import Gauges
 
 
 class End(NamedTuple):

@@ -38,7 +38,7 @@ from rdopt.study.analyze.store import LayerStore
 from rdopt.study.manifold.hypotheses import judge_training_run, open_training_run
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import load_alignment
-from rdopt.transforms.gauges.gauges import Gauges, gauges_of
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 
 JSON, TEXT, WORK, LEARNED = "analysis.json", "analysis.txt", "work", "learned"
 

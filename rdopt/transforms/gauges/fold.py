@@ -12,8 +12,8 @@ from jaxtyping import Float
 from rdopt.calibration.moments import EmbeddingMoments, Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.operator.params import Params
-from rdopt.transforms.gauges.gauges import Gauges, sides_of
-from rdopt.transforms.gauges.sites import OWNERS
+from rdopt.transforms.gauges.coordinates import Gauges, sides_of
+from rdopt.transforms.gauges.registry import OWNERS
 from rdopt.transforms.maps import Map, Sides, merged_map
 
 NORMS = ("attn_norm", "mlp_norm")

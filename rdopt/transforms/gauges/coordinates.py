@@ -1,6 +1,6 @@
-"""Gauges: one choice of coordinates by the exact symmetries of a Llama-family network, numpy or JAX.
+"""The value `Gauges`: one choice of coordinates by the exact symmetries of a Llama-family network, numpy or JAX.
 
-Each field belongs to a site (`sites.SITES`), whose class tells its shape and what it makes of the weights.
+Each field belongs to a site (`registry.SITES`), whose class tells its shape and what it makes of the weights.
 """
 
 from collections import namedtuple
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rdopt.checkpoint.families import INPUT_OF, Architecture
+from rdopt.transforms.gauges.registry import OWNERS
 from rdopt.transforms.gauges.site import NormGain
-from rdopt.transforms.gauges.sites import OWNERS
 from rdopt.transforms.maps import Sides, merged_map
 from rdopt.transforms.records import TransformRecord, rebuild
 

@@ -1,4 +1,4 @@
-"""All symmetries that rdopt knows. A new one is a file beside this one and an entry here.
+"""All symmetries that rdopt knows: a new gauge is a file beside this one with its `Site`, and an entry of SITES.
 
 What training is asked for by name is declared in `config.schema.SiteName` too.
 """
