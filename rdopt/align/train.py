@@ -28,6 +28,7 @@ from rdopt.checkpoint.families import MATRICES, coded_weights
 from rdopt.config.load import config_yaml
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, TrainConfig
+from rdopt.rate.grids import GRIDS
 from rdopt.runs import folder as run_folder
 from rdopt.runs.moments import moments_of
 from rdopt.runs.states import StateStore
@@ -72,14 +73,15 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
     """The gain-folded model with its moments in float32, and the static choices of training."""
     plain = Aligned(subject=subject, moments=moments, gauges=original_axes(subject.arch))
     train, encode = config.train, config.encode
-    two_sided = encode.grid == "trellis" and encode.output == "full"
+    grid = GRIDS[encode.grid]
+    two_sided = grid.feeds_rows and encode.output == "full"
     settings = Settings(
         arch=plain.arch,
         rate=train.rate,
         density=train.density,
-        curve="trellis" if encode.grid == "trellis" else train.density,
+        curve=grid.curve or train.density,
         distortion=train.distortion,
-        feedback=encode.grid != "round",
+        feedback=grid.feeds_columns,
         damping=train.damping,
         outputs=OutputDamping(train.damping, encode.output_damping if two_sided else None),
         weights=coded_weights(plain.arch),

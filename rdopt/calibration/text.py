@@ -27,6 +27,8 @@ SALT = b"rdopt text split 1\0"
 CALIBRATION_SHARE, SELECTION_SHARE = 45, 10
 
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
+# Files of records whose columns are not known here; taken as plain text they would calibrate on their markup.
+_RECORD_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".json")
 _SEPARATORS = {"line": r"\n", "blank": r"\n(?:[ \t]*\n)+", "blank2": r"\n(?:[ \t]*\n){2,}"}
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _SHORTEST_DOCSTRING = 20
@@ -53,8 +55,8 @@ def read_documents(
             blank lines, or the end of the file.
 
     Raises:
-        UserError: a source is missing, unreadable, not UTF-8 or a damaged .gz; a .jsonl record has no text;
-            nothing but white space was found.
+        UserError: a source is missing, unreadable, not UTF-8, a damaged .gz or a table such as .csv or .parquet; a
+            .jsonl record has no text; nothing but white space was found.
     """
     if not sources:
         raise UserError("No text was named: give files or folders, or builtin.")
@@ -133,6 +135,9 @@ def _docstrings(path: Path) -> Iterator[str]:
 def _text_files(path: Path) -> list[Path]:
     """The file itself, or the text files below a folder, sorted."""
     if path.is_file():
+        if _plain_suffix(path) in _RECORD_SUFFIXES:
+            raise UserError(f"The text {path} holds records of a kind that is not read: write them as .jsonl, an "
+                            "object with a text field a line.")
         return [path]
     if not path.is_dir():
         raise UserError(f"The text {path} does not exist: name a file, a folder, or {BUILTIN}.")

@@ -63,8 +63,8 @@ class Family:
 
 
 # A family of the same kind is one row here. A network that computes something else begins with MATRICES above; what it
-# computes stands in operator/llama.py `block` and, stage by stage, in encode/drift.py; the symmetries that it keeps in
-# the files of transforms/gauges/.
+# computes stands in operator/llama.py `run_stage`, through which every pass goes; the symmetries that it keeps in the
+# files of transforms/gauges/.
 FAMILIES = {
     "llama": Family(positions=2048, reads_attention_bias=True, reads_mlp_bias=True),
     "mistral": Family(kv_heads=8, positions=131072, window="all layers"),

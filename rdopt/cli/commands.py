@@ -74,6 +74,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     from rdopt.codec.streams.index import coded_bits
     from rdopt.encode.encode import encode
     from rdopt.encode.measure import encode_figures
+    from rdopt.rate.grids import GRIDS
     from rdopt.runs.figures import write_figures
 
     report = args.out.with_suffix(".json")
@@ -101,7 +102,7 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
         f"{coded_bits(encoded.bits) // 8} bytes; whole file {figures['bpw_all']:.4f} per parameter, embedding and head "
         + (f"coded in {encoded.bits['embeddings'] // 8} bytes" if encoded.bits["embeddings"] else "in 16 bit")
     )
-    corrected = prepared.source.tokens is not None and prepared.config.encode.grid == "trellis"
+    corrected = prepared.source.tokens is not None and GRIDS[prepared.config.encode.grid].follows_drift
     counted = ", the drift's correction counted as error" if corrected else ""
     say(
         f"KL {figures['kl']:.5f} nats/token (D {figures['distortion_estimated']:.5f}{counted}), perplexity "

@@ -165,10 +165,10 @@ def decode_matrices(
     c, method, parameters, source = read_index(index)
     rows, cols, spreads = unpack_scales(streams["scales"], shapes, widths)
     components = unpack_structured(streams["structured"], shapes)
-    read = {SCALAR: _read_scalar, TRELLIS: _read_trellis, LLOYD: _read_lloyd}[method]
+    read, step_of = METHODS[method]
     matrices = read(streams, [spreads[key] for key in shapes], source, shapes, threads)
     coded = dict(zip(shapes, matrices, strict=True))
-    step = {SCALAR: c, TRELLIS: trellis_step(c), LLOYD: lloyd_step(c)}[method]
+    step = step_of(c)
     gains = unpack_gains(streams["gains"], shapes)
 
     def weight(key: Key) -> tuple[np.ndarray, np.ndarray]:
@@ -262,3 +262,21 @@ def _read_trellis(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
 ) -> list[DecodedMatrix]:
     return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)
+
+
+def _scalar_step(c: float) -> float:
+    return c
+
+
+class Method(NamedTuple):
+    """How a file's matrices are read, and the step that their values count in, from the base step."""
+
+    read: Callable[[Mapping[str, bytes], list[Spreads], BitReader, MatrixShapes, int], list[DecodedMatrix]]
+    step: Callable[[float], float]
+
+
+METHODS = {
+    SCALAR: Method(_read_scalar, _scalar_step),
+    TRELLIS: Method(_read_trellis, trellis_step),
+    LLOYD: Method(_read_lloyd, lloyd_step),
+}

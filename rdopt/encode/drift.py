@@ -17,11 +17,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import MATRICES_OF, Architecture
-from rdopt.operator.llama import attend, embed_tokens, gated, linear, rms_norm, rope_tables
+from rdopt.operator.llama import STAGES, embed_tokens, rope_tables, run_stage
 from rdopt.transforms.aligned import Aligned
 
 PRODUCERS = ("o", "down")  # the matrices behind which the residual stream adds up, and their input groups
-_STAGES = (*MATRICES_OF, "end")
 _BATCH = 8
 
 
@@ -70,10 +69,10 @@ class Prefix:
         Raises:
             ValueError: the input of a later group was already computed.
         """
-        wanted = _STAGES.index(group) + 1
+        wanted = STAGES.index(group) + 1
         if layer != self._layer or wanted < self._behind:
             raise ValueError(f"block {layer}, {group}, lies behind; the prefix only goes forward")
-        for stage in _STAGES[self._behind : wanted]:
+        for stage in STAGES[self._behind : wanted]:
             self._go(stage, done)
         self._behind = wanted
         total: list[np.ndarray] | None = None
@@ -104,7 +103,7 @@ class Prefix:
 
     def advance(self, layer: int, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
         """Goes past a block whose matrices are all decoded."""
-        for stage in _STAGES[self._behind :]:
+        for stage in STAGES[self._behind :]:
             self._go(stage, done)
         self._layer, self._behind = layer + 1, 0
 
@@ -119,18 +118,7 @@ class Prefix:
 
 @partial(jax.jit, static_argnames=("arch", "stage"))
 def _stage(p: dict, stream: Array, inputs: Array, arch: Architecture, stage: str) -> tuple[Array, Array]:
-    """(residual stream, input) at a group from those at the group before; past the block at its end."""
-    if stage == "attn":
-        return stream, rms_norm(stream, p["attn_norm"], arch.norm_eps)
-    if stage == "o":
-        return stream, attend(p, inputs, rope_tables(arch, stream.shape[1]), arch)
-    if stage == "mlp":
-        stream = stream + linear("o", p, inputs)
-        return stream, rms_norm(stream, p["mlp_norm"], arch.norm_eps)
-    if stage == "down":
-        return stream, gated(p, inputs)
-    stream = stream + linear("down", p, inputs)
-    return stream, stream
+    return run_stage(stage, p, stream, inputs, rope_tables(arch, stream.shape[1]), arch)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """A model and a slope to the bytes of a file: quantize, choose the tables, code, pack."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from rdopt.checkpoint.families import Key
@@ -8,7 +9,7 @@ from rdopt.codec.encoder import Coded, Encoded, MatrixCodes, assemble, code_lloy
 from rdopt.codec.tables.classes import RowsCols
 from rdopt.codec.tables.uniform import choose_plan
 from rdopt.config.progress import Tick
-from rdopt.config.schema import EncodeConfig
+from rdopt.config.schema import EncodeConfig, GridName
 from rdopt.encode.embeddings import code_embeddings
 from rdopt.encode.lloyd import quantize_lloyd
 from rdopt.encode.quantize import index_spreads, quantize_model
@@ -42,13 +43,7 @@ def encode_at_step(source: Source, c: float, encode: EncodeConfig, progress: Tic
 
 def code_matrices(source: Source, c: float, encode: EncodeConfig, progress: Tick | None = None) -> Coded:
     """All matrices quantized and coded at the base step c, embedding and head left aside."""
-    methods = {
-        "trellis": _through_trellis,
-        "lloyd": _on_lloyd_grids,
-        "feedback": _on_uniform_grid,
-        "round": _on_uniform_grid,
-    }
-    return methods[encode.grid](source, c, encode, progress)
+    return METHODS[encode.grid](source, c, encode, progress)
 
 
 def _coded(source: Source, c: float, indices: MatrixCodes) -> Coded:
@@ -84,3 +79,12 @@ def _through_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
         components=model.components,
         saved={key: gain.saved for key, gain in model.component_gains.items()},
     )
+
+
+# How a model is put on every grid; what the grids are to the rest of the package stands in rate/grids.py.
+METHODS: dict[GridName, Callable[[Source, float, EncodeConfig, Tick | None], Coded]] = {
+    "trellis": _through_trellis,
+    "lloyd": _on_lloyd_grids,
+    "feedback": _on_uniform_grid,
+    "round": _on_uniform_grid,
+}

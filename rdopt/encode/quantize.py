@@ -1,4 +1,4 @@
-"""All coded matrices of a model to integer indices on the grids that lambda and the moments fix.
+"""All coded matrices of a model to integer indices on the uniform grids that lambda and the moments fix.
 
 Row steps follow the damped output sensitivities, column steps the Cholesky factor of the damped input moments:
 a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (WaterSIC 2026 for the columns).
@@ -15,8 +15,9 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
 from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
 from rdopt.config.progress import Tick
-from rdopt.config.schema import EncodeConfig
+from rdopt.config.schema import EncodeConfig, GridName
 from rdopt.encode.feedback import quantize_feedback, quantize_rounding
+from rdopt.rate.grids import GRIDS
 from rdopt.transforms.aligned import Block
 
 
@@ -37,9 +38,9 @@ class Grid(NamedTuple):
     cols: dict[Key, Int[np.ndarray, " in"]]
 
 
-def column_weights(L: Float[np.ndarray, "n n"], grid: str) -> Float[np.ndarray, " n"]:
+def column_weights(L: Float[np.ndarray, "n n"], grid: GridName) -> Float[np.ndarray, " n"]:
     """What a squared error in a column costs, as a square root: L_jj with feedback, sqrt(S_jj) without."""
-    return np.sqrt(np.sum(L**2, axis=1)) if grid == "round" else np.diagonal(L)
+    return np.diagonal(L) if GRIDS[grid].feeds_columns else np.sqrt(np.sum(L**2, axis=1))
 
 
 def make_grid(blocks: Iterable[Block], encode: EncodeConfig) -> Grid:
@@ -50,6 +51,7 @@ def make_grid(blocks: Iterable[Block], encode: EncodeConfig) -> Grid:
         encode: grid kind, damping, metric of the output.
     """
     grid = Grid({}, {}, {}, {})
+    two_sided = GRIDS[encode.grid].feeds_rows and encode.output == "full"
     for layer, block in enumerate(blocks):
         for group in MATRICES_OF:
             L = damped_cholesky(block.sigma[group], encode.damping)
@@ -57,7 +59,7 @@ def make_grid(blocks: Iterable[Block], encode: EncodeConfig) -> Grid:
             grid.cols[layer, group] = log_steps(1.0 / column_weights(L, encode.grid))
         for name in MATRICES:
             G = block.G[name]
-            if encode.grid == "trellis" and encode.output == "full" and G.ndim == 2 and np.trace(G) > 0:
+            if two_sided and G.ndim == 2 and np.trace(G) > 0:
                 grid.outputs[layer, name] = damped_cholesky(G, encode.output_damping)
                 weights = np.diagonal(grid.outputs[layer, name])
             else:
@@ -94,10 +96,10 @@ def quantize_model(
         row = exp_steps(grid.rows[key]).astype(np.float64)
         col = exp_steps(grid.cols[group]).astype(np.float64) * c
         W = weights[key]
-        if encode.grid == "round":
-            z = quantize_rounding(W, row, col, encode.dead_zone)
-        else:
+        if GRIDS[encode.grid].feeds_columns:
             z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
+        else:
+            z = quantize_rounding(W, row, col, encode.dead_zone)
         return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
 
     indices = {}
@@ -115,14 +117,14 @@ def index_spreads(
     key: Key,
     z: Int[np.ndarray, "out in"],
     c: float,
-    kind: str,
+    kind: GridName,
 ) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
     """Row and column spreads that predict the indices of a matrix: those of the coordinates before rounding."""
     layer, name = key
     group = (layer, INPUT_OF[name])
     W = np.asarray(W, np.float64)
     row, col = exp_steps(grid.rows[key]).astype(np.float64), exp_steps(grid.cols[group]).astype(np.float64) * c
-    if kind == "round":
+    if not GRIDS[kind].feeds_columns:
         return rank1_spreads(W / np.outer(row, col))
     decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
     return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.checkpoint.families import Architecture
+from rdopt.checkpoint.families import MATRICES_OF, Architecture
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 
@@ -28,6 +28,9 @@ _EXACT = jax.lax.Precision.HIGHEST
 # The hook where probes and quantized weights attach: linear(name, p, x) is called once for each of MATRICES
 # with its short name, the block's parameters and the layer's input (B, T, in), and returns (B, T, out).
 Linear = Callable[[str, BlockParams, AnyArray], Array]
+
+# A block goes from the input of one group of matrices to that of the next, and from the last to its end.
+STAGES = (*MATRICES_OF, "end")
 
 
 def rope_tables(
@@ -80,7 +83,7 @@ def attention(
 def block(
     p: BlockParams, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T d"]:
-    """One transformer block.
+    """One transformer block: its stages one after another.
 
     Args:
         p: the block's parameters by short name, without the layer axis.
@@ -92,24 +95,53 @@ def block(
     Returns:
         The residual stream after the block, (B, T, d), in x's type.
     """
-    x = jnp.asarray(x)
-    x = x + linear("o", p, attend(p, rms_norm(x, p["attn_norm"], arch.norm_eps), rope, arch, linear))
-    return x + linear("down", p, gated(p, rms_norm(x, p["mlp_norm"], arch.norm_eps), linear))
+    stream = inputs = jnp.asarray(x)
+    for stage in STAGES:
+        stream, inputs = run_stage(stage, p, stream, inputs, rope, arch, linear)
+    return stream
 
 
-def attend(
-    p: BlockParams, y: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
-) -> Float[Array, "B T width"]:
-    """From the normalised stream to the input of o_proj."""
-    q, k, v = (_heads(linear(name, p, y), arch) for name in ("q", "k", "v"))
-    if arch.qk_norm:
-        q, k = rms_norm(q, p["q_norm"], arch.norm_eps), rms_norm(k, p["k_norm"], arch.norm_eps)
-    return attention(_rotate(q, rope), _rotate(k, rope), v)
+def run_stage(
+    stage: str,
+    p: BlockParams,
+    stream: Float[AnyArray, "B T d"],
+    inputs: Float[AnyArray, "B T in"],
+    rope: Rope,
+    arch: Architecture,
+    linear: Linear = linear,
+) -> tuple[Float[Array, "B T d"], Float[Array, "B T out"]]:
+    """From the input of one group of matrices to that of the next.
 
+    This is the only place that says how a block is put together: the whole model, the drift's correction and the
+    statistics of activations all go through it.
 
-def gated(p: BlockParams, y: Float[AnyArray, "B T d"], linear: Linear = linear) -> Float[Array, "B T f"]:
-    """From the normalised stream to the input of down_proj (SwiGLU, 2002.05202)."""
-    return jax.nn.silu(linear("gate", p, y)) * linear("up", p, y)
+    Args:
+        stage: one of STAGES: the group whose input comes out, or "end".
+        p: the block's parameters.
+        stream: the residual stream at the group before.
+        inputs: what the matrices of the group before read; the stream itself at the start of a block.
+        rope: the tables of `rope_tables` for T positions.
+        arch: the architecture (static).
+        linear: see `block`.
+
+    Returns:
+        (residual stream, input of the group's matrices); behind the block the stream twice.
+    """
+    stream, inputs = jnp.asarray(stream), jnp.asarray(inputs)
+    if stage == "attn":
+        return stream, rms_norm(stream, p["attn_norm"], arch.norm_eps)
+    if stage == "o":
+        q, k, v = (_heads(linear(name, p, inputs), arch) for name in ("q", "k", "v"))
+        if arch.qk_norm:
+            q, k = rms_norm(q, p["q_norm"], arch.norm_eps), rms_norm(k, p["k_norm"], arch.norm_eps)
+        return stream, attention(_rotate(q, rope), _rotate(k, rope), v)
+    if stage == "mlp":
+        stream = stream + linear("o", p, inputs)
+        return stream, rms_norm(stream, p["mlp_norm"], arch.norm_eps)
+    if stage == "down":  # SwiGLU, 2002.05202
+        return stream, jax.nn.silu(linear("gate", p, inputs)) * linear("up", p, inputs)
+    stream = stream + linear("down", p, inputs)
+    return stream, stream
 
 
 def run_blocks(

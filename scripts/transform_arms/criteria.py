@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.loop import batch_indices
 from rdopt.checkpoint.families import MATRICES, Architecture
-from rdopt.operator.llama import attend, embed_tokens, gated, linear, logits, rms_norm, rope_tables
+from rdopt.operator.llama import STAGES, embed_tokens, logits, rope_tables, run_stage
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, sides_of
 from rdopt.transforms.gauges.fold import fold
@@ -155,11 +155,13 @@ def activations(params: Params, tokens: Int[np.ndarray, "batch length"], arch: A
     streams, values = [], []
     for layer in range(arch.num_layers):
         p = {k: v[layer] for k, v in params["blocks"].items()}
-        streams.append(rms_norm(x, p["attn_norm"], arch.norm_eps))
-        values.append(attend(p, streams[-1], rope, arch))
-        x = x + linear("o", p, values[-1])
-        streams.append(rms_norm(x, p["mlp_norm"], arch.norm_eps))
-        x = x + linear("down", p, gated(p, streams[-1]))
+        inputs = x
+        for stage in STAGES:
+            x, inputs = run_stage(stage, p, x, inputs, rope, arch)
+            if stage in ("attn", "mlp"):
+                streams.append(inputs)
+            elif stage == "o":
+                values.append(inputs)
     heads = (arch.num_kv_heads, arch.num_heads // arch.num_kv_heads, arch.head_dim)
     return RotatedInputs(
         jnp.stack([y.reshape(-1, arch.hidden_size) for y in streams]),

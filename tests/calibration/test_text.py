@@ -94,6 +94,13 @@ def test_bad_text_is_refused(tmp_path: Path, name: str, raw: bytes, sentence: st
         read_documents([tmp_path])
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.PARQUET", "a.json.gz"])
+def test_a_table_is_not_read_as_plain_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"text\nwords\n")
+    with pytest.raises(UserError, match=f"{name} holds records .* write them as .jsonl"):
+        read_documents([tmp_path / name])
+
+
 @given(st.binary(), st.sampled_from(["a.txt", "a.jsonl", "a.txt.gz"]))
 def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, name: str

@@ -1,1 +1,4 @@
-"""Grids: what a real coordinate, in units of its step, is rounded to, and what an index decodes to."""
+"""Grids: what a real coordinate, in units of its step, is rounded to, and what an index decodes to.
+
+`rdopt/rate/grids.py` lists them all and says what a new one needs.
+"""
