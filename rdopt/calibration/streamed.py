@@ -4,19 +4,23 @@ One block's weights are in memory at a time, and the residual stream of the whol
 the backward pass starts anew; the moments are those of `second_moments`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from rdopt.calibration.backward import probed_linear, sampled_log_likelihood, zero_probes
 from rdopt.calibration.moments import EmbeddingMoments
-from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, Architecture, block_shapes
+from rdopt.checkpoint.atomic import new_file
+from rdopt.checkpoint.families import EMBED, FINAL_NORM, HEAD, MATRICES_OF, Architecture, block_shapes
 from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.progress import Tick
 from rdopt.operator.llama import block, embed_tokens, rope_tables
@@ -25,32 +29,95 @@ BATCH = 8  # sequences in a pass
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """The tensor of one name in every block, read when asked for."""
+class PerBlock(Sequence[Float[np.ndarray, "..."]]):
+    """One array of every block, read from its file when it is indexed."""
 
-    checkpoint: Checkpoint
-    short: str
+    layers: int
+    read: Callable[[int], Float[np.ndarray, "..."]]
 
     def __len__(self) -> int:
-        return self.checkpoint.arch.num_layers
+        return self.layers
 
-    def __getitem__(self, layer: int) -> Float[np.ndarray, "..."]:
-        if not 0 <= layer < len(self):
+    def __getitem__(self, layer: Any) -> Any:
+        if not 0 <= layer < self.layers:
             raise IndexError(layer)
-        return self.checkpoint.tensor(self.checkpoint.arch.tensor_name(layer, self.short))
+        return self.read(layer)
 
-    def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
-        return (self[layer] for layer in range(len(self)))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all blocks stacked."""
+        return (self.layers, *self[0].shape)
+
+
+@dataclass(frozen=True)
+class LayerStore:
+    """Second moments in a folder with a file per block, so that a model's need not fit in memory."""
+
+    folder: Path
+    layers: int
+
+    def keep(self, layer: int, moments: Mapping[str, Any]) -> None:
+        """Writes the moments of one block as `streamed_moments` gives them, float32."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self._path(layer), {f"{kind}.{k}": v for kind, held in moments.items() for k, v in held.items()})
+
+    def keep_ends(self, moments: EmbeddingMoments) -> None:
+        """Writes those of the embedding and the head, float64."""
+        _replace(self._ends, moments._asdict())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block and the ends are there."""
+        return self._ends.is_file() and all(self._path(layer).is_file() for layer in range(self.layers))
+
+    def read_ends(self) -> EmbeddingMoments:
+        """What `keep_ends` wrote."""
+        return EmbeddingMoments(**load_file(str(self._ends)))
+
+    def read(self, layer: int) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
+        """{"sigma": group -> moment, "G": matrix -> moment or diagonal}, float64."""
+        found: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}}
+        for name, value in load_file(str(self._path(layer))).items():
+            kind, which = name.split(".")
+            found[kind][which] = value.astype(np.float64)
+        return found
+
+    def sigma(self) -> dict[str, Any]:
+        """The moments of the inputs by group, float64, each read block by block."""
+
+        def reader(group: str) -> Callable[[int], Float[np.ndarray, "in in"]]:
+            def read(layer: int) -> Float[np.ndarray, "in in"]:
+                with safe_open(str(self._path(layer)), "np") as file:
+                    return file.get_tensor(f"sigma.{group}").astype(np.float64)
+
+            return read
+
+        return {group: PerBlock(self.layers, reader(group)) for group in MATRICES_OF}
+
+    @property
+    def _ends(self) -> Path:
+        return self.folder / "ends.safetensors"
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"block-{layer:04d}.safetensors"
+
+
+def _replace(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.unlink(missing_ok=True)
+    with new_file(path) as part:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(part))
 
 
 def lazy_params(checkpoint: Checkpoint) -> dict[str, Any]:
     """`load_params` with every block's tensors left in the file until they are indexed, float32."""
-    params = {
-        "embed": checkpoint.tensor(EMBED),
-        "blocks": {short: Tensors(checkpoint, short) for short in block_shapes(checkpoint.arch)},
-        "final_norm": checkpoint.tensor(FINAL_NORM),
-    }
-    return params if checkpoint.arch.tied else params | {"head": checkpoint.tensor(HEAD)}
+    arch = checkpoint.arch
+
+    def tensors(short: str) -> PerBlock:
+        return PerBlock(arch.num_layers, lambda layer: checkpoint.tensor(arch.tensor_name(layer, short)))
+
+    blocks = {short: tensors(short) for short in block_shapes(arch)}
+    params = {"embed": checkpoint.tensor(EMBED), "blocks": blocks, "final_norm": checkpoint.tensor(FINAL_NORM)}
+    return params if arch.tied else params | {"head": checkpoint.tensor(HEAD)}
 
 
 def read_block(params: Mapping[str, Any], layer: int) -> dict[str, Float[np.ndarray, "..."]]:

@@ -5,23 +5,9 @@ from pathlib import Path
 
 import matplotlib
 
+from rdopt.sweep.arms import ARMS
 from rdopt.sweep.points import Point
 from rdopt.sweep.report import by_arm
-
-# Distinct in lightness as well as in hue, so that they survive a grey print and colour blindness.
-STYLES = {
-    "identity": ("#222222", "o", "-"),
-    "hadamard": ("#8a8a8a", "s", "-"),
-    "random": ("#b5b5b5", "D", ":"),
-    "dct": ("#8c6d31", "<", "--"),
-    "fourier": ("#6b4c9a", ">", ":"),
-    "pca": ("#0072b2", "^", "-"),
-    "pca-act": ("#56b4e9", "v", "--"),
-    "joint": ("#cc79a7", "D", "-"),
-    "learned": ("#d55e00", "o", "-"),
-    "hadamard+learned": ("#e69f00", "s", "--"),
-    "blockwise-pca": ("#009e73", "P", ":"),
-}
 
 
 def plot_curves(points: Sequence[Point], path: Path, title: str, noise_floor: float) -> None:
@@ -38,7 +24,7 @@ def plot_curves(points: Sequence[Point], path: Path, title: str, noise_floor: fl
 
     fig, ax = plt.subplots(figsize=(6.4, 4.4), dpi=160, layout="constrained")
     for name, group in by_arm(points).items():
-        colour, marker, line = STYLES[name]
+        colour, marker, line = ARMS[name].line
         x, y = [p.bpw for p in group], [p.kl for p in group]
         ax.plot(x, y, line, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
     ax.set_yscale("log")

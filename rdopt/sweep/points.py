@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from rdopt.calibration.subject import Corpus, Subject
 from rdopt.checkpoint.atomic import new_file
 from rdopt.codec.decoder import decode_file
 from rdopt.codec.streams.container import write_container
+from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EncodeConfig
 from rdopt.encode.encode import encode_source, make_judge
 from rdopt.encode.measure import file_distortion
@@ -39,8 +40,9 @@ class Bench:
 
     def aligned(self, gauges: Gauges, stored: StoredRotations | None = None) -> Aligned:
         """The model in other coordinates."""
-        tokens = self.corpus.calibration
-        return Aligned(subject=self.subject, moments=self.moments, gauges=gauges, stored=stored, tokens=tokens)
+        return Aligned(
+            subject=self.subject, moments=self.moments, gauges=gauges, stored=stored, tokens=self.corpus.calibration
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,10 @@ class Point:
     kl_sums: Float[np.ndarray, " sequences"]
     counts: Int[np.ndarray, " sequences"]
 
+    def scalars(self) -> dict[str, Any]:
+        """All fields but the arrays."""
+        return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
+
 
 def measure_point(
     bench: Bench,
@@ -88,9 +94,7 @@ def measure_point(
     source: Source,
     encode: EncodeConfig,
     lam: float,
-    *,
     trained: tuple[float, float] = (float("nan"), 0.0),
-    clock: Callable[[], float] = time.perf_counter,
 ) -> Point:
     """Encodes, writes, reads back, decodes and evaluates one file.
 
@@ -101,8 +105,8 @@ def measure_point(
         encode: grid, target.
         lam: slope, or the first guess for a target.
         trained: (R at the end of training, seconds it took).
-        clock: seconds.
     """
+    clock = time.perf_counter
     start = clock()
     judge = make_judge(bench.subject, bench.corpus, bench.config) if encode.finetune else None
     encoded, _ = encode_source(source, encode, lam, judge)
@@ -148,15 +152,19 @@ def save_point(folder: Path, name: str, point: Point) -> None:
 
 
 def load_point(folder: Path, name: str) -> Point | None:
-    """A finished point, or None."""
+    """A finished point, or None.
+
+    Raises:
+        UserError: it was measured by another version.
+    """
     path = folder / f"{name}.json"
     if not path.is_file():
         return None
     plain = json.loads(path.read_text(encoding="utf-8"))
-    arrays = {"kl_sums": np.array(plain["kl_sums"]), "counts": np.array(plain["counts"])}
-    return Point(**{**plain, **arrays})
-
-
-def with_target(config: Config, target: float | None) -> EncodeConfig:
-    """The encoder's configuration for one point."""
-    return replace(config.encode, lam=None, target_bpw=target, target_kl=None, target_ppl=None)
+    differing = {f.name for f in fields(Point)} ^ set(plain)
+    if differing:
+        raise UserError(
+            f"{path} lacks or has beside those of a point the fields {', '.join(sorted(differing))}: another version "
+            "measured it; remove it, and the sweep measures it again."
+        )
+    return Point(**{**plain, "kl_sums": np.array(plain["kl_sums"]), "counts": np.array(plain["counts"])})

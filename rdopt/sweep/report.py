@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from io import StringIO
 from typing import Any
 
@@ -13,7 +14,11 @@ from rdopt.sweep.arms import ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits_with_error
 from rdopt.sweep.points import Point
 
-RESULTS = ("lam", "bpw", "bpw_estimated", "bpw_all", "kl", "ppl", "bytes", "seconds")
+# What curve.json leaves to curve.csv and to the points' own files; every other field of a point is in its results.
+_UNLISTED = {
+    *("arm", "bpw_relaxed", "distortion", "train_seconds", "encode_seconds", "decode_seconds", "kl_sums", "counts")
+}
+RESULTS = tuple(f.name for f in fields(Point) if f.name not in _UNLISTED)
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
@@ -21,11 +26,6 @@ def by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
     """The points of each arm, sorted by bits/weight."""
     names = dict.fromkeys(p.arm for p in points)
     return {name: sorted((p for p in points if p.arm == name), key=lambda p: p.bpw) for name in names}
-
-
-def curve_of(points: Sequence[Point]) -> Curve:
-    """The curve of one arm's sorted points."""
-    return Curve(np.array([p.bpw for p in points]), np.stack([p.kl_sums for p in points]), points[0].counts)
 
 
 def curve_json(points: Sequence[Point], config: Config, text: str) -> dict[str, Any]:
@@ -51,12 +51,9 @@ def curve_json(points: Sequence[Point], config: Config, text: str) -> dict[str, 
 def curve_csv(points: Sequence[Point]) -> str:
     """Every point's scalars as CSV with a header."""
     out = StringIO()
-    fields = [k for k in vars(points[0]) if k not in ("kl_sums", "counts")]
-    writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(out, list(points[0].scalars()), lineterminator="\n")
     writer.writeheader()
-    for group in by_arm(points).values():
-        for p in group:
-            writer.writerow(vars(p))
+    writer.writerows(p.scalars() for group in by_arm(points).values() for p in group)
     return out.getvalue()
 
 
@@ -65,21 +62,19 @@ def gains(points: Sequence[Point], noise_floor: float) -> list[dict[str, Any]]:
 
     "saved" maps bits/weight of the baseline to [bits saved, standard error].
     """
-    groups = {name: curve_of(group) for name, group in by_arm(points).items()}
+    curves = {
+        name: Curve(np.array([p.bpw for p in group]), np.stack([p.kl_sums for p in group]), group[0].counts)
+        for name, group in by_arm(points).items()
+    }
     rows = []
     for baseline in ("identity", "hadamard"):
-        for name, curve in groups.items():
-            if baseline not in groups or name in (baseline, "identity"):
+        for name, curve in curves.items():
+            if baseline not in curves or name in (baseline, "identity"):
                 continue
-            saved = {rate: saved_bits_with_error(groups[baseline], curve, rate) for rate in RATES}
-            rows.append(
-                {
-                    "arm": name,
-                    "against": baseline,
-                    "bd_rate": bd_rate(groups[baseline], curve, noise_floor),
-                    "saved": {rate: list(pair) for rate, pair in saved.items() if not math.isnan(pair[0])},
-                }
-            )
+            saved = {rate: saved_bits_with_error(curves[baseline], curve, rate) for rate in RATES}
+            possible = {rate: list(pair) for rate, pair in saved.items() if not math.isnan(pair[0])}
+            percent = bd_rate(curves[baseline], curve, noise_floor)
+            rows.append({"arm": name, "against": baseline, "bd_rate": percent, "saved": possible})
     return rows
 
 

@@ -3,14 +3,14 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 from rdopt.align.candidates import candidates, relaxed_J
-from rdopt.align.devices import Device
+from rdopt.align.devices import Device, require_share
 from rdopt.align.learn import Learned, learn
 from rdopt.align.tie import settle_tie
 from rdopt.align.train import fingerprints, make_problem
@@ -31,7 +31,7 @@ from rdopt.runs.moments import moments_of
 from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.plot import plot_curves
-from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point, with_target
+from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point
 from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
@@ -57,29 +57,31 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
         KeyboardInterrupt: after the training state was saved.
     """
     pool = tuple(devices or jax.local_devices())
+    if any(ARMS[name].learned for name in config.sweep.arms):
+        require_share(config.train.batch_sequences, pool)
     subject, corpus = open_subject(config)
     open_run(out, config, "sweep", pool)
     say(f"model {config.model}: {coded_weights(subject.arch) / 1e6:.2f} M weights to code, {corpus.description}")
     moments = moments_of(out, subject, corpus, config.text, ticker(say, "second moments: sequence"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
-    bench = Bench(
-        config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out
-    )
+    bench = Bench(config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out)
     metrics = Metrics(out)
     points: list[Point] = []
     for name in config.sweep.arms:
-        run = _LearnedArm(bench, name, pool, say) if ARMS[name].learned else _FixedArm(bench, name)
+        learned = _LearnedArm(bench, name, pool, say) if ARMS[name].learned else None
+        measure = _fixed_arm(bench, name) if learned is None else learned.point
         for encode, lam in _requests(config):
             label = point_name(name, encode, lam)
             point = load_point(out / "points", label)
-            if point is not None and isinstance(run, _LearnedArm):
-                run.take_over(label)
             if point is None:
-                point = run.point(encode, lam)
+                point = measure(encode, lam)
                 save_point(out / "points", label, point)
+            elif learned is not None:
+                learned.take_over(label)
             points.append(point)
-            metrics.write({"step": len(points), **_scalars(point)})
+            # nan, where nothing was trained, is no JSON.
+            metrics.write({"step": len(points), **{k: v for k, v in point.scalars().items() if v == v}})
             say(_line(point))
     _write_results(bench, points, say)
     finish_run(out)
@@ -111,34 +113,27 @@ def _write_results(bench: Bench, points: list[Point], say: Say) -> None:
 
 def _requests(config: Config) -> list[tuple[EncodeConfig, float]]:
     """(encoder configuration, slope) of every point; learned arms warm-start from one to the next."""
+    encode = replace(config.encode, lam=None, target_bpw=None, target_kl=None, target_ppl=None)
     if config.sweep.target_bpw is None:
-        return [(with_target(config, None), lam) for lam in sorted(config.sweep.lams, reverse=True)]
-    return [(with_target(config, bpw), config.train.lam) for bpw in sorted(config.sweep.target_bpw, reverse=True)]
+        return [(encode, lam) for lam in sorted(config.sweep.lams, reverse=True)]
+    targets = sorted(config.sweep.target_bpw, reverse=True)
+    return [(replace(encode, target_bpw=bpw), config.train.lam) for bpw in targets]
 
 
-class _FixedArm:
-    """Coordinates that do not depend on the slope: folded once."""
-
-    def __init__(self, bench: Bench, name: str) -> None:
-        self._bench, self._name = bench, name
-        subject, moments, config = bench.subject, bench.moments, bench.config
-        self._grid: GridName = "round" if ARMS[name].blockwise else config.encode.grid
-        encode = replace(config.encode, grid=self._grid)
-        if ARMS[name].blockwise:
-            stored = blockwise_pca(subject.params, subject.arch)
-            self._source = make_source(Aligned(subject=subject, moments=moments, stored=stored), encode)
-            return
-        basis = ARMS[name].basis
-        assert basis is not None
-        gauges = starting_gauges(basis, subject.params, subject.arch, moments, config.train.seed)
+def _fixed_arm(bench: Bench, name: str) -> Callable[[EncodeConfig, float], Point]:
+    """What encodes and evaluates at a slope or target in coordinates that do not depend on it, folded once."""
+    subject, config, arm = bench.subject, bench.config, ARMS[name]
+    grid: GridName = "round" if arm.blockwise else config.encode.grid
+    if arm.blockwise:
+        stored = blockwise_pca(subject.params, subject.arch)
+        aligned = Aligned(subject=subject, moments=bench.moments, stored=stored)
+    else:
+        assert arm.basis is not None
+        gauges = starting_gauges(arm.basis, subject.params, subject.arch, bench.moments, config.train.seed)
         aligned = bench.aligned(gauges)
         check_alignment(bench.reference, aligned)
-        self._source = make_source(aligned, encode)
-
-    def point(self, encode: EncodeConfig, lam: float) -> Point:
-        """Encodes and evaluates at one slope or target."""
-        encode = replace(encode, grid=self._grid)
-        return measure_point(self._bench, self._name, self._source, encode, lam)
+    source = make_source(aligned, replace(config.encode, grid=grid))
+    return lambda encode, lam: measure_point(bench, name, source, replace(encode, grid=grid), lam)
 
 
 class _LearnedArm:
@@ -166,8 +161,7 @@ class _LearnedArm:
         if encode.target_bpw is not None:
             # The slope to train at is the one that makes a file of this size before training.
             source = make_source(bench.aligned(self._start), encode)
-            rough = replace(encode, finetune=0)
-            lam = lam_of_base_step(encode_source(source, rough, lam)[0].c, source.weights)
+            lam = lam_of_base_step(encode_source(source, replace(encode, finetune=0), lam)[0].c, source.weights)
         learned = self._best(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun
@@ -193,29 +187,17 @@ class _LearnedArm:
         return ranked[0].learned
 
     def _learn(self, label: str, lam: float) -> Learned:
-        bench = self._bench
-        train = replace(self._train, lam=lam)
-        marks = fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train))
+        bench, train = self._bench, replace(self._train, lam=lam)
         state = bench.out / "state" / label
-        store = StateStore(state, marks)
+        store = StateStore(state, fingerprints(bench.subject, bench.corpus, replace(bench.config, train=train)))
+        report = milestones(self._say, 5, f"  {label}: ")
         learned = learn(
-            self._problem,
-            self._settings,
-            bench.corpus.calibration,
-            self._start,
-            train,
-            devices=self._devices,
-            store=store,
-            report=milestones(self._say, 5, f"  {label}: "),
+            self._problem, self._settings, bench.corpus.calibration, self._start, train,
+            devices=self._devices, store=store, report=report,
         )
         store.close()
         shutil.rmtree(state, ignore_errors=True)
         return learned
-
-
-def _scalars(point: Point) -> dict[str, object]:
-    # nan, where nothing was trained, is no JSON.
-    return {k: v for k, v in vars(point).items() if k not in ("kl_sums", "counts") and v == v}
 
 
 def _line(p: Point) -> str:

@@ -5,7 +5,8 @@ import pytest
 from conftest import random_tensors, tiny_config
 
 from rdopt.calibration.backward import second_moments
-from rdopt.calibration.streamed import lazy_params, read_block, run_block, streamed_moments, streams
+from rdopt.calibration.moments import EmbeddingMoments
+from rdopt.calibration.streamed import LayerStore, lazy_params, read_block, run_block, streamed_moments, streams
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.operator.llama import head_logits, logits
@@ -43,3 +44,18 @@ def test_the_stream_behind_a_block_is_that_before_the_next(tmp_path):
     assert np.array_equal(run_block(read_block(lazy, 0), found[0], checkpoint.arch), found[1])
     with pytest.raises(IndexError):
         lazy["blocks"]["q"][checkpoint.arch.num_layers]
+
+
+def test_moments_come_back_from_their_files_one_block_at_a_time(tmp_path):
+    store = LayerStore(tmp_path / "moments", 2)
+    ends = EmbeddingMoments(np.ones(5), np.eye(2), np.arange(5.0), 2 * np.eye(2))
+    groups = ("attn", "o", "mlp", "down")
+    for layer in range(2):
+        moments = {"sigma": {g: np.full((2, 2), layer, np.float32) for g in groups}, "G": {"q": np.ones(3, np.float32)}}
+        store.keep(layer, moments)
+    assert not store.complete
+    store.keep_ends(ends)
+    assert store.complete and all(np.array_equal(a, b) for a, b in zip(store.read_ends(), ends, strict=True))
+    assert store.read(1)["G"]["q"].dtype == np.float64
+    assert [float(S[0, 0]) for S in store.sigma()["attn"]] == [0.0, 1.0]
+    assert store.sigma()["o"].shape == (2, 2, 2)

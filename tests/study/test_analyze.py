@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
 
-from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import blocks
 from rdopt.study.analyze.analysis import error_cost
@@ -35,7 +34,6 @@ from rdopt.study.analyze.networks import (
     networks_of,
 )
 from rdopt.study.analyze.predictions import CONCEPT_PREDICTIONS, protection_worth
-from rdopt.study.analyze.store import LayerStore
 from rdopt.study.figures import entropy_of_counts
 from rdopt.transforms.matrices.random import random_orthogonal
 
@@ -133,21 +131,6 @@ def test_noise_is_split_between_weak_and_strong_inputs_at_their_mean_power():
 
 def test_protection_is_worth_what_its_bits_would_gain():
     assert protection_worth(0.5, 15) == pytest.approx(2 * math.log(2) * (0.5 + 1))
-
-
-def test_moments_come_back_from_their_files_one_block_at_a_time(tmp_path):
-    store = LayerStore(tmp_path / "moments", 2)
-    ends = EmbeddingMoments(np.ones(5), np.eye(2), np.arange(5.0), 2 * np.eye(2))
-    groups = ("attn", "o", "mlp", "down")
-    for layer in range(2):
-        moments = {"sigma": {g: np.full((2, 2), layer, np.float32) for g in groups}, "G": {"q": np.ones(3, np.float32)}}
-        store.keep(layer, moments)
-    assert not store.complete
-    store.keep_ends(ends)
-    assert store.complete and all(np.array_equal(a, b) for a, b in zip(store.read_ends(), ends, strict=True))
-    assert store.read(1)["G"]["q"].dtype == np.float64
-    assert [float(S[0, 0]) for S in store.lazy("sigma")["attn"]] == [0.0, 1.0]
-    assert store.lazy("sigma")["o"].shape == (2, 2, 2)
 
 
 @pytest.mark.parametrize("G", [np.diag([1.0, 2.0, 0.5]), np.array([1.0, 2.0, 0.5])], ids=["whole", "diagonal"])

@@ -22,8 +22,7 @@ from rdopt.study.toy.coding import (
     steps_of,
 )
 from rdopt.study.toy.coordinates import (
-    Axes,
-    free_coordinates,
+    Coordinates,
     hadamard_coordinates,
     high_rate_bits,
     learn_axes,
@@ -32,7 +31,7 @@ from rdopt.study.toy.coordinates import (
     stored_coordinates,
 )
 from rdopt.study.toy.experiment import representation_of
-from rdopt.study.toy.figures import coefficient_figures, energy_curve, index_entropy, top_share
+from rdopt.study.toy.figures import coefficient_figures, energy_curve
 from rdopt.study.toy.mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
 from rdopt.study.toy.predictions import TOY_PREDICTIONS, SeedMean, mean_over_seeds
 from rdopt.study.toy.report import mean_cell
@@ -147,17 +146,17 @@ def test_a_hadamard_undone_gives_the_weights_and_costs_nothing():
     arrays = matrices()
     coordinates = hadamard_coordinates([W.shape for W in arrays], np.random.default_rng(0))
     assert coordinates.data == b""
-    for axes, W in zip(coordinates.axes, arrays, strict=True):
-        rotated = axes.rotate(W)
-        assert np.abs(rotated - W).max() > 0.01
-        np.testing.assert_allclose(axes.undo(rotated), W, atol=1e-12)
+    rotated = coordinates.rotate(arrays)
+    for turned, undone, W in zip(rotated, coordinates.undo(rotated), arrays, strict=True):
+        assert np.abs(turned - W).max() > 0.01
+        np.testing.assert_allclose(undone, W, atol=1e-12)
 
 
 def test_a_hadamard_flattens_one_outlier():
     W = np.zeros((16, 16))
     W[3, 5] = 1.0
-    (axes,) = hadamard_coordinates([(16, 16)], np.random.default_rng(0)).axes
-    np.testing.assert_allclose(np.abs(axes.rotate(W)), 1 / 16, atol=1e-12)
+    (rotated,) = hadamard_coordinates([(16, 16)], np.random.default_rng(0)).rotate([W])
+    np.testing.assert_allclose(np.abs(rotated), 1 / 16, atol=1e-12)
 
 
 def test_principal_axes_leave_orthogonal_columns():
@@ -168,19 +167,21 @@ def test_principal_axes_leave_orthogonal_columns():
 
 def test_stored_axes_are_orthogonal_and_their_angles_counted():
     arrays = matrices()
-    coordinates = stored_coordinates(arrays, [principal_axes(arrays[0])], np.full(3, 1e-6))
-    V = coordinates.axes[0].V
-    assert V is not None and coordinates.axes[1:] == [Axes(), Axes()]
+    coordinates = stored_coordinates(arrays, {0: principal_axes(arrays[0])}, np.full(3, 1e-6))
+    V = coordinates.V[0]
+    assert not coordinates.U and set(coordinates.V) == {0}
     np.testing.assert_allclose(V.T @ V, np.eye(8), atol=1e-12)
     codes, rest = unpack_integers(coordinates.data[1:], 8 * 7 // 2)
     assert rest == b"" and coordinates.data == pack_angles([codes], coordinates.data[0])
-    np.testing.assert_allclose(coordinates.axes[0].undo(coordinates.axes[0].rotate(arrays[0])), arrays[0], atol=1e-12)
+    np.testing.assert_allclose(coordinates.undo(coordinates.rotate(arrays))[0], arrays[0], atol=1e-12)
 
 
-def test_free_axes_turn_the_named_matrices_only():
-    V = principal_axes(matrices()[0])
-    coordinates = free_coordinates(3, [0], [V])
-    assert coordinates.data == b"" and coordinates.axes[0].V is V and coordinates.axes[1:] == [Axes(), Axes()]
+def test_axes_turn_the_named_matrices_only():
+    arrays = matrices()
+    V = principal_axes(arrays[0])
+    turned = Coordinates(V={0: V}).rotate(arrays)
+    np.testing.assert_array_equal(turned[0], arrays[0] @ V)
+    assert turned[1] is arrays[1] and turned[2] is arrays[2]
 
 
 def test_high_rate_bits_are_half_a_log2_of_the_variances():
@@ -203,20 +204,21 @@ def test_learned_axes_are_orthogonal_and_undo_a_rotation_of_sparse_weights():
 
 def test_concentration_of_equal_and_of_single_coefficients():
     equal = coefficient_figures([np.full((2, 10), -3.0)], np.ones(1))
-    assert equal.participation == pytest.approx(20) and equal.entropy_dimension == pytest.approx(20)
-    assert equal.kurtosis == pytest.approx(1) and equal.top[25] == pytest.approx(0.25) and equal.entropy == 0
+    assert equal["participation"] == pytest.approx(20) and equal["entropy_dimension"] == pytest.approx(20)
+    assert equal["kurtosis"] == pytest.approx(1) and equal["top"][25] == pytest.approx(0.25) and equal["entropy"] == 0
     one = np.zeros((1, 100))
     one[0, 7] = 4.0
     single = coefficient_figures([one], np.ones(1))
-    assert single.participation == pytest.approx(1) and single.top[1] == pytest.approx(1)
-    assert single.peak == pytest.approx(10) and single.kurtosis == pytest.approx(100)
-    assert single.beyond_6_sigma == pytest.approx(0.01)
+    assert single["participation"] == pytest.approx(1) and single["top"][1] == pytest.approx(1)
+    assert single["peak"] == pytest.approx(10) and single["kurtosis"] == pytest.approx(100)
+    assert single["beyond_6_sigma"] == pytest.approx(0.01)
 
 
 def test_energy_curves_and_entropy_agree_with_their_closed_forms():
     np.testing.assert_allclose(energy_curve(np.array([1.0, -3.0, 0.0, 1.0])), np.array([9, 10, 11, 11]) / 11)
-    assert top_share(np.array([3.0, 4.0]), 0.25) == pytest.approx(16 / 25 / 2)
-    assert index_entropy(np.array([0.1, 0.9, 2.2, 2.9])) == pytest.approx(2)
+    few = coefficient_figures([np.array([[0.3, 2.7, 6.6, 8.7]])], np.array([3.0]))
+    assert few["entropy"] == pytest.approx(2)
+    assert few["top"][10] == pytest.approx(0.4 * 2.9**2 / (0.1**2 + 0.9**2 + 2.2**2 + 2.9**2))
 
 
 def test_bits_at_an_snr_are_linear_between_points_and_unknown_beyond():
@@ -267,7 +269,7 @@ def test_the_same_seed_gives_the_same_json(twice):
 def test_the_json_holds_settings_points_summary_and_predictions(twice):
     found = json.loads((twice / "a" / "toy.json").read_text())
     assert found["settings"]["width"] == 8 and len(found["seeds"]) == 2
-    assert [p["claim"] for p in found["predictions"]] == [p.prediction.claim for p in TOY_PREDICTIONS]
+    assert [p["claim"] for p in found["predictions"]] == [p.claim for p in TOY_PREDICTIONS]
     for record in found["seeds"]:
         arms = record["arms"]
         assert arms["fourier"]["snr_unquantized"] >= arms["mlp"]["snr_unquantized"]

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,11 +23,13 @@ from tiny_runs import (
 )
 
 from rdopt.cli import commands
+from rdopt.config.errors import UserError
+from rdopt.config.load import load_config
 from rdopt.sweep.arms import ARMS as SWEEP_ARMS
 from rdopt.sweep.curves import Curve, bd_rate, pareto, saved_bits, saved_bits_with_error
-from rdopt.sweep.plot import STYLES
 from rdopt.sweep.points import load_point, measure_point
 from rdopt.sweep.report import gain_table
+from rdopt.sweep.sweep import sweep
 
 ARMS = ("identity", "hadamard", "learned", "blockwise-pca")
 LAMS = (10, 60, 360)
@@ -57,7 +60,7 @@ def world(tmp_path_factory):
 
 
 def test_every_arm_has_a_line_of_its_own():
-    assert set(STYLES) == set(SWEEP_ARMS) and len({style[0] for style in STYLES.values()}) == len(STYLES)
+    assert len({arm.line[0] for arm in SWEEP_ARMS.values()}) == len(SWEEP_ARMS)
 
 
 def hashes(folder):
@@ -148,6 +151,21 @@ def test_a_sweep_hits_its_target_sizes(world, tmp_path):
     assert rdopt(*words) == 0
     for arm in strict_json(tmp_path / "sweep/curve.json")["arms"]:
         assert arm["results"]["bpw"] == pytest.approx([4], abs=0.02)
+
+
+def test_a_point_of_another_version_is_refused_in_one_sentence(world, tmp_path):
+    point = json.loads((world / "sweep/points/identity-lam60.json").read_text())
+    del point["ppl"]
+    (tmp_path / "p.json").write_text(json.dumps(point | {"watts": 1}))
+    with pytest.raises(UserError, match=r"p\.json lacks .* the fields ppl, watts: .* remove it"):
+        load_point(tmp_path, "p")
+
+
+def test_devices_that_cannot_share_a_batch_are_refused_before_anything_is_measured(world, tmp_path):
+    config = load_config(world / "sweep/config.yaml")
+    with pytest.raises(UserError, match="cannot share equally"):
+        sweep(config, tmp_path / "out", print, devices=jax.local_devices() * (config.train.batch_sequences + 1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_sweep_does_not_fit_into_a_folder(world, capsys):

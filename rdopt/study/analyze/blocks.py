@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rdopt.calibration.streamed import read_block, run_block
+from rdopt.calibration.streamed import LayerStore, read_block, run_block
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
@@ -25,7 +25,6 @@ from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error,
 from rdopt.study.analyze.ends import end_rows, ends_in
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
 from rdopt.study.analyze.networks import Inputs, Network
-from rdopt.study.analyze.store import LayerStore
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_block, fold_block_moments
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from rdopt.align.train import train
 from rdopt.calibration.moments import Moments
-from rdopt.calibration.streamed import lazy_params, streamed_moments, streams
+from rdopt.calibration.streamed import LayerStore, lazy_params, streamed_moments, streams
 from rdopt.calibration.subject import load_corpus
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
@@ -34,7 +34,6 @@ from rdopt.study.analyze.networks import Network, networks_of
 from rdopt.study.analyze.plot import plot_analysis
 from rdopt.study.analyze.predictions import judge_all
 from rdopt.study.analyze.report import report_lines
-from rdopt.study.analyze.store import LayerStore
 from rdopt.study.manifold.hypotheses import judge_training_run, open_training_run
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import load_alignment
@@ -103,7 +102,7 @@ def coordinate_systems(
         store: its moments.
         learned: the coordinates of a finished training, if asked for.
     """
-    moments = Moments(store.lazy("sigma"), store.lazy("G"), 0)
+    moments = Moments(store.sigma(), {}, 0)
     systems = {}
     for name in names:
         gauges = learned if name == LEARNED else starting_gauges(name, dict(params), arch, moments)

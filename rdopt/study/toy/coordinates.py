@@ -8,8 +8,9 @@ entry's bin, with uniform noise in place of rounding (Balle et al. 2017); the de
 rotated matrix, as the codec's is. Distortion does not change under a rotation, so that the rate alone is minimised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -31,47 +32,39 @@ _LEARNING_RATE = 0.03
 _DRAWS = 8  # of the noise, when start and result are compared
 
 
-class Axes(NamedTuple):
-    """The axes that one matrix is seen in, float64; None for the identity."""
-
-    U: Float[np.ndarray, "out out"] | None = None
-    V: Float[np.ndarray, "in in"] | None = None
-
-    def rotate(self, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-        """U^T W V."""
-        W = W if self.U is None else self.U.T @ W
-        return W if self.V is None else W @ self.V
-
-    def undo(self, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-        """U W V^T."""
-        W = W if self.U is None else self.U @ W
-        return W if self.V is None else W @ self.V.T
-
-
 class Coordinates(NamedTuple):
-    """Axes of all matrices, and the bytes that rebuild them."""
+    """The axes that matrices are seen in, and the bytes that rebuild them.
 
-    axes: list[Axes]
+    Attributes:
+        U: place of a matrix -> axes of its outputs, (out, out) float64; the identity where there are none.
+        V: place -> axes of its inputs, (in, in).
+        data: the bytes.
+    """
+
+    U: Mapping[int, Float[np.ndarray, "out out"]] = MappingProxyType({})
+    V: Mapping[int, Float[np.ndarray, "in in"]] = MappingProxyType({})
     data: bytes = b""
 
+    def rotate(self, arrays: Sequence[Float[np.ndarray, "_ _"]]) -> list[Float[np.ndarray, "_ _"]]:
+        """U^T W V of every matrix."""
+        turned = [self.U[at].T @ W if at in self.U else W for at, W in enumerate(arrays)]
+        return [W @ self.V[at] if at in self.V else W for at, W in enumerate(turned)]
 
-def hidden_matrices(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Which matrices have more than one row and more than one column."""
-    return [at for at, shape in enumerate(shapes) if min(shape) > 1]
-
-
-def plain_coordinates(count: int) -> Coordinates:
-    """All matrices as they are."""
-    return Coordinates([Axes()] * count)
+    def undo(self, arrays: Sequence[Float[np.ndarray, "_ _"]]) -> list[Float[np.ndarray, "_ _"]]:
+        """U W V^T of every matrix, float64."""
+        plain = [np.asarray(W, np.float64) for W in arrays]
+        turned = [self.U[at] @ W if at in self.U else W for at, W in enumerate(plain)]
+        return [W @ self.V[at].T if at in self.V else W for at, W in enumerate(turned)]
 
 
 def hadamard_coordinates(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Coordinates:
     """A Hadamard matrix with random signs on every side longer than one; the seed rebuilds it, so it costs nothing."""
-
-    def flat(n: int) -> Float[np.ndarray, "n n"] | None:
-        return rng.choice((-1.0, 1.0), n)[:, None] * hadamard(n) if n > 1 else None
-
-    return Coordinates([Axes(flat(m), flat(n)) for m, n in shapes])
+    sides = ({}, {})
+    for at, shape in enumerate(shapes):
+        for side, n in zip(sides, shape, strict=True):
+            if n > 1:
+                side[at] = rng.choice((-1.0, 1.0), n)[:, None] * hadamard(n)
+    return Coordinates(*sides)
 
 
 def principal_axes(W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "in in"]:
@@ -79,41 +72,29 @@ def principal_axes(W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "in in"]
     return near_identity(pca(np.asarray(W, np.float64).T @ W)[None])[0]
 
 
-def free_coordinates(count: int, places: Sequence[int], axes: Sequence[Float[np.ndarray, "n n"]]) -> Coordinates:
-    """Exact axes for the inputs of some of `count` matrices, whose price is left out."""
-    all_axes = plain_coordinates(count).axes
-    for at, V in zip(places, axes, strict=True):
-        all_axes[at] = Axes(V=V)
-    return Coordinates(all_axes)
-
-
 def stored_coordinates(
     arrays: Sequence[Float[np.ndarray, "out in"]],
-    axes: Sequence[Float[np.ndarray, "n n"]],
+    axes: Mapping[int, Float[np.ndarray, "n n"]],
     steps: Float[np.ndarray, " k"],
 ) -> Coordinates:
-    """Axes for the inputs of the hidden matrices, their angles rounded and coded.
+    """Axes for the inputs of some matrices, their angles rounded and coded.
 
     The width of an angle is the one of ANGLE_BITS that takes the fewest bits in all: the angles as coded, plus the
     weights at high rate.
 
     Args:
         arrays: all matrices.
-        axes: V of every hidden one.
+        axes: V by the place of its matrix.
         steps: of all matrices, in their units.
     """
-    places = hidden_matrices([W.shape for W in arrays])
-    best, least = plain_coordinates(len(arrays)), np.inf
+    best, least = Coordinates(), np.inf
     for bits in ANGLE_BITS:
-        codes, all_axes, rate = [], list(best.axes), 0.0
-        for at, V in zip(places, axes, strict=True):
-            code = angle_codes(V[None], bits)[0]
-            all_axes[at] = Axes(V=blocks_of_angles(code, bits)[0])
-            rate += high_rate_bits(all_axes[at].rotate(arrays[at]), float(steps[at]))
-            codes.append(code.ravel())
-        data = pack_angles(codes, bits)
+        codes = {at: angle_codes(V[None], bits)[0] for at, V in axes.items()}
+        rounded = {at: blocks_of_angles(code, bits)[0] for at, code in codes.items()}
+        data = pack_angles([code.ravel() for code in codes.values()], bits)
+        rate = sum(high_rate_bits(arrays[at] @ V, float(steps[at])) for at, V in rounded.items())
         if rate + 8 * len(data) < least:
-            best, least = Coordinates(all_axes, data), rate + 8 * len(data)
+            best, least = Coordinates(V=rounded, data=data), rate + 8 * len(data)
     return best
 
 
@@ -145,12 +126,6 @@ def learn_axes(
     return start @ cayley(np.asarray(theta, np.float64), W.shape[1]) if better else start
 
 
-def relaxed_bits(W: Float[Array, "out n"], step: Float[Array, ""], key: PRNGKeyArray) -> Float[Array, ""]:
-    """Mean relaxed rate of a matrix in bits/weight, at one draw of the noise."""
-    rho, kappa = marginal_spreads(W)
-    return jnp.mean(noise_rate(W, step, rho[:, None] * kappa[None, :], key, "laplace"))
-
-
 @partial(jax.jit, static_argnames="steps")
 def _train(
     key: PRNGKeyArray, rotated: Float[Array, "out n"], grid: Float[Array, ""], *, steps: int
@@ -160,8 +135,11 @@ def _train(
     adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps))
 
     def rate(theta: Array, number: Array | int) -> Array:
+        """Mean bits/weight at one draw of the noise."""
         trial = jnp.matmul(rotated, cayley(theta, n), precision="highest")
-        return relaxed_bits(trial, grid, jax.random.fold_in(key, number))
+        rho, kappa = marginal_spreads(trial)
+        spreads = rho[:, None] * kappa[None, :]
+        return jnp.mean(noise_rate(trial, grid, spreads, jax.random.fold_in(key, number), "laplace"))
 
     def step(number: Array, held: tuple) -> tuple:
         theta, state = held

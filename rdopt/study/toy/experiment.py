@@ -8,7 +8,6 @@ their angles rounded and counted (`-stored`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -30,15 +29,12 @@ from rdopt.study.toy.coding import (
 )
 from rdopt.study.toy.coordinates import (
     Coordinates,
-    free_coordinates,
     hadamard_coordinates,
-    hidden_matrices,
     learn_axes,
-    plain_coordinates,
     principal_axes,
     stored_coordinates,
 )
-from rdopt.study.toy.figures import coefficient_figures, energy_curve
+from rdopt.study.toy.figures import coefficient_figures, energy_curve, in_steps
 from rdopt.study.toy.mlp import mean_sensitivities, run_mlp, train_mlps
 from rdopt.study.toy.settings import (
     HIDDEN_LAYERS,
@@ -127,18 +123,19 @@ def fourier_of(x: Signal, y: Signal, least: float) -> Representation:
 
 def coordinates_of(mlp: Representation, settings: ToySettings, seed: int) -> dict[str, Coordinates]:
     """The coordinates that an MLP is coded in, by the name of the arm."""
-    shapes, steps = [(len(W), W.shape[1]) for W in mlp.arrays], mlp.steps(REFERENCE_DB)
-    places = hidden_matrices(shapes)
-    axes = [principal_axes(mlp.arrays[at]) for at in places]
-    learned = [
-        learn_axes(mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(places) * seed + number)
-        for number, (at, V) in enumerate(zip(places, axes, strict=True))
-    ]
+    steps = mlp.steps(REFERENCE_DB)
+    axes = {at: principal_axes(W) for at, W in enumerate(mlp.arrays) if min(W.shape) > 1}
+    learned = {
+        at: learn_axes(
+            mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(axes) * seed + number
+        )
+        for number, (at, V) in enumerate(axes.items())
+    }
     return {
-        "mlp": plain_coordinates(len(shapes)),
-        "hadamard": hadamard_coordinates(shapes, np.random.default_rng(seed)),
-        "pca": free_coordinates(len(shapes), places, axes),
-        "learned": free_coordinates(len(shapes), places, learned),
+        "mlp": Coordinates(),
+        "hadamard": hadamard_coordinates([W.shape for W in mlp.arrays], np.random.default_rng(seed)),
+        "pca": Coordinates(V=axes),
+        "learned": Coordinates(V=learned),
         "pca-stored": stored_coordinates(mlp.arrays, axes, steps),
         "learned-stored": stored_coordinates(mlp.arrays, learned, steps),
     }
@@ -155,8 +152,7 @@ def coded_point(
     """Codes, decodes, undoes the rotations and compares with the signal; the same for steps nearby, without bytes."""
 
     def noise(decoded: Sequence[np.ndarray]) -> float:
-        undone = [axes.undo(np.asarray(W, np.float64)) for axes, W in zip(coordinates.axes, decoded, strict=True)]
-        return noise_power(y, representation.run(undone))
+        return noise_power(y, representation.run(coordinates.undo(decoded)))
 
     c, logs = representation.base_step(level), representation.log_steps
     coded = encode_arrays(rotated, logs, c, classes)
@@ -168,12 +164,11 @@ def coded_point(
 
 def arm_of(representation: Representation, coordinates: Coordinates, y: Signal) -> dict[str, Any]:
     """The record of one representation in one system of coordinates."""
-    rotated = [axes.rotate(W) for axes, W in zip(coordinates.axes, representation.arrays, strict=True)]
+    rotated = coordinates.rotate(representation.arrays)
     classes = cheapest_classes(rotated, representation.log_steps, representation.base_step(_CHOICE))
     points = [coded_point(representation, coordinates, rotated, classes, level, y) for level in SNR_AIMS]
     steps = representation.steps(REFERENCE_DB)
-    in_steps = np.concatenate([np.ravel(W) / step for W, step in zip(rotated, steps, strict=True)])
-    energy = energy_curve(in_steps)
+    energy = energy_curve(in_steps(rotated, steps))
     return {
         "snr_unquantized": snr(y, representation.run(representation.arrays)),
         "price": 8.0 * len(coordinates.data),
@@ -181,7 +176,7 @@ def arm_of(representation: Representation, coordinates: Coordinates, y: Signal) 
         "points": [p._asdict() for p in points],
         "bits": {f"{level:g}": bits_at(points, level) for level in SNR_LEVELS},
         "reference_bits": bits_at(points, REFERENCE_DB),
-        "concentration": coefficient_figures(rotated, steps)._asdict(),
+        "concentration": coefficient_figures(rotated, steps),
         "energy_curve": [float(energy[min(n, len(energy)) - 1]) for n in ENERGY_COUNTS],
     }
 
@@ -202,7 +197,7 @@ def toy_experiment(settings: ToySettings, say: Say = lambda line: None) -> list[
     for seed, y, mlp in zip(seeds, signals, mlps, strict=True):
         limit = snr(y, mlp.run(mlp.arrays))
         fourier = fourier_of(x, y, limit)
-        arms = {"fourier": arm_of(fourier, plain_coordinates(1), y)}
+        arms = {"fourier": arm_of(fourier, Coordinates(), y)}
         arms |= {name: arm_of(mlp, own, y) for name, own in coordinates_of(mlp, settings, seed).items()}
         records.append({"seed": seed, "harmonics": fourier.arrays[0].size // 2, "arms": arms})
         reached = arms["fourier"]["snr_unquantized"]
@@ -216,15 +211,3 @@ def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) ->
     places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
     params = train_mlps(keys, places, samples, width=settings.width, layers=HIDDEN_LAYERS, steps=settings.steps)
     return [mlp_of([W[number] for W in params], x) for number in range(settings.seeds)]
-
-
-def settings_json(settings: ToySettings) -> dict[str, Any]:
-    """The settings and what is fixed beside them."""
-    fixed = {
-        "samples": SAMPLES,
-        "layers": HIDDEN_LAYERS,
-        "levels_dB": SNR_LEVELS,
-        "ladder_dB": SNR_AIMS,
-        "reference_dB": REFERENCE_DB,
-    }
-    return {**asdict(settings), **fixed, "energy_counts": ENERGY_COUNTS}

@@ -33,138 +33,77 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     return SeedMean(*mean_of(known), len(known))
 
 
-class SeedPrediction(NamedTuple):
-    """A prediction about the figure of one seed.
-
-    Attributes:
-        prediction: claim, figure and sign.
-        measure: the figure from the arms of one seed; nan where it has none.
-    """
-
-    prediction: Prediction
-    measure: Callable[[Arms], float]
+def _figure(arms: Arms, arm: str, name: str) -> float:
+    """Bits at the reference SNR, the energy share of the largest 10 % ("top"), or another of the concentration."""
+    if name == "bits":
+        return arms[arm]["reference_bits"]
+    found = arms[arm]["concentration"][name]
+    return found[10] if name == "top" else found
 
 
-class Outcome(NamedTuple):
-    """A tested prediction."""
-
-    prediction: Prediction
-    mean: SeedMean
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the mean over the seeds makes of the claim."""
-        return self.prediction.verdict(Estimate(self.mean.mean, self.mean.error))
-
-    @property
-    def sentence(self) -> str:
-        """Claim, verdict and figure."""
-        p, (mean, error, count) = self.prediction, self.mean
-        return (
-            f"{p.claim}: {self.verdict} ({p.figure} {mean:+.3f} +- {error:.3f}, predicted "
-            f"{'positive' if p.sign > 0 else 'negative'}, {count} seeds)."
-        )
+def _log_ratio(name: str, arm: str, over: str) -> Callable[[Arms], float]:
+    """log2 of a figure of one arm over that of another."""
+    return lambda arms: log2(_figure(arms, arm, name) / _figure(arms, over, name))
 
 
-def _bits(arms: Arms, arm: str) -> float:
-    return arms[arm]["reference_bits"]
+def _log_least_ratio(name: str) -> Callable[[Arms], float]:
+    """log2 of the smallest figure of the rotated arms over Fourier's; nan where one of them has none."""
+    return lambda arms: log2(
+        float(np.min([_figure(arms, arm, name) for arm in _ROTATED])) / _figure(arms, "fourier", name)
+    )
 
 
-def _fewest(arms: Arms) -> float:
-    return float(np.min([_bits(arms, arm) for arm in _ROTATED]))  # nan where one of them does not reach
+# Claim, sign and figure -> the figure from the arms of one seed; nan where it has none.
+TOY_PREDICTIONS: Mapping[Prediction, Callable[[Arms], float]] = {
+    Prediction(
+        "At 20 dB Fourier coefficients take fewer bits than the MLP", 1, "log2 of bits, MLP over Fourier",
+    ): _log_ratio("bits", "mlp", "fourier"),
+    Prediction(
+        "The signal's energy lies in fewer Fourier coefficients than MLP parameters", 1,
+        "log2 of participation, MLP over Fourier",
+    ): _log_ratio("participation", "mlp", "fourier"),
+    Prediction(
+        "Fourier coefficients are more concentrated than the MLP's parameters", 1,
+        "energy share of the largest 10 %, Fourier less MLP",
+    ): lambda arms: _figure(arms, "fourier", "top") - _figure(arms, "mlp", "top"),
+    Prediction(
+        "A Hadamard rotation reduces the MLP's outliers", -1, "log2 of kurtosis, rotated over plain",
+    ): _log_ratio("kurtosis", "hadamard", "mlp"),
+    Prediction(
+        "A Hadamard rotation lowers the MLP's largest weight", -1, "log2 of peak over rms, rotated over plain",
+    ): _log_ratio("peak", "hadamard", "mlp"),
+    Prediction(
+        "No rotation of the layers restores Fourier's concentration", 1,
+        "energy share of the largest 10 %, Fourier less the best rotation",
+    ): lambda arms: _figure(arms, "fourier", "top") - max(_figure(arms, arm, "top") for arm in _ROTATED),
+    Prediction(
+        "No rotation of the layers restores Fourier's number of effective coefficients", 1,
+        "log2 of participation, best rotation over Fourier",
+    ): _log_least_ratio("participation"),
+    Prediction(
+        "No rotation of the layers restores Fourier's size at 20 dB, its price left out", 1,
+        "log2 of bits, best rotation over Fourier",
+    ): _log_least_ratio("bits"),
+    Prediction(
+        "A Hadamard rotation saves no bits at 20 dB", 1, "log2 of bits, rotated over plain",
+    ): _log_ratio("bits", "hadamard", "mlp"),
+    Prediction(
+        "Principal axes of the hidden layers save bits at 20 dB, their price left out", -1,
+        "log2 of bits, rotated over plain",
+    ): _log_ratio("bits", "pca", "mlp"),
+    Prediction(
+        "Learned axes save bits at 20 dB, their price left out", -1, "log2 of bits, rotated over plain",
+    ): _log_ratio("bits", "learned", "mlp"),
+    Prediction(
+        "Learned axes save bits at 20 dB with their price counted", -1, "log2 of bits, rotated over plain",
+    ): _log_ratio("bits", "learned-stored", "mlp"),
+}  # fmt: skip
 
 
-def _top(arms: Arms, arm: str) -> float:
-    return arms[arm]["concentration"]["top"][10]
-
-
-def _participation(arms: Arms, arm: str) -> float:
-    return arms[arm]["concentration"]["participation"]
-
-
-def _kurtosis(arms: Arms, arm: str) -> float:
-    return arms[arm]["concentration"]["kurtosis"]
-
-
-def _peak(arms: Arms, arm: str) -> float:
-    return arms[arm]["concentration"]["peak"]
-
-
-TOY_PREDICTIONS = (
-    SeedPrediction(
-        Prediction("At 20 dB Fourier coefficients take fewer bits than the MLP", 1, "log2 of bits, MLP over Fourier"),
-        lambda arms: log2(_bits(arms, "mlp") / _bits(arms, "fourier")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "The signal's energy lies in fewer Fourier coefficients than MLP parameters", 1,
-            "log2 of participation, MLP over Fourier",
-        ),
-        lambda arms: log2(_participation(arms, "mlp") / _participation(arms, "fourier")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "Fourier coefficients are more concentrated than the MLP's parameters", 1,
-            "energy share of the largest 10 %, Fourier less MLP",
-        ),
-        lambda arms: _top(arms, "fourier") - _top(arms, "mlp"),
-    ),
-    SeedPrediction(
-        Prediction("A Hadamard rotation reduces the MLP's outliers", -1, "log2 of kurtosis, rotated over plain"),
-        lambda arms: log2(_kurtosis(arms, "hadamard") / _kurtosis(arms, "mlp")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "A Hadamard rotation lowers the MLP's largest weight", -1, "log2 of peak over rms, rotated over plain",
-        ),
-        lambda arms: log2(_peak(arms, "hadamard") / _peak(arms, "mlp")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "No rotation of the layers restores Fourier's concentration", 1,
-            "energy share of the largest 10 %, Fourier less the best rotation",
-        ),
-        lambda arms: _top(arms, "fourier") - max(_top(arms, arm) for arm in _ROTATED),
-    ),
-    SeedPrediction(
-        Prediction(
-            "No rotation of the layers restores Fourier's number of effective coefficients", 1,
-            "log2 of participation, best rotation over Fourier",
-        ),
-        lambda arms: log2(min(_participation(arms, arm) for arm in _ROTATED) / _participation(arms, "fourier")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "No rotation of the layers restores Fourier's size at 20 dB, its price left out", 1,
-            "log2 of bits, best rotation over Fourier",
-        ),
-        lambda arms: log2(_fewest(arms) / _bits(arms, "fourier")),
-    ),
-    SeedPrediction(
-        Prediction("A Hadamard rotation saves no bits at 20 dB", 1, "log2 of bits, rotated over plain"),
-        lambda arms: log2(_bits(arms, "hadamard") / _bits(arms, "mlp")),
-    ),
-    SeedPrediction(
-        Prediction(
-            "Principal axes of the hidden layers save bits at 20 dB, their price left out", -1,
-            "log2 of bits, rotated over plain",
-        ),
-        lambda arms: log2(_bits(arms, "pca") / _bits(arms, "mlp")),
-    ),
-    SeedPrediction(
-        Prediction("Learned axes save bits at 20 dB, their price left out", -1, "log2 of bits, rotated over plain"),
-        lambda arms: log2(_bits(arms, "learned") / _bits(arms, "mlp")),
-    ),
-    SeedPrediction(
-        Prediction("Learned axes save bits at 20 dB with their price counted", -1, "log2 of bits, rotated over plain"),
-        lambda arms: log2(_bits(arms, "learned-stored") / _bits(arms, "mlp")),
-    ),
-)  # fmt: skip
-
-
-def outcomes(seeds: Sequence[SeedRecord]) -> list[Outcome]:
-    """All predictions tested on the records of all seeds."""
-    return [
-        Outcome(prediction, mean_over_seeds([measure(seed["arms"]) for seed in seeds]))
-        for prediction, measure in TOY_PREDICTIONS
-    ]
+def outcomes(seeds: Sequence[SeedRecord]) -> list[tuple[Prediction, SeedMean, Verdict]]:
+    """All predictions with their mean over the seeds and what it makes of the claim."""
+    tested = []
+    for prediction, measure in TOY_PREDICTIONS.items():
+        mean = mean_over_seeds([measure(seed["arms"]) for seed in seeds])
+        tested.append((prediction, mean, prediction.verdict(Estimate(mean.mean, mean.error))))
+    return tested

@@ -1,6 +1,7 @@
 """What the signal experiment leaves: toy.json, toy.png (at column width), a table, and a sentence a prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from jaxtyping import Float
 
 from rdopt.runs.figures import dumps
 from rdopt.study.toy.coding import CodedPoint, bits_at
-from rdopt.study.toy.experiment import ENERGY_COUNTS, TOY_ARMS, settings_json
+from rdopt.study.toy.experiment import ENERGY_COUNTS, TOY_ARMS
+from rdopt.study.toy.figures import TOPS
 from rdopt.study.toy.predictions import SeedMean, SeedRecord, mean_over_seeds, outcomes
-from rdopt.study.toy.settings import SNR_LEVELS, ToySettings
+from rdopt.study.toy.settings import HIDDEN_LAYERS, REFERENCE_DB, SAMPLES, SNR_AIMS, SNR_LEVELS, ToySettings
 
 PROTOCOL = (
     "bits: of a file with everything that rebuilds the numbers, at an SNR in dB between the samples of the signal and "
@@ -22,19 +24,13 @@ PROTOCOL = (
     "root mean square of their matrix; entropy: bits a number at the steps of 20 dB. Means over the seeds with "
     "standard errors."
 )
-_FIGURES = {
-    "coefficients": lambda arm: float(arm["concentration"]["coefficients"]),
-    "snr_unquantized": lambda arm: arm["snr_unquantized"],
-    "price": lambda arm: arm["price"],
-    **{f"bits_{level:g}dB": lambda arm, key=f"{level:g}": arm["bits"][key] for level in SNR_LEVELS},
-    **{f"top_{part}": lambda arm, key=part: arm["concentration"]["top"][key] for part in (1, 5, 10, 25)},
-    **{
-        name: lambda arm, key=name: arm["concentration"][key]
-        for name in ("participation", "entropy_dimension", "kurtosis", "peak", "beyond_6_sigma", "entropy")
-    },
+_STYLES = {  # colour and line
+    "fourier": ("#0072b2", "-"),
+    "mlp": ("#222222", "-"),
+    "hadamard": ("#8a8a8a", "--"),
+    "pca": ("#cc79a7", "-."),
+    "learned": ("#d55e00", ":"),
 }
-_COLOURS = {"fourier": "#0072b2", "mlp": "#222222", "hadamard": "#8a8a8a", "pca": "#cc79a7", "learned": "#d55e00"}
-_LINES = {"fourier": "-", "mlp": "-", "hadamard": "--", "pca": "-.", "learned": ":"}
 _NAMES = {
     "mlp": "MLP (solid)",
     "hadamard": "Hadamard (dashed)",
@@ -44,54 +40,66 @@ _NAMES = {
 _DRAWN_LEVELS = np.linspace(5.0, 23.0, 37)  # dB
 
 
+def figures_of(arm: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an arm's record that are averaged over the seeds."""
+    concentration = arm["concentration"]
+    return {
+        "coefficients": float(concentration["coefficients"]),
+        "snr_unquantized": arm["snr_unquantized"],
+        "price": arm["price"],
+        **{f"bits_{level:g}dB": arm["bits"][f"{level:g}"] for level in SNR_LEVELS},
+        **{f"top_{percent}": concentration["top"][percent] for percent in TOPS},
+        **{k: v for k, v in concentration.items() if k not in ("coefficients", "top")},
+    }
+
+
 def summarize(seeds: Sequence[SeedRecord]) -> dict[str, dict[str, SeedMean]]:
     """Arm -> figure -> its mean over the seeds."""
-    return {
-        arm: {
-            name: mean_over_seeds([figure(seed["arms"][arm]) for seed in seeds]) for name, figure in _FIGURES.items()
-        }
-        for arm in TOY_ARMS
-    }
+    rows = {arm: [figures_of(seed["arms"][arm]) for seed in seeds] for arm in TOY_ARMS}
+    return {arm: {k: mean_over_seeds([row[k] for row in own]) for k in own[0]} for arm, own in rows.items()}
 
 
 def toy_json(settings: ToySettings, seeds: Sequence[SeedRecord]) -> dict[str, Any]:
     """The content of toy.json."""
-    tested = [
-        {
-            "claim": o.prediction.claim,
-            "figure": o.prediction.figure,
-            "predicted_sign": o.prediction.sign,
-            **o.mean._asdict(),
-            "verdict": o.verdict,
-        }
-        for o in outcomes(seeds)
-    ]
-    means = {arm: {k: v._asdict() for k, v in own.items()} for arm, own in summarize(seeds).items()}
+    fixed = {
+        "samples": SAMPLES,
+        "layers": HIDDEN_LAYERS,
+        "levels_dB": SNR_LEVELS,
+        "ladder_dB": SNR_AIMS,
+        "reference_dB": REFERENCE_DB,
+        "energy_counts": ENERGY_COUNTS,
+    }
     return {
-        "settings": settings_json(settings),
+        "settings": {**asdict(settings), **fixed},
         "protocol": PROTOCOL,
-        "summary": means,
-        "predictions": tested,
+        "summary": {arm: {k: v._asdict() for k, v in own.items()} for arm, own in summarize(seeds).items()},
+        "predictions": [
+            {"claim": p.claim, "figure": p.figure, "predicted_sign": p.sign, **mean._asdict(), "verdict": verdict}
+            for p, mean, verdict in outcomes(seeds)
+        ],
         "seeds": list(seeds),
     }
 
 
 def toy_table(seeds: Sequence[SeedRecord]) -> str:
     """Bits, then concentration and outliers of every arm; a count in brackets where not all seeds reach a level."""
-    summary, total = summarize(seeds), len(seeds)
-    levels = "".join(f"{f'bits at {level:g} dB':>20s}" for level in SNR_LEVELS)
-    lines = [f"{'representation':16s}{'numbers':>14s}{'dB uncoded':>14s}{levels}{'of these axes':>15s}"]
-    for arm, own in summary.items():
-        bits = "".join(f"{mean_cell(own[f'bits_{level:g}dB'], 0, total):>20s}" for level in SNR_LEVELS)
-        numbers, level = mean_cell(own["coefficients"], 0, total), mean_cell(own["snr_unquantized"], 1, total)
-        lines.append(f"{arm:16s}{numbers:>14s}{level:>14s}{bits}{mean_cell(own['price'], 0, total):>15s}")
-    titles = ("top 1 %", "top 10 %", "participation", "kurtosis", "peak/rms", "beyond 6 rms", "entropy, bits")
-    lines += ["", f"{'representation':16s}" + "".join(f"{title:>20s}" for title in titles)]
-    for arm, own in summary.items():
-        places = {"top_1": 3, "top_10": 3, "participation": 1, "kurtosis": 2, "peak": 2, "beyond_6_sigma": 5}
-        cells = [mean_cell(own[name], digits, total) for name, digits in (places | {"entropy": 2}).items()]
-        lines.append(f"{arm:16s}" + "".join(f"{cell:>20s}" for cell in cells))
-    return "\n".join(lines)
+    summary = summarize(seeds)
+    bits = [(f"bits at {level:g} dB", f"bits_{level:g}dB", 0, 20) for level in SNR_LEVELS]
+    tables = (
+        [("numbers", "coefficients", 0, 14), ("dB uncoded", "snr_unquantized", 1, 14), *bits,
+         ("of these axes", "price", 0, 15)],
+        [("top 1 %", "top_1", 3, 20), ("top 10 %", "top_10", 3, 20), ("participation", "participation", 1, 20),
+         ("kurtosis", "kurtosis", 2, 20), ("peak/rms", "peak", 2, 20), ("beyond 6 rms", "beyond_6_sigma", 5, 20),
+         ("entropy, bits", "entropy", 2, 20)],
+    )  # title, figure, digits, width
+    blocks = []
+    for columns in tables:
+        lines = [f"{'representation':16s}" + "".join(f"{title:>{width}s}" for title, _, _, width in columns)]
+        for arm, own in summary.items():
+            cells = (f"{mean_cell(own[k], digits, len(seeds)):>{width}s}" for _, k, digits, width in columns)
+            lines.append(f"{arm:16s}" + "".join(cells))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def mean_cell(x: SeedMean, digits: int, seeds: int) -> str:
@@ -103,34 +111,22 @@ def mean_cell(x: SeedMean, digits: int, seeds: int) -> str:
 
 
 def toy_sentences(seeds: Sequence[SeedRecord]) -> list[str]:
-    """One sentence a prediction."""
-    return [o.sentence for o in outcomes(seeds)]
+    """Claim, verdict and figure of every prediction."""
+    return [
+        f"{p.claim}: {verdict} ({p.figure} {mean:+.3f} +- {error:.3f}, predicted "
+        f"{'positive' if p.sign > 0 else 'negative'}, {count} seeds)."
+        for p, (mean, error, count), verdict in outcomes(seeds)
+    ]
 
 
 def write_toy(folder: Path, settings: ToySettings, seeds: Sequence[SeedRecord]) -> None:
-    """Writes toy.json and toy.png into a folder.
-
-    Args:
-        folder: exists.
-        settings: of the run.
-        seeds: its records.
-    """
+    """Writes toy.json and toy.png into an existing folder."""
     (folder / "toy.json").write_text(dumps(toy_json(settings, seeds)), encoding="utf-8")
-    plot_toy(seeds, folder / "toy.png")
-
-
-def plot_toy(seeds: Sequence[SeedRecord], path: Path) -> None:
-    """Draws both panels.
-
-    Args:
-        seeds: records of `toy_experiment`.
-        path: the PNG to write.
-    """
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     fig = toy_figure(seeds)
-    fig.savefig(path)
+    fig.savefig(folder / "toy.png")
     plt.close(fig)
 
 
@@ -148,46 +144,43 @@ def toy_figure(seeds: Sequence[SeedRecord]) -> Any:
     return fig
 
 
-def bits_curves(seeds: Sequence[SeedRecord], arm: str) -> Float[np.ndarray, "seeds levels"]:
+def _bits_curves(seeds: Sequence[SeedRecord], arm: str) -> Float[np.ndarray, "seeds levels"]:
     """Bits at the drawn levels; nan where a seed does not reach."""
-    rows = []
-    for seed in seeds:
-        points = [CodedPoint(**p) for p in seed["arms"][arm]["points"]]
-        rows.append([bits_at(points, level) for level in _DRAWN_LEVELS])
-    return np.array(rows)
+    coded = [[CodedPoint(**p) for p in seed["arms"][arm]["points"]] for seed in seeds]
+    return np.array([[bits_at(points, level) for level in _DRAWN_LEVELS] for points in coded])
 
 
 def _draw_bits(ax: Any, seeds: Sequence[SeedRecord]) -> None:
-    for arm, colour in _COLOURS.items():
-        rows = bits_curves(seeds, arm)
+    for arm, (colour, line) in _STYLES.items():
+        rows = _bits_curves(seeds, arm)
         common = ~np.isnan(rows).any(axis=0)
         x, rows = _DRAWN_LEVELS[common], rows[:, common]
         if not len(x):
             continue
-        ax.plot(x, np.median(rows, axis=0), _LINES[arm], color=colour, linewidth=1.2)
+        ax.plot(x, np.median(rows, axis=0), line, color=colour, linewidth=1.2)
         if arm in ("fourier", "mlp"):
             ax.fill_between(x, *np.quantile(rows, (0.25, 0.75), axis=0), color=colour, alpha=0.15, linewidth=0)
     ax.set_yscale("log")
     ax.set_ylim(200, 60_000)
     ax.set_xlabel("signal-to-noise ratio of the decoded signal, dB")
     ax.set_ylabel("file, bits (price of the axes left out)")
-    ax.text(0.98, 0.23, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
-    _stack(ax, 0.98, 0.66, "right")
+    _name_curves(ax, (0.98, 0.23), 0.66)
 
 
 def _draw_energy(ax: Any, seeds: Sequence[SeedRecord]) -> None:
-    for arm, colour in _COLOURS.items():
+    for arm, (colour, line) in _STYLES.items():
         energy = np.median([seed["arms"][arm]["energy_curve"] for seed in seeds], axis=0)
-        ax.plot(ENERGY_COUNTS, energy, _LINES[arm], color=colour, linewidth=1.2)
+        ax.plot(ENERGY_COUNTS, energy, line, color=colour, linewidth=1.2)
     ax.set_xscale("log")
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("largest coefficients or parameters, number")
     ax.set_ylabel("share of the energy (in steps)")
-    ax.text(0.20, 0.86, "Fourier", color=_COLOURS["fourier"], transform=ax.transAxes, ha="right", va="bottom")
-    _stack(ax, 0.98, 0.58, "right")
+    _name_curves(ax, (0.20, 0.86), 0.58)
 
 
-def _stack(ax: Any, x: float, y: float, side: str) -> None:
-    """The names of the MLP's curves, which lie on one another, below each other in their colours."""
+def _name_curves(ax: Any, fourier: tuple[float, float], top: float) -> None:
+    """Names in the colours of the curves: Fourier's at a place, the others, which lie on one another, below `top`."""
+    ax.text(*fourier, "Fourier", color=_STYLES["fourier"][0], transform=ax.transAxes, ha="right", va="bottom")
     for row, (arm, name) in enumerate(_NAMES.items()):
-        ax.text(x, y - 0.075 * row, name, color=_COLOURS[arm], transform=ax.transAxes, ha=side, va="top")
+        y = top - 0.075 * row
+        ax.text(0.98, y, name, color=_STYLES[arm][0], transform=ax.transAxes, ha="right", va="top")

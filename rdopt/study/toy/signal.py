@@ -4,6 +4,7 @@ The domain is one period of the basis but not of the signal: a frequency between
 them, with amplitudes that fall with one over the distance.
 """
 
+from bisect import bisect_left
 from math import log10
 from typing import Any, NamedTuple
 
@@ -85,9 +86,9 @@ def fit_to_snr(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], least: fl
     Where none does, the one with the most harmonics that n samples determine, (n - 1) // 2.
     """
     most = (len(x) - 1) // 2
-    low, high = 0, most  # the error never rises with the harmonics, so that bisection finds the first
-    while low < high:
-        middle = (low + high) // 2
-        reached = snr(y, fourier_basis(x, middle) @ fit_fourier(x, y, middle)) >= least
-        low, high = (low, middle) if reached else (middle + 1, high)
-    return fit_fourier(x, y, low)
+
+    def reaches(harmonics: int) -> bool:
+        return snr(y, fourier_basis(x, harmonics) @ fit_fourier(x, y, harmonics)) >= least
+
+    # The error never rises with the harmonics, so that bisection finds the first.
+    return fit_fourier(x, y, bisect_left(range(most), True, key=reaches))
