@@ -23,11 +23,9 @@ from rdopt.study.analyze.figures import (
 )
 from rdopt.study.analyze.networks import (
     NOISE,
-    Directions,
-    EntryNoise,
-    InputNoise,
     Inputs,
     Network,
+    Noise,
     Rounding,
     gaussian,
     largest,
@@ -43,13 +41,13 @@ BASES = "identity,hadamard,pca"
 
 def test_figures_of_a_gaussian_matrix_are_its_closed_forms():
     found = matrix_figures(RNG.standard_normal((600, 800)))
-    assert abs(found.kurtosis - 3) < 0.03
+    assert abs(found["kurtosis"] - 3) < 0.03
     edges = [0.5 * math.erf((k - 0.5) * 0.5 / math.sqrt(2)) for k in range(-20, 22)]  # a step of half the rms
     masses = [b - a for a, b in pairwise(edges) if b > a]
-    assert abs(found.entropy_step + sum(p * math.log2(p) for p in masses)) < 0.003
-    assert abs(found.zeros - math.erf(1 / math.sqrt(2))) < 0.003  # within one rms
-    assert found.columns["participation"] > 0.99 and abs(found.columns["top 10"] - 0.1) < 0.02
-    assert found.entropy_step <= found.huffman_step < found.entropy_step + 0.1
+    assert abs(found["entropy_step"] + sum(p * math.log2(p) for p in masses)) < 0.003
+    assert abs(found["zeros"] - math.erf(1 / math.sqrt(2))) < 0.003  # within one rms
+    assert found["columns"]["participation"] > 0.99 and abs(found["columns"]["top 10"] - 0.1) < 0.02
+    assert found["entropy_step"] <= found["huffman_step"] < found["entropy_step"] + 0.1
 
 
 def test_bins_over_the_range_get_finer_by_what_the_range_shrinks():
@@ -57,8 +55,8 @@ def test_bins_over_the_range_get_finer_by_what_the_range_shrinks():
     W[0, 0] = 40.0
     spiky, W[0, 0] = matrix_figures(W), 0.0
     flat = matrix_figures(W)
-    assert abs((flat.entropy_bins - spiky.entropy_bins) - math.log2(spiky.l_inf / flat.l_inf)) < 0.05
-    assert abs(flat.entropy_step - spiky.entropy_step) < 0.02
+    assert abs((flat["entropy_bins"] - spiky["entropy_bins"]) - math.log2(spiky["l_inf"] / flat["l_inf"])) < 0.05
+    assert abs(flat["entropy_step"] - spiky["entropy_step"]) < 0.02
 
 
 @given(st.integers(1, 60), st.integers(0, 5))
@@ -78,7 +76,7 @@ def test_entropy_and_huffman_of_powers_of_two_agree():
 
 def test_a_rotation_moves_neither_norm_nor_singular_values():
     W, Q = RNG.standard_normal((20, 30)), random_orthogonal(0, 30)
-    assert matrix_figures(W @ Q).l2 == pytest.approx(matrix_figures(W).l2, rel=1e-12)
+    assert matrix_figures(W @ Q)["l2"] == pytest.approx(matrix_figures(W)["l2"], rel=1e-12)
     exact = np.sort(np.linalg.svd(W, compute_uv=False) ** 2)
     assert np.allclose(singular_energies(W @ Q), exact)
 
@@ -109,7 +107,7 @@ def test_protected_weights_keep_sixteen_bits_and_do_not_stretch_the_scale():
 @pytest.mark.parametrize("where", ["largest", "random"])
 def test_noise_on_entries_has_its_norm_and_its_places(where):
     W = RNG.standard_normal((30, 40)).astype(np.float32)
-    moved = EntryNoise(where, 0.05).apply(W, Inputs(np.eye(40)), (1, 2)) - W
+    moved = Noise(where, 0.05).apply(W, Inputs(np.eye(40)), (1, 2)) - W
     assert np.count_nonzero(moved) == 60
     assert np.linalg.norm(moved) == pytest.approx(NOISE * np.linalg.norm(W), rel=1e-4)
     assert np.array_equal(moved != 0, largest(W, 0.05)) == (where == "largest")
@@ -122,9 +120,9 @@ def test_noise_is_split_between_weak_and_strong_inputs_at_their_mean_power():
     noise = gaussian((0,), W.shape)
     kept = noise @ axes * (8.5 / (8.5 + np.arange(1.0, 17.0)))
     assert np.allclose(Inputs(sigma).weak(noise) @ axes, kept, atol=1e-5)
-    expectations: dict[Directions, np.ndarray] = {"weak": kept, "strong": noise @ axes - kept, "all": noise @ axes}
-    for part, expected in expectations.items():
-        moved = (InputNoise(part).apply(W, Inputs(sigma), (0,)) - W) @ axes
+    parts = {Noise("weak"): kept, Noise("strong"): noise @ axes - kept, Noise("all"): noise @ axes}
+    for part, expected in parts.items():
+        moved = (part.apply(W, Inputs(sigma), (0,)) - W) @ axes
         assert np.linalg.norm(moved) == pytest.approx(NOISE * np.linalg.norm(W), rel=1e-4)
         assert np.allclose(moved / np.linalg.norm(moved), expected / np.linalg.norm(expected), atol=1e-5)
 
@@ -156,12 +154,11 @@ def test_an_error_of_the_embedding_counts_where_its_token_is_read():
 
 def test_every_network_has_its_basis_and_a_partner():
     networks = networks_of(("identity", "hadamard"), (3, 4), 0.005)
-    rounded = {n.rounding.part for n in networks if n.rounding is not None and not n.changes_blocks}
-    assert rounded == {"embed", "head"} and Network("hadamard") in networks
+    assert {n.part for n in networks} == {None, "blocks", "embed", "head"} and Network("hadamard") in networks
     assert {n.change.kind for n in networks if n.change is not None and not n.has_stream} == {"rounded head"}
     assert all(n.streamed in networks and n.streamed.has_stream for n in networks)
     assert len(set(networks)) == len(networks)
-    labels = [n.change.label for n in networks if n.change is not None and n.changes_blocks and n.basis == "hadamard"]
+    labels = [n.change.label for n in networks if n.change is not None and n.part == "blocks" and n.basis == "hadamard"]
     assert labels == ["3 bits", "3 bits, protected", "4 bits", "4 bits, protected"]
 
 

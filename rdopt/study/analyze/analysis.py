@@ -33,26 +33,21 @@ class Analysis(NamedTuple):
     kl: Mapping[Network, float]
     judgements: Sequence[Judgement]
 
-    @property
-    def block_rows(self) -> list[Row]:
-        """The rows of the blocks' matrices."""
-        return [row for row in self.rows if row["layer"] is not None]
-
-    @property
-    def end_rows(self) -> list[Row]:
-        """The rows of embedding and head."""
-        return [row for row in self.rows if row["layer"] is None]
+    def rows_of(self, part: str, basis: str | None = None) -> list[Row]:
+        """The rows of the "blocks", of "embed" or of "head", in one basis or in all of them."""
+        own = (row for row in self.rows if part == ("blocks" if row["layer"] is not None else row["kind"]))
+        return [row for row in own if basis in (None, row["basis"])]
 
     @property
     def bases(self) -> list[str]:
         """The coordinate systems in their order."""
-        return list(dict.fromkeys(row["basis"] for row in self.block_rows))
+        return list(dict.fromkeys(row["basis"] for row in self.rows_of("blocks")))
 
     @property
     def roundings(self) -> list[Rounding]:
         """How the blocks were rounded, in order."""
-        found = (network.rounding for network in self.kl if network.changes_blocks)
-        return list(dict.fromkeys(rounding for rounding in found if rounding is not None))
+        changes = dict.fromkeys(network.change for network in self.kl)
+        return [change for change in changes if isinstance(change, Rounding) and change.part == "blocks"]
 
     def to_json(self) -> dict[str, Any]:
         """What analysis.json holds."""
@@ -75,6 +70,36 @@ class Analysis(NamedTuple):
         }
 
 
+def row_of(
+    W: Float[np.ndarray, "out in"],
+    place: Mapping[str, Any],
+    inputs: Float[np.ndarray, " in"],
+    outputs: Float[np.ndarray, " out"],
+    singular: Mapping[str, float],
+) -> Row:
+    """The figures of a matrix; `note_error` adds to them.
+
+    Args:
+        W: in the basis.
+        place: name, layer, kind and basis.
+        inputs: power that comes in along each column, the diagonal of sigma.
+        outputs: power of the gradient at each row, the diagonal of G.
+        singular: concentration of its energy over singular directions.
+    """
+    inputs, outputs = np.maximum(inputs, 0), np.maximum(outputs, 0)
+    return {
+        **place,
+        "shape": list(W.shape),
+        **matrix_figures(W),
+        "inputs": energy_concentration(inputs),
+        "outputs": energy_concentration(outputs),
+        "curvature": curvature_rank(W, outputs, inputs),
+        "output_error": {},
+        "kl_estimated": {},
+        "singular": singular,
+    }
+
+
 class ErrorCost(NamedTuple):
     """What an error of a matrix does.
 
@@ -87,52 +112,19 @@ class ErrorCost(NamedTuple):
     kl: float
 
 
-def row_of(
-    W: Float[np.ndarray, "out in"],
-    place: Mapping[str, Any],
-    inputs: Float[np.ndarray, " in"],
-    outputs: Float[np.ndarray, " out"],
-) -> Row:
-    """The figures of a matrix.
-
-    Args:
-        W: in the basis.
-        place: name, layer, kind and basis.
-        inputs: power that comes in along each column, the diagonal of sigma.
-        outputs: power of the gradient at each row, the diagonal of G.
-    """
-    inputs, outputs = np.maximum(inputs, 0), np.maximum(outputs, 0)
-    return {
-        **place,
-        "shape": list(W.shape),
-        **matrix_figures(W)._asdict(),
-        "inputs": energy_concentration(inputs),
-        "outputs": energy_concentration(outputs),
-        "curvature": curvature_rank(W, outputs, inputs),
-        "output_error": {},
-        "kl_estimated": {},
-    }
+def error_cost(
+    E: Float[np.ndarray, "out in"], sigma: Float[np.ndarray, "in in"], G: Float[np.ndarray, "..."]
+) -> ErrorCost:
+    """The cost of an error E, sigma the second moment of the inputs, G that of the gradients or its diagonal."""
+    reached = E @ sigma
+    pulled = E * G[:, None] if G.ndim == 1 else G @ E
+    return ErrorCost(float(np.vdot(reached, E)), 0.5 * float(np.vdot(reached, pulled)))
 
 
 def note_error(row: Row, rounding: Rounding, error: ErrorCost, whole: ErrorCost) -> None:
     """Adds what a rounding of the matrix costs to its row; `whole` is what its loss would cost."""
     row["output_error"][rounding.label] = error.output / whole.output
     row["kl_estimated"][rounding.label] = error.kl
-
-
-def error_cost(
-    E: Float[np.ndarray, "out in"], sigma: Float[np.ndarray, "in in"], G: Float[np.ndarray, "..."]
-) -> ErrorCost:
-    """The cost of an error.
-
-    Args:
-        E: the error.
-        sigma: second moment of the inputs.
-        G: that of the gradients at the outputs, or its diagonal.
-    """
-    reached = E @ sigma
-    pulled = E * G[:, None] if G.ndim == 1 else G @ E
-    return ErrorCost(float(np.vdot(reached, E)), 0.5 * float(np.vdot(reached, pulled)))
 
 
 def curvature_rank(

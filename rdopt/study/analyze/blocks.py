@@ -24,7 +24,7 @@ from rdopt.operator.llama import embed_tokens
 from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
 from rdopt.study.analyze.ends import end_rows, ends_in
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
-from rdopt.study.analyze.networks import Inputs, Network
+from rdopt.study.analyze.networks import Inputs, Network, Rounding
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_block, fold_block_moments
 
@@ -81,10 +81,11 @@ class _BlockInBasis(NamedTuple):
     whole: Mapping[str, ErrorCost]
 
 
+@dataclass(frozen=True)
 class BlockPass:
     """The pass of one model.
 
-    Args:
+    Attributes:
         params: of `lazy_params`.
         arch: of the model.
         bases: gauges by name.
@@ -92,44 +93,60 @@ class BlockPass:
         store: moments of the blocks.
     """
 
-    def __init__(
-        self,
-        params: Mapping[str, Any],
-        arch: Architecture,
-        bases: Mapping[str, Gauges],
-        networks: Sequence[Network],
-        store: LayerStore,
-    ) -> None:
-        self._params, self._arch, self._bases = params, arch, bases
-        self._networks, self._store = networks, store
-        self._streamed = [network for network in networks if network.has_stream]
+    params: Mapping[str, Any]
+    arch: Architecture
+    bases: Mapping[str, Gauges]
+    networks: Sequence[Network]
+    store: LayerStore
+
+    def run(self, tokens: Int[np.ndarray, "n T"], path: Path, key: str, say: Say) -> PassState:
+        """Every block in order, from the last saved state on.
+
+        Args:
+            tokens: of the test text.
+            path: of the state.
+            key: what it belongs to.
+            say: called with a line a block.
+        """
+        state, layers = PassState.load(path, key) or self.begin(tokens), self.arch.num_layers
+        begun, saved, first = time.perf_counter(), time.perf_counter(), state.done
+        while state.done < layers:
+            self.step(state)
+            now = time.perf_counter()
+            left = (now - begun) / (state.done - first) * (layers - state.done)
+            say(f"block {state.done} of {layers}  {len(state.streams)} networks beside it  {left:.0f} s left")
+            if now - saved > SAVE_AFTER:
+                state.save(path, key)
+                saved = time.perf_counter()
+        return state
 
     def begin(self, tokens: Int[np.ndarray, "n T"]) -> PassState:
         """Embeddings and head in every basis, and the streams before the first block."""
-        rows, streams, moments = [], {}, self._store.read_ends()
-        for basis, gauges in self._bases.items():
-            ends = ends_in(dict(self._params), gauges, moments)
-            rows += end_rows(ends, basis, self._networks)
+        rows, streams, moments = [], {}, self.store.read_ends()
+        for basis, gauges in self.bases.items():
+            ends = ends_in(dict(self.params), gauges, moments)
+            rows += end_rows(ends, basis, self.networks)
             plain = np.asarray(embed_tokens({"embed": ends.embed.W}, tokens))
-            for network in self._streamed:
-                if network.basis == basis:
+            for network in self.networks:
+                if network.basis == basis and network.has_stream:
                     W = ends.embed.changed(network)
                     same = W is ends.embed.W
                     streams[network] = plain if same else np.asarray(embed_tokens({"embed": W}, tokens))
-        return PassState(0, rows, [streams[network] for network in self._streamed])
+        return PassState(0, rows, [streams[network] for network in self.networks if network.has_stream])
 
     def step(self, state: PassState) -> None:
         """The next block, in place."""
-        layer, arch = state.done, self._arch
-        p, moments = read_block(self._params, layer), self._store.read(layer)
+        layer = state.done
+        p, moments = read_block(self.params, layer), self.store.read(layer)
         spectra = {name: energy_concentration(singular_energies(_with_gain(p, name))) for name in MATRICES}
-        for basis, gauges in self._bases.items():
+        streamed = [network for network in self.networks if network.has_stream]
+        for basis, gauges in self.bases.items():
             block = self._in_basis(p, layer, gauges, moments)
-            rows = {name: self._row(block, name, layer, basis) | {"singular": spectra[name]} for name in MATRICES}
-            for i, network in enumerate(self._streamed):
+            rows = {name: self._row(block, name, layer, basis, spectra[name]) for name in MATRICES}
+            for i, network in enumerate(streamed):
                 if network.basis == basis:
-                    changed = self._changed(block, network, layer, rows)
-                    state.streams[i] = run_block(changed, state.streams[i], arch)
+                    changed = _changed(block, network, layer, rows)
+                    state.streams[i] = run_block(changed, state.streams[i], self.arch)
             state.rows += rows.values()
         state.done += 1
 
@@ -137,66 +154,34 @@ class BlockPass:
         self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]
     ) -> _BlockInBasis:
         """A block and its moments in a basis."""
-        weights = fold_block(p, layer, self._arch, gauges)
-        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self._arch, gauges)
+        weights = fold_block(p, layer, self.arch, gauges)
+        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self.arch, gauges)
         inputs = {group: Inputs(S) for group, S in sigma.items()}
         G = {name: np.asarray(g, np.float32) for name, g in gradients.items()}
         whole = {name: error_cost(weights[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
         return _BlockInBasis(weights, inputs, G, whole)
 
-    def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str) -> Row:
-        place = {"name": self._arch.tensor_name(layer, name), "layer": layer, "kind": name, "basis": basis}
+    def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str, singular: Mapping[str, float]) -> Row:
+        place = {"name": self.arch.tensor_name(layer, name), "layer": layer, "kind": name, "basis": basis}
         power, G = np.diagonal(block.inputs[INPUT_OF[name]].sigma), block.G[name]
-        return row_of(block.weights[name], place, power, G if G.ndim == 1 else np.diagonal(G))
-
-    def _changed(
-        self, block: _BlockInBasis, network: Network, layer: int, rows: Mapping[str, Row]
-    ) -> dict[str, np.ndarray]:
-        """The block of a network; what rounding it costs is noted in the rows."""
-        changed = dict(block.weights)
-        if network.change is None or not network.changes_blocks:
-            return changed
-        for i, name in enumerate(MATRICES):
-            inputs, W = block.inputs[INPUT_OF[name]], block.weights[name]
-            changed[name] = network.change.apply(W, inputs, (network.seed, layer, i))
-            if network.rounding is not None:
-                error = error_cost(changed[name] - W, inputs.sigma, block.G[name])
-                note_error(rows[name], network.rounding, error, block.whole[name])
-        return changed
+        return row_of(block.weights[name], place, power, G if G.ndim == 1 else np.diagonal(G), singular)
 
 
-def pass_all_blocks(
-    steps: BlockPass, tokens: Int[np.ndarray, "n T"], layers: int, path: Path, key: str, say: Say
-) -> PassState:
-    """Every block in order, from the last saved state on.
-
-    Args:
-        steps: the pass.
-        tokens: of the test text.
-        layers: how many blocks there are.
-        path: of the state.
-        key: what it belongs to.
-        say: called with a line a block.
-    """
-    state = PassState.load(path, key) or steps.begin(tokens)
-    begun, saved, first = time.perf_counter(), time.perf_counter(), state.done
-    while state.done < layers:
-        steps.step(state)
-        now = time.perf_counter()
-        left = (now - begun) / (state.done - first) * (layers - state.done)
-        say(f"block {state.done} of {layers}  {len(state.streams)} networks beside it  {left:.0f} s left")
-        if now - saved > SAVE_AFTER:
-            state.save(path, key)
-            saved = time.perf_counter()
-    return state
-
-
-def stream_of_each(
-    networks: Sequence[Network], streams: Sequence[Float[np.ndarray, "n T d"]]
-) -> list[Float[np.ndarray, "n T d"]]:
-    """What the head of every network reads, from the streams of those that have one of their own."""
-    by_network = dict(zip((network for network in networks if network.has_stream), streams, strict=True))
-    return [by_network[network.streamed] for network in networks]
+def _changed(
+    block: _BlockInBasis, network: Network, layer: int, rows: Mapping[str, Row]
+) -> Mapping[str, Float[np.ndarray, "..."]]:
+    """The block of a network; what rounding it costs is noted in the rows."""
+    change = network.change
+    if change is None or network.part != "blocks":
+        return block.weights
+    changed = dict(block.weights)
+    for i, name in enumerate(MATRICES):
+        inputs, W = block.inputs[INPUT_OF[name]], block.weights[name]
+        changed[name] = change.apply(W, inputs, (network.seed, layer, i))
+        if isinstance(change, Rounding):
+            error = error_cost(changed[name] - W, inputs.sigma, block.G[name])
+            note_error(rows[name], change, error, block.whole[name])
+    return changed
 
 
 def _with_gain(p: Mapping[str, Any], name: str) -> Float[np.ndarray, "out in"]:

@@ -16,7 +16,7 @@ from rdopt.checkpoint.families import EMBED, HEAD
 from rdopt.operator.params import Params
 from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
 from rdopt.study.analyze.figures import energy_concentration, singular_energies
-from rdopt.study.analyze.networks import Inputs, Network
+from rdopt.study.analyze.networks import Inputs, Network, Rounding
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_end_moments, fold_ends
 
@@ -43,10 +43,9 @@ class End(NamedTuple):
 
     def changed(self, network: Network) -> Float[np.ndarray, "vocab d"]:
         """Its weights in a network, float32; the same array where the network leaves it as it is."""
-        rounding = network.rounding
-        if rounding is None or rounding.part != self.kind:
+        if network.change is None or network.part != self.kind:
             return self.W
-        return rounding.apply(self.W, Inputs(self.moment), (network.seed,))
+        return network.change.apply(self.W, Inputs(self.moment), (network.seed,))
 
 
 class Ends(NamedTuple):
@@ -73,12 +72,11 @@ def end_rows(ends: Ends, basis: str, networks: Sequence[Network]) -> list[Row]:
     rows = []
     for end in (ends.embed, ends.head):
         place = {"name": EMBED if end.kind == "embed" else HEAD, "layer": None, "kind": end.kind, "basis": basis}
-        row = row_of(end.W, place, np.diagonal(end.moment), end.tokens)
-        row["singular"] = energy_concentration(singular_energies(end.W))
+        singular = energy_concentration(singular_energies(end.W))
+        row = row_of(end.W, place, np.diagonal(end.moment), end.tokens, singular)
         whole = end.cost(end.W)
         for network in networks:
-            rounding = network.rounding
-            if network.basis == basis and rounding is not None and rounding.part == end.kind:
-                note_error(row, rounding, end.cost(end.changed(network) - end.W), whole)
+            if network.basis == basis and network.part == end.kind and isinstance(network.change, Rounding):
+                note_error(row, network.change, end.cost(end.changed(network) - end.W), whole)
         rows.append(row)
     return rows

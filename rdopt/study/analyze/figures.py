@@ -6,8 +6,7 @@ step is 2 max|W| / bins: whoever removes an outlier also makes the step finer, H
 at fine steps, so that flattening raises it. Shares of energy and effective dimensions follow Roy and Vetterli 2007.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,38 +20,15 @@ STEP = 0.5  # of the rms; about 3 bits for a Gaussian
 COARSE = 2.0  # of the rms; about 1.2 bits, where a dead zone shows
 
 
-class MatrixFigures(NamedTuple):
-    """One matrix in one basis.
+def matrix_figures(W: Float[np.ndarray, "out in"]) -> dict[str, Any]:
+    """The figures of a matrix that is not zero in one basis; sums in float64.
 
-    Attributes:
-        l2: Frobenius norm.
-        l_inf: largest magnitude.
-        peak: largest magnitude over the rms.
-        kurtosis: fourth moment over the squared second; 3 for a Gaussian.
-        beyond_6_sigma: share of entries larger than six rms.
-        entropy_step: bits of the histogram at a step of STEP rms.
-        huffman_step: bits of the best prefix code of that histogram, at most 16 bits long.
-        entropy_bins: bits of a histogram of BINS bins over the range.
-        zeros: share of entries that round to zero at a step of COARSE rms.
-        columns: concentration of the energy over columns.
-        rows: over rows.
-    """
-
-    l2: float
-    l_inf: float
-    peak: float
-    kurtosis: float
-    beyond_6_sigma: float
-    entropy_step: float
-    huffman_step: float
-    entropy_bins: float
-    zeros: float
-    columns: Mapping[str, float]
-    rows: Mapping[str, float]
-
-
-def matrix_figures(W: Float[np.ndarray, "out in"]) -> MatrixFigures:
-    """The figures of a matrix that is not zero; sums in float64.
+    Returns:
+        {"l2": Frobenius norm, "l_inf": largest magnitude, "peak": the same over the rms, "kurtosis": fourth moment over
+        the squared second, 3 for a Gaussian, "beyond_6_sigma": share of entries larger than six rms, "entropy_step":
+        bits of the histogram at a step of STEP rms, "huffman_step": of the best prefix code of that histogram,
+        "entropy_bins": of a histogram of BINS bins over the range, "zeros": share of entries that round to zero at a
+        step of COARSE rms, "columns" and "rows": `energy_concentration` over them}.
 
     Raises:
         ValueError: every entry is zero, so that shares are undefined.
@@ -63,19 +39,19 @@ def matrix_figures(W: Float[np.ndarray, "out in"]) -> MatrixFigures:
         raise ValueError("a matrix of zeros has no shares of energy")
     rms, largest = mean**0.5, float(np.abs(W).max())
     fine = counts_of(W, STEP * rms)
-    return MatrixFigures(
-        l2=float(power.sum()) ** 0.5,
-        l_inf=largest,
-        peak=largest / rms,
-        kurtosis=float(np.vdot(power, power)) / power.size / mean**2,
-        beyond_6_sigma=float(np.mean(power > 36 * mean)),
-        entropy_step=entropy_of_counts(fine),
-        huffman_step=huffman_bits(fine),
-        entropy_bins=entropy_of_counts(counts_of(W, 2 * largest / BINS)),
-        zeros=float(np.mean(np.abs(W) <= 0.5 * COARSE * rms)),
-        columns=energy_concentration(power.sum(axis=0)),
-        rows=energy_concentration(power.sum(axis=1)),
-    )
+    return {
+        "l2": float(power.sum()) ** 0.5,
+        "l_inf": largest,
+        "peak": largest / rms,
+        "kurtosis": float(np.vdot(power, power)) / power.size / mean**2,
+        "beyond_6_sigma": float(np.mean(power > 36 * mean)),
+        "entropy_step": entropy_of_counts(fine),
+        "huffman_step": huffman_bits(fine),
+        "entropy_bins": entropy_of_counts(counts_of(W, 2 * largest / BINS)),
+        "zeros": float(np.mean(np.abs(W) <= 0.5 * COARSE * rms)),
+        "columns": energy_concentration(power.sum(axis=0)),
+        "rows": energy_concentration(power.sum(axis=1)),
+    }
 
 
 def counts_of(W: Float[np.ndarray, "out in"], step: float) -> Int[np.ndarray, " n"]:
@@ -106,10 +82,7 @@ def energy_concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
     n = len(share)
     total = np.cumsum(share)
     tops = {f"top {k}": float(total[max(1, round(k * n / 100)) - 1]) for k in TOP}
-    return tops | {
-        "entropy dimension": entropy_dimension(share) / n,
-        "participation": participation_ratio(share) / n,
-    }
+    return tops | {"entropy dimension": entropy_dimension(share) / n, "participation": participation_ratio(share) / n}
 
 
 def singular_energies(W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " k"]:

@@ -15,9 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from rdopt.checkpoint.families import MATRICES
 
-RoundedPart = Literal["blocks", "embed", "head"]
-Entries = Literal["largest", "random"]
-Directions = Literal["weak", "all", "strong"]
+Part = Literal["blocks", "embed", "head"]
 SHARES = (0.005, 0.05)  # of the entries that noise falls on
 NOISE = 0.1  # norm of the noise over that of its matrix
 SEEDS = 3
@@ -58,7 +56,7 @@ class Rounding:
             for no protection.
     """
 
-    part: RoundedPart
+    part: Part
     bits: int
     protected: float | None = None
 
@@ -85,52 +83,43 @@ class Rounding:
 
 
 @dataclass(frozen=True)
-class EntryNoise:
-    """Noise on a share of the entries of every matrix, the largest ones or random ones."""
+class Noise:
+    """Noise of NOISE times the norm of its matrix, in all matrices of the blocks.
 
-    entries: Entries
-    share: float
+    Attributes:
+        where: on the "largest" or on "random" entries; or along "weak" directions of the input as `Inputs.weak` says,
+            along "strong" ones (what that leaves), or along "all".
+        share: of the entries; None for directions.
+    """
 
-    kind = "entries"
+    where: Literal["largest", "random", "weak", "all", "strong"]
+    share: float | None = None
+
+    part = "blocks"
+
+    @property
+    def kind(self) -> str:
+        """What it is called beside other changes."""
+        return "inputs" if self.share is None else "entries"
 
     @property
     def label(self) -> str:
         """What distinguishes it from others of its kind."""
-        return f"{self.entries} {100 * self.share:g} %"
+        return self.where + ("" if self.share is None else f" {100 * self.share:g} %")
 
     def apply(
         self, W: Float[np.ndarray, "out in"], inputs: Inputs, seed: tuple[int, ...]
     ) -> Float[np.ndarray, "out in"]:
-        """The matrix with noise of NOISE times its norm; the inputs do not matter."""
-        if self.entries == "largest":
-            chosen = largest(W, self.share)
-        else:
-            chosen = largest(np.random.default_rng((*seed, 1)).random(W.shape, np.float32), self.share)
-        return W + scaled_noise(np.where(chosen, gaussian(seed, W.shape), 0), W)
-
-
-@dataclass(frozen=True)
-class InputNoise:
-    """Noise along "weak" directions of the input as `Inputs.weak` says, "strong" ones (what that leaves), or "all"."""
-
-    directions: Directions
-
-    kind = "inputs"
-
-    @property
-    def label(self) -> str:
-        """What distinguishes it from others of its kind."""
-        return self.directions
-
-    def apply(
-        self, W: Float[np.ndarray, "out in"], inputs: Inputs, seed: tuple[int, ...]
-    ) -> Float[np.ndarray, "out in"]:
-        """The matrix with noise of NOISE times its norm."""
+        """The matrix with noise."""
         noise = gaussian(seed, W.shape)
-        if self.directions != "all":
+        if self.share is not None:
+            random = self.where == "random"
+            order = np.random.default_rng((*seed, 1)).random(W.shape, np.float32) if random else W
+            noise = np.where(largest(order, self.share), noise, 0)
+        elif self.where != "all":
             weak = inputs.weak(noise)
-            noise = weak if self.directions == "weak" else noise - weak
-        return W + scaled_noise(noise, W)
+            noise = weak if self.where == "weak" else noise - weak
+        return W + (noise * (NOISE * np.linalg.norm(W) / np.linalg.norm(noise))).astype(np.float32)
 
 
 class Network(NamedTuple):
@@ -143,23 +132,18 @@ class Network(NamedTuple):
     """
 
     basis: str
-    change: Rounding | EntryNoise | InputNoise | None = None
+    change: Rounding | Noise | None = None
     seed: int = 0
 
     @property
-    def rounding(self) -> Rounding | None:
-        """The change if it is a rounding."""
-        return self.change if isinstance(self.change, Rounding) else None
-
-    @property
-    def changes_blocks(self) -> bool:
-        """Whether the matrices of the blocks are changed."""
-        return self.change is not None and (self.rounding is None or self.rounding.part == "blocks")
+    def part(self) -> str | None:
+        """Which matrices are changed."""
+        return None if self.change is None else self.change.part
 
     @property
     def has_stream(self) -> bool:
         """Whether it has a residual stream of its own; a changed head reads that of the unchanged network."""
-        return self.rounding is None or self.rounding.part != "head"
+        return self.part != "head"
 
     @property
     def streamed(self) -> "Network":
@@ -175,17 +159,16 @@ def networks_of(bases: Sequence[str], bits: Sequence[int], protected: float) -> 
         bits: lengths of codes.
         protected: share of the weights that outlier protection keeps in 16 bits.
     """
-    networks = [Network(basis) for basis in bases]
-    networks += [
-        Network(basis, Rounding(part, b, share))
-        for basis in bases for b in bits for part in get_args(RoundedPart) for share in (None, protected)
-    ]
-    for seed in range(SEEDS):
-        networks += [
-            Network(bases[0], EntryNoise(entries, share), seed) for share in SHARES for entries in get_args(Entries)
-        ]
-        networks += [Network(bases[0], InputNoise(directions), seed) for directions in get_args(Directions)]
-    return networks
+    noises = [Noise(entries, share) for share in SHARES for entries in ("largest", "random")]
+    noises += [Noise(directions) for directions in ("weak", "all", "strong")]
+    return [
+        *(Network(basis) for basis in bases),
+        *(
+            Network(basis, Rounding(part, b, share))
+            for basis in bases for b in bits for part in get_args(Part) for share in (None, protected)
+        ),
+        *(Network(bases[0], noise, seed) for seed in range(SEEDS) for noise in noises),
+    ]  # fmt: skip
 
 
 def largest(W: Float[np.ndarray, "out in"], share: float) -> Bool[np.ndarray, "out in"]:
@@ -203,8 +186,3 @@ def gaussian(seed: tuple[int, ...], shape: tuple[int, int]) -> Float[np.ndarray,
     noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
     noise.flags.writeable = False
     return noise
-
-
-def scaled_noise(noise: Float[np.ndarray, "out in"], W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-    """The noise at NOISE times the norm of W, float32."""
-    return (noise * (NOISE * np.linalg.norm(W) / np.linalg.norm(noise))).astype(np.float32)

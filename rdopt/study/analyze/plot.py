@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from rdopt.study.analyze.analysis import Analysis, Row
+from rdopt.study.analyze.analysis import Analysis
 from rdopt.study.analyze.figures import TOP
 from rdopt.study.analyze.networks import Network
 from rdopt.study.labels import name_ends
@@ -20,12 +20,7 @@ SIZE = (3.4, 2.6)
 
 
 def plot_analysis(analysis: Analysis, folder: Path) -> None:
-    """Writes outliers.png, concentration.png and rounding.png.
-
-    Args:
-        analysis: what was measured.
-        folder: an existing one.
-    """
+    """Writes outliers.png, concentration.png and rounding.png into an existing folder."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -39,17 +34,11 @@ def plot_analysis(analysis: Analysis, folder: Path) -> None:
             plt.close(fig)
 
 
-def _rows(analysis: Analysis) -> dict[str, list[Row]]:
-    """The rows of the blocks by basis."""
-    return {basis: [row for row in analysis.block_rows if row["basis"] == basis] for basis in analysis.bases}
-
-
 def _outliers(ax: Any, analysis: Analysis) -> None:
     """The largest weight of every matrix, sorted; a line a basis, named at its end."""
-    rows = _rows(analysis)
     ends = []
-    for basis, own in rows.items():
-        peaks = -np.sort([-r["peak"] for r in own])
+    for basis in analysis.bases:
+        peaks = -np.sort([-r["peak"] for r in analysis.rows_of("blocks", basis)])
         x = np.arange(1, len(peaks) + 1)
         ax.plot(x, peaks, color=COLOURS.get(basis, OTHER), linewidth=1.1)
         ends.append((basis, x[0], peaks[0], COLOURS.get(basis, OTHER)))
@@ -66,8 +55,9 @@ def _outliers(ax: Any, analysis: Analysis) -> None:
 def _concentration(ax: Any, analysis: Analysis) -> None:
     """Energy that the strongest columns hold."""
     ends = []
-    for basis, own in _rows(analysis).items():
-        y = [float(np.mean([r["columns"][f"top {k}"] for r in own])) for k in TOP]
+    for basis in analysis.bases:
+        rows = analysis.rows_of("blocks", basis)
+        y = [float(np.mean([r["columns"][f"top {k}"] for r in rows])) for k in TOP]
         ax.plot(TOP, y, "o-", color=COLOURS.get(basis, OTHER), linewidth=1.1, markersize=2.5)
         ends.append((basis, TOP[-1], y[-1], COLOURS.get(basis, OTHER)))
     name_ends(ax, ends, "right")
@@ -86,8 +76,8 @@ def _rounding(ax: Any, analysis: Analysis) -> None:
         )
         colour = COLOURS.get(basis, OTHER)
         ax.plot(list(plain), list(plain.values()), "o-", color=colour, linewidth=1.1, markersize=2.5)
-        rings = list(protected.values())
-        ax.plot(list(protected), rings, "o", color=colour, markersize=4.5, fillstyle="none", linewidth=0.6)
+        rings = {"markersize": 4.5, "fillstyle": "none", "linewidth": 0.6}
+        ax.plot(list(protected), list(protected.values()), "o", color=colour, **rings)
         ends.append((basis, max(plain), plain[max(plain)], colour))
     ax.set_yscale("log")
     name_ends(ax, ends, "right")

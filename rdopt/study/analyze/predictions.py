@@ -1,7 +1,7 @@
 """Predictions of the project's concept, their signs written down before anything was measured, and their judgement."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze.analysis import Row
-from rdopt.study.analyze.networks import SHARES, EntryNoise, InputNoise, Network, Rounding
+from rdopt.study.analyze.networks import SHARES, Network, Noise, Rounding
 from rdopt.study.predictions import Estimate, Judgement, Prediction, log_ratio_of_sums, mean_of
 
 ALIGNED_BASES = ("learned", "joint", "pca", "pca-act")  # the first one that is at hand is the aligned one
@@ -85,8 +85,8 @@ def judge_all(
         own = {r["name"]: r[figure] if part is None else r[figure][part] for r in of_rows if r["basis"] == basis}
         return np.array([own[name] for name in sorted(own)], np.float64)
 
-    def rotated_less_plain(figure: str) -> Float[np.ndarray, " matrices"]:
-        return matrices("hadamard", figure) - matrices("identity", figure)
+    def rotated_less_plain(figure: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Estimate:
+        return mean_of(change(matrices("hadamard", figure)) - change(matrices("identity", figure)))
 
     def sums(basis: str, change: Any) -> Float[np.ndarray, "seeds n"]:
         """KL sums of the networks that differ in nothing but their seed."""
@@ -99,40 +99,32 @@ def judge_all(
         return Estimate(gain.value - protection_worth(config.protected, PROTECTED_BITS), gain.error)
 
     flat_top = np.maximum(matrices("identity", "columns", "top 10"), matrices("hadamard", "columns", "top 10"))
+    (rotated,) = sums("hadamard", None)
+    lossless = float(rotated.sum() / counts.sum()), mean_of(rotated / counts).error
     estimates = {
         "outliers": mean_of(np.log2(matrices("hadamard", "peak") / matrices("identity", "peak"))),
-        "tails": mean_of(np.abs(matrices("hadamard", "kurtosis") - 3) - np.abs(matrices("identity", "kurtosis") - 3)),
-        "lossless": _beyond_rounding(sums("hadamard", None), counts),
-        "entropy at fixed range": mean_of(rotated_less_plain("entropy_bins")),
-        "entropy at fixed distortion": mean_of(rotated_less_plain("entropy_step")),
+        "tails": rotated_less_plain("kurtosis", lambda x: np.abs(x - 3)),
+        "lossless": Estimate(lossless[0] - LOSS_LIMIT, lossless[1] if len(counts) > 1 else 0.0),
+        "entropy at fixed range": rotated_less_plain("entropy_bins"),
+        "entropy at fixed distortion": rotated_less_plain("entropy_step"),
         "concentration": mean_of(matrices(aligned, "columns", "top 10") - flat_top),
         "dead zone": mean_of(matrices(aligned, "zeros") - matrices("hadamard", "zeros")),
         "large weights": log_ratio_of_sums(
-            *(sums("identity", EntryNoise(entries, SHARES[0])) for entries in ("largest", "random"))
+            sums("identity", Noise("largest", SHARES[0])), sums("identity", Noise("random", SHARES[0]))
         ),
-        "low sensitivity": log_ratio_of_sums(*(sums("identity", InputNoise(which)) for which in ("weak", "all"))),
+        "low sensitivity": log_ratio_of_sums(sums("identity", Noise("weak")), sums("identity", Noise("all"))),
         "curvature": mean_of(matrices("identity", "curvature")),
-        "curvature spread": mean_of(
-            np.abs(matrices("hadamard", "curvature")) - np.abs(matrices("identity", "curvature"))
-        ),
+        "curvature spread": rotated_less_plain("curvature", np.abs),
     }
     if PROTECTED_BITS in config.bits:
         estimates["protection"] = protection(aligned)
         estimates["protection rotated"] = protection("hadamard")
-    return [Judgement(name, _worded(CONCEPT_PREDICTIONS[name], aligned), found) for name, found in estimates.items()]
-
-
-def _worded(prediction: Prediction, aligned: str) -> Prediction:
-    """The prediction with the name of the aligned basis."""
-    claim, figure = (text.format(aligned=aligned) for text in (prediction.claim, prediction.figure))
-    return prediction._replace(claim=claim, figure=figure)
-
-
-def _beyond_rounding(sums: Float[np.ndarray, "1 n"], counts: Int[np.ndarray, " n"]) -> Estimate:
-    """Mean KL of the rotated network less LOSS_LIMIT."""
-    mean = float(sums.sum() / counts.sum())
-    error = mean_of(sums[0] / counts).error if len(counts) > 1 else 0.0
-    return Estimate(mean - LOSS_LIMIT, error)
+    judgements = []
+    for name, estimate in estimates.items():
+        claim, sign, figure = CONCEPT_PREDICTIONS[name]
+        worded = Prediction(claim.format(aligned=aligned), sign, figure.format(aligned=aligned))
+        judgements.append(Judgement(name, worded, estimate))
+    return judgements
 
 
 def protection_worth(share: float, bits: int) -> float:

@@ -2,9 +2,8 @@
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
 from rdopt.runs.figures import dumps
 from rdopt.study.analyze.analysis import Analysis
-from rdopt.study.analyze.blocks import BlockPass, pass_all_blocks, stream_of_each
-from rdopt.study.analyze.ends import Ends, ends_in
-from rdopt.study.analyze.networks import Network, networks_of
+from rdopt.study.analyze.blocks import BlockPass
+from rdopt.study.analyze.ends import ends_in
+from rdopt.study.analyze.networks import networks_of
 from rdopt.study.analyze.plot import plot_analysis
 from rdopt.study.analyze.predictions import judge_all
 from rdopt.study.analyze.report import report_lines
@@ -74,11 +73,9 @@ def analyze(
     bases = coordinate_systems(config.analyze.bases, params, arch, store, _learned(config, out, learned, checkpoint))
     networks = networks_of(config.analyze.bases, config.analyze.bits, config.analyze.protected)
     say(f"{len(bases)} coordinate systems, {len(networks)} networks beside the original on {tokens.size} tokens")
-    steps = BlockPass(params, arch, bases, networks, store)
-    state = pass_all_blocks(steps, tokens, arch.num_layers, out / WORK / "state", config_yaml(config), say)
-    moments = store.read_ends()
-    ends = {basis: partial(ends_in, dict(params), gauges, moments) for basis, gauges in bases.items()}
-    kl = divergences(params, arch, ends, networks, stream_of_each(networks, state.streams), tokens, scored)
+    blocks = BlockPass(params, arch, bases, networks, store)
+    state = blocks.run(tokens, out / WORK / "state", config_yaml(config), say)
+    kl = divergences(blocks, state.streams, tokens, scored)
     judgements = judge_all(state.rows, networks, kl, scored.sum(axis=1), config.analyze)
     if training is not None:
         judgements += judge_training_run(training, config, corpus, say)
@@ -86,7 +83,11 @@ def analyze(
         Path(config.model).name, corpus.description, int(scored.sum()), state.rows,
         {network: float(sums.sum() / scored.sum()) for network, sums in zip(networks, kl, strict=True)}, judgements,
     )
-    _write(out, analysis)
+    plot_analysis(analysis, out)
+    (out / TEXT).write_text("\n".join(report_lines(analysis)) + "\n", encoding="utf-8")
+    (out / JSON).write_text(dumps(analysis.to_json()), encoding="utf-8")
+    (out / run_folder.DONE).touch()
+    shutil.rmtree(out / WORK)
     return analysis
 
 
@@ -128,58 +129,42 @@ def _learned(config: Config, out: Path, run: Path | None, checkpoint: Checkpoint
 
 
 def divergences(
-    params: Mapping[str, Any],
-    arch: Architecture,
-    ends: Mapping[str, Callable[[], Ends]],
-    networks: Sequence[Network],
-    last: Sequence[Float[np.ndarray, "n T d"]],
+    blocks: BlockPass,
+    streamed: Sequence[Float[np.ndarray, "n T d"]],
     tokens: Int[np.ndarray, "n T"],
     scored: Bool[np.ndarray, "n T"],
 ) -> Float[np.ndarray, "networks n"]:
     """Summed KL(original || network) of every sequence, nats.
 
     Args:
-        params: the original.
-        arch: its architecture.
-        ends: by basis, what makes its embedding and head; called one after the other, since the head of a large
-            vocabulary is most of the memory.
-        networks: which basis each stream is in.
-        last: stream behind the last block of every network.
+        blocks: what was passed: the original, its bases and the networks.
+        streamed: stream behind the last block of every network that has one of its own.
         tokens: the sequences.
         scored: which of their tokens are targets.
     """
-    original = jax.device_put({k: v for k, v in params.items() if k != "blocks"})
-    untied = replace(arch, tied=False)
+    params, arch, networks = blocks.params, blocks.arch, blocks.networks
+    last = dict(zip((network for network in networks if network.has_stream), streamed, strict=True))
+    original, untied = {k: v for k, v in params.items() if k != "blocks"}, replace(arch, tied=False)
+    original, moments = jax.device_put(original), blocks.store.read_ends()
     whole = deque(streams(params, tokens, arch), maxlen=1).pop()
     sums = np.zeros((len(networks), len(tokens)))
-    for basis, make in ends.items():
-        both = make()
+    for basis, gauges in blocks.bases.items():
+        # One basis after the other: the head of a large vocabulary is most of the memory.
+        ends = ends_in(dict(params), gauges, moments)
         own = [k for k, network in enumerate(networks) if network.basis == basis]
         plain = [k for k in own if networks[k].has_stream]
         for group in (plain, *([k] for k in own if k not in plain)):
-            W = both.head.changed(networks[group[0]])
-            head = jax.device_put({"head": W, "final_norm": both.final_norm})
+            W = ends.head.changed(networks[group[0]])
+            head = jax.device_put({"head": W, "final_norm": ends.final_norm})
             for i in range(len(tokens)):
-                logp = _log_probabilities(original, arch, whole[i : i + 1])
+                logp = _log_probabilities(original, whole[i : i + 1, :-1], arch)
                 for k in group:
-                    kl = token_kl(logp, _log_probabilities(head, untied, last[k][i : i + 1]))
+                    x = last[networks[k].streamed][i : i + 1, :-1]
+                    kl = token_kl(logp, _log_probabilities(head, x, untied))
                     sums[k, i] = float(np.sum(np.asarray(kl, np.float64)[0] * scored[i, 1:]))
     return sums
 
 
-def _log_probabilities(ends: Mapping[str, Any], arch: Architecture, x: Float[np.ndarray, "1 T d"]) -> Any:
-    return _normalised(ends, x[:, :-1], arch)
-
-
 @jax.jit(static_argnames="arch")
-def _normalised(ends: Mapping[str, Any], x: Any, arch: Architecture) -> Any:
+def _log_probabilities(ends: Mapping[str, Any], x: Any, arch: Architecture) -> Any:
     return jax.nn.log_softmax(head_logits(dict(ends), x, arch), axis=-1)
-
-
-def _write(out: Path, analysis: Analysis) -> None:
-    """The report's files; what they were made from goes."""
-    plot_analysis(analysis, out)
-    (out / TEXT).write_text("\n".join(report_lines(analysis)) + "\n", encoding="utf-8")
-    (out / JSON).write_text(dumps(analysis.to_json()), encoding="utf-8")
-    (out / run_folder.DONE).touch()
-    shutil.rmtree(out / WORK)
