@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
     trajectory = read_trajectory(args.steps, subject, args.last)
     reference = reference_of(subject, corpus, config)
     try:
-        J = tangent(trajectory.points).J
+        J = tangent(trajectory.points)
         noise = directions(J, trajectory, args.seed, args.draws)
         dimensions = dimensions_of(trajectory, args.seed)
         print(f"{args.model}: {len(trajectory.names)} checkpoints, {trajectory.names[0]} to {trajectory.names[-1]}; "

@@ -1,6 +1,6 @@
 """Measures the second moments of a whole model (see `calibration.moments`) by one backward pass a batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,6 @@ def _probe(x: Array, y: Array, sigma: Array | None, G: Array) -> Array:
     return y
 
 
-def _probe_forward(
-    x: Array, y: Array, sigma: Array | None, G: Array
-) -> tuple[Array, tuple[Array, Array | None, Array]]:
-    return y, (x, sigma, G)
-
-
 def _probe_backward(saved: tuple[Array, Array | None, Array], g: Array) -> tuple[Any, ...]:
     x, sigma, G = saved
     rows, grads = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
@@ -48,7 +42,7 @@ def gram(rows: Array) -> Array:
     return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
 
 
-_probe.defvjp(_probe_forward, _probe_backward)
+_probe.defvjp(lambda x, y, sigma, G: (y, (x, sigma, G)), _probe_backward)
 
 
 def probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
@@ -125,8 +119,7 @@ def second_moments(
     product of the two means stands for it.
 
     Args:
-        params: the model, float32.
-        arch: its architecture.
+        params, arch: the model, float32.
         tokens: calibration sequences.
         seed: of the sampled labels.
         batch: sequences per pass; sigma depends on it only through summation order, G also through
@@ -137,8 +130,8 @@ def second_moments(
         the moments; sums run in float32 inside a batch and in float64 across batches.
     """
     total: Any = None
-    for start, part in _batches(tokens, batch):
-        key = jax.random.fold_in(jax.random.key(seed), start)
+    for start in range(0, len(tokens), batch):
+        part, key = tokens[start : start + batch], jax.random.fold_in(jax.random.key(seed), start)
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), _batch_sums(params, part, key, arch))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         if progress is not None:
@@ -146,8 +139,3 @@ def second_moments(
     probes, embed = jax.tree.map(lambda x: x / tokens.size, total)
     embed["frequency"] /= max(np.trace(embed["G"]), np.finfo(np.float64).tiny)
     return Moments(probes["sigma"], probes["G"], int(tokens.size), EmbeddingMoments(**embed))
-
-
-def _batches(tokens: Int[np.ndarray, "n length"], batch: int) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(tokens), batch):
-        yield start, tokens[start : start + batch]

@@ -85,14 +85,11 @@ class LayerStore:
     def sigma(self) -> dict[str, Any]:
         """The moments of the inputs by group, float64, each read block by block."""
 
-        def reader(group: str) -> Callable[[int], Float[np.ndarray, "in in"]]:
-            def read(layer: int) -> Float[np.ndarray, "in in"]:
-                with safe_open(str(self._path(layer)), "np") as file:
-                    return file.get_tensor(f"sigma.{group}").astype(np.float64)
+        def read(group: str, layer: int) -> Float[np.ndarray, "in in"]:
+            with safe_open(str(self._path(layer)), "np") as file:
+                return file.get_tensor(f"sigma.{group}").astype(np.float64)
 
-            return read
-
-        return {group: PerBlock(self.layers, reader(group)) for group in MATRICES_OF}
+        return {group: PerBlock(self.layers, partial(read, group)) for group in MATRICES_OF}
 
     @property
     def _ends(self) -> Path:
@@ -112,10 +109,10 @@ def lazy_params(checkpoint: Checkpoint) -> dict[str, Any]:
     """`load_params` with every block's tensors left in the file until they are indexed, float32."""
     arch = checkpoint.arch
 
-    def tensors(short: str) -> PerBlock:
-        return PerBlock(arch.num_layers, lambda layer: checkpoint.tensor(arch.tensor_name(layer, short)))
+    def read(short: str, layer: int) -> Float[np.ndarray, "..."]:
+        return checkpoint.tensor(arch.tensor_name(layer, short))
 
-    blocks = {short: tensors(short) for short in block_shapes(arch)}
+    blocks = {short: PerBlock(arch.num_layers, partial(read, short)) for short in block_shapes(arch)}
     params = {"embed": checkpoint.tensor(EMBED), "blocks": blocks, "final_norm": checkpoint.tensor(FINAL_NORM)}
     return params if arch.tied else params | {"head": checkpoint.tensor(HEAD)}
 
@@ -125,9 +122,7 @@ def read_block(params: Mapping[str, Any], layer: int) -> dict[str, Float[np.ndar
     return {short: np.asarray(held[layer]) for short, held in params["blocks"].items()}
 
 
-def run_block(
-    p: Mapping[str, Any], x: Float[np.ndarray, "n T d"], arch: Architecture
-) -> Float[np.ndarray, "n T d"]:
+def run_block(p: Mapping[str, Any], x: Float[np.ndarray, "n T d"], arch: Architecture) -> Float[np.ndarray, "n T d"]:
     """The residual stream after one block, float32."""
     rope, held = rope_tables(arch, x.shape[1]), jax.device_put(dict(p))
     return np.concatenate([np.asarray(_forward(held, part, rope, arch)) for part in _batches(x)])
@@ -156,8 +151,7 @@ def streamed_moments(
     """Measures sigma and G of every block, the last one first.
 
     Args:
-        params: of `lazy_params`, or a model in memory.
-        arch: its architecture.
+        params, arch: of `lazy_params`, or a model in memory.
         tokens: calibration sequences.
         keep: called with a layer and {"sigma": group -> (in, in), "G": matrix -> (out, out) or its diagonal}, float32
             means over tokens.

@@ -1,12 +1,12 @@
 """What every command works on: a model, and its text cut into token sequences that it may and may not look at."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rdopt.calibration.backward import second_moments
@@ -75,20 +75,13 @@ def params_fingerprint(params: Params, arch: Architecture) -> str:
 
 
 def load_corpus(text: TextConfig, folder: Path, vocab_size: int) -> Corpus:
-    """Reads, splits and tokenizes a text.
-
-    Args:
-        text: sources, document boundary, sequence length and number, seed.
-        folder: the Hugging Face folder with the tokenizer.
-        vocab_size: of the model.
+    """Reads, splits and tokenizes a text, `folder` the Hugging Face folder with the tokenizer.
 
     Raises:
         UserError: unreadable or too short a text, or a tokenizer that does not fit the model.
     """
     split = split_documents(read_documents(text.sources, text.split_on))
-    streams = {
-        part: tokenize(folder, getattr(split, part), vocab_size) for part in ("calibration", "selection", "test")
-    }
+    streams = {part: tokenize(folder, documents, vocab_size) for part, documents in vars(split).items()}
     batch = token_batch(streams["calibration"], text.seq_len, text.calibration_sequences, text.seed)
     names = ", ".join(Path(s).name for s in text.sources)
     counts = ", ".join(f"{part} {len(stream)}" for part, stream in streams.items())
@@ -107,17 +100,9 @@ def open_subject(config: Config) -> tuple[Subject, Corpus]:
     return subject, load_corpus(config.text, subject.checkpoint.folder, subject.arch.vocab_size)
 
 
-def corpus_moments(
-    subject: Subject, corpus: Corpus, text: TextConfig, progress: Tick | None = None
-) -> Moments:
-    """The second moments of a model on its calibration sequences; see `second_moments`."""
-    return second_moments(
-        subject.params,
-        subject.arch,
-        corpus.calibration,
-        seed=text.seed,
-        progress=progress,
-    )
+def corpus_moments(subject: Subject, corpus: Corpus, text: TextConfig, progress: Tick | None = None) -> Moments:
+    """`second_moments` of a model on its calibration sequences."""
+    return second_moments(subject.params, subject.arch, corpus.calibration, seed=text.seed, progress=progress)
 
 
 def save_moments(path: Path, moments: Moments, key: str) -> None:
@@ -126,22 +111,20 @@ def save_moments(path: Path, moments: Moments, key: str) -> None:
     if moments.embed is not None:
         parts["embed"] = moments.embed._asdict()
     arrays = {f"{part}.{k}": np.ascontiguousarray(v) for part, held in parts.items() for k, v in held.items()}
-    meta = {"version": _VERSION, "key": key, "tokens": str(moments.tokens)}
     with new_file(path) as part:
-        save_file(arrays, str(part), metadata=meta)
+        save_file(arrays, str(part), metadata={"version": _VERSION, "key": key, "tokens": str(moments.tokens)})
 
 
 def load_moments(path: Path, key: str) -> Moments | None:
     """The saved moments, or None when there are none, of another version or measured on something else."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        meta = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    with safe_open(str(path), "np") as file:
+        meta: dict[str, str] = file.metadata()
     if (meta.get("version"), meta.get("key")) != (_VERSION, key):
         return None
-    arrays: dict[str, Float[np.ndarray, ...]] = load_file(str(path))
     parts: dict[str, dict[str, Any]] = {"sigma": {}, "G": {}, "embed": {}}
-    for name, value in arrays.items():
+    for name, value in load_file(str(path)).items():
         kind, which = name.split(".")
         parts[kind][which] = value
     embed = EmbeddingMoments(**parts["embed"]) if parts["embed"] else None

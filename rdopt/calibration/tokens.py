@@ -31,10 +31,8 @@ def tokenize(folder: Path, documents: Sequence[str], vocab_size: int) -> Int32[n
         UserError: no or a damaged tokenizer.json, or a token the model has no row for.
     """
     tokenizer = load_tokenizer(folder)
-    bos = _bos(folder)
-    pieces = [np.empty(0, np.int32)]
-    pieces += (np.array(ids, np.int32) for ids in _encoded(tokenizer, documents, bos))
-    stream = np.concatenate(pieces)
+    pieces = (np.array(ids, np.int32) for ids in _encoded(tokenizer, documents, _bos(folder)))
+    stream = np.concatenate([np.empty(0, np.int32), *pieces])
     if stream.size and stream.max() >= vocab_size:
         raise UserError(
             f"The tokenizer in {folder} gave token {stream.max()}, but the model knows {vocab_size} tokens "
@@ -66,21 +64,20 @@ def token_batch(
 ) -> Int32[np.ndarray, "n seq_len"]:
     """n sequences of the stream that do not overlap, drawn without replacement in an order set by the seed.
 
-    The first sequences of a larger n are those of a smaller one.
-
-    Args:
-        stream: token ids.
-        seq_len: tokens in a sequence.
-        n: sequences.
-        seed: of the order.
-        part: what the stream is, for the refusal.
+    The first sequences of a larger n are those of a smaller one. `part` names the stream in the refusal.
 
     Raises:
         UserError: the stream holds fewer than n sequences.
     """
     possible = len(stream) // seq_len
     if possible < n:
-        raise UserError(_too_short(part, len(stream), seq_len, n, possible))
+        mend = "give more text, or cut it into more documents (split_on line or blank)"
+        if possible:
+            mend = f"ask for at most {possible} sequences, or {mend}"
+        elif len(stream) > 1:
+            mend = f"ask for shorter ones, or {mend}"
+        raise UserError(f"The {part} text has {len(stream)} tokens, but {n} sequence{'s' * (n > 1)} of {seq_len} "
+                        f"need {n * seq_len}: {mend}.")
     windows = np.asarray(stream[: possible * seq_len], np.int32).reshape(possible, seq_len)
     return windows[np.random.default_rng(seed).permutation(possible)[:n]]
 
@@ -111,13 +108,3 @@ def _bos(folder: Path) -> int | None:
         raise UserError(f"{path} is not JSON: copy it from the model again.") from None
     bos = config.get("bos_token_id") if isinstance(config, dict) else None
     return bos if isinstance(bos, int) else None
-
-
-def _too_short(part: str, tokens: int, seq_len: int, n: int, possible: int) -> str:
-    mend = "give more text, or cut it into more documents (split_on line or blank)"
-    if possible:
-        mend = f"ask for at most {possible} sequences, or {mend}"
-    elif tokens > 1:
-        mend = f"ask for shorter ones, or {mend}"
-    return (f"The {part} text has {tokens} tokens, but {n} sequence{'s' * (n > 1)} of {seq_len} "
-            f"need {n * seq_len}: {mend}.")

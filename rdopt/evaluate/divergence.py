@@ -30,17 +30,20 @@ _SERIES = 0.1  # below this |d| the Taylor series of f is more exact than float3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A candidate against its reference on the same text; per-sequence sums feed paired bootstraps."""
+    """A candidate against its reference on the same text; per-sequence sums feed paired bootstraps.
+
+    Attributes:
+        counts: scored tokens of each sequence.
+        nll_reference, nll_candidate: summed negative log-likelihood of each sequence, nats, float64.
+        kl_sums: summed KL of each sequence, nats, float64.
+        kl: KL of each scored token in reading order, nats, float32.
+    """
 
     counts: Int[np.ndarray, " N"]
-    """Scored tokens of each sequence."""
     nll_reference: Float[np.ndarray, " N"]
-    """Summed negative log-likelihood of each sequence, nats, float64."""
     nll_candidate: Float[np.ndarray, " N"]
     kl_sums: Float[np.ndarray, " N"]
-    """Summed KL of each sequence, nats, float64."""
     kl: Float[np.ndarray, " tokens"]
-    """KL of each scored token in reading order, nats, float32."""
 
     @property
     def perplexity(self) -> Perplexity:
@@ -117,9 +120,7 @@ class Reference:
         """Of the reference itself."""
         return perplexity(self.nll, self.counts)
 
-    def log_probabilities(
-        self,
-    ) -> Iterator[tuple[Int[np.ndarray, "batch T"], Float[Array, "batch targets V"]]]:
+    def log_probabilities(self) -> Iterator[tuple[Int[np.ndarray, "batch T"], Float[Array, "batch targets V"]]]:
         """Token batches, the last zero-padded, and the reference's log-probabilities of each next token."""
         for i, tokens in enumerate(_batches(self.inputs, self.batch)):
             cached = None if self._cache is None else self._cache[i]
@@ -169,21 +170,10 @@ def noise_floor_bf16(reference: Reference) -> float:
 def as_eval_json(comparison: Comparison, noise_floor: float, context: int, stride: int) -> dict[str, Any]:
     """The figures every command writes: perplexity of the candidate and KL in nats per token."""
     loss = comparison.perplexity
+    divergence = {"mean": comparison.kl_mean, "median": comparison.kl_median, "p90": comparison.kl_p90}
     return {
-        "perplexity": {
-            "value": loss.value,
-            "stderr": loss.stderr,
-            "nll": loss.nll,
-            "tokens": loss.tokens,
-            "context": context,
-            "stride": stride,
-        },
-        "kl": {
-            "mean": comparison.kl_mean,
-            "median": comparison.kl_median,
-            "p90": comparison.kl_p90,
-            "noise_floor_bf16": noise_floor,
-        },
+        "perplexity": {**loss._asdict(), "context": context, "stride": stride},
+        "kl": {**divergence, "noise_floor_bf16": noise_floor},
     }
 
 
@@ -220,9 +210,7 @@ def _score(params: Params, tokens: Array, logp: Array, arch: Architecture) -> tu
 
 _against = jax.jit(_score, static_argnames="arch")
 # XLA may keep float32 between fused bfloat16 operations; then the floor would depend on the batch size.
-_against_rounded = jax.jit(
-    _score, static_argnames="arch", compiler_options={"xla_allow_excess_precision": False}
-)
+_against_rounded = jax.jit(_score, static_argnames="arch", compiler_options={"xla_allow_excess_precision": False})
 
 
 def _batches(inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ ch. 6).
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,15 +14,12 @@ from jaxtyping import Bool, Float, Int
 from rdopt.config.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """exp of the mean negative log-likelihood of a token, in nats, and how sure it is."""
+class Perplexity(NamedTuple):
+    """exp of nll, the mean negative log-likelihood of a scored token in nats, and its standard error."""
 
     value: float
     stderr: float
     nll: float
-    """Mean over scored tokens, nats."""
-    nll_stderr: float
     tokens: int
 
 
@@ -44,9 +41,7 @@ def windows(
     """
     used = np.asarray(tokens)[:max_tokens]
     if context < 2 or not 1 <= stride <= context:
-        raise UserError(
-            f"context {context} must be at least 2 and stride {stride} between 1 and the context."
-        )
+        raise UserError(f"context {context} must be at least 2 and stride {stride} between 1 and the context.")
     if len(used) < context:
         raise UserError(
             f"Evaluation has {len(used)} tokens but one window needs {context}; give more text, raise "
@@ -76,6 +71,4 @@ def perplexity(nll: Float[np.ndarray, " N"], counts: Int[np.ndarray, " N"]) -> P
     """Perplexity from each sequence's summed NLL (float64, nats) and number of scored tokens."""
     mean, stderr = per_token(nll, counts)
     value = math.exp(min(mean, 700.0))  # a hopeless model must not overflow float64
-    return Perplexity(
-        value=value, stderr=value * stderr, nll=mean, nll_stderr=stderr, tokens=int(counts.sum())
-    )
+    return Perplexity(value, value * stderr, mean, int(counts.sum()))

@@ -1,12 +1,13 @@
 """`rdopt inspect`: what a file, a run or a model folder holds, as one JSON shape."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rdopt.checkpoint.families import MATRICES, block_shapes, coded_weights
+from rdopt.checkpoint.families import MATRICES, Architecture, coded_weights
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
 from rdopt.codec.decoder import Decoded, decode_file
 from rdopt.codec.streams.container import VERSION
@@ -38,7 +39,6 @@ def inspect(path: str) -> dict[str, Any]:
 
 
 def _of_file(path: Path, decoded: Decoded) -> dict[str, Any]:
-    weights = coded_weights(decoded.arch)
     tensors = [
         {
             "name": decoded.arch.tensor_name(*key),
@@ -49,36 +49,31 @@ def _of_file(path: Path, decoded: Decoded) -> dict[str, Any]:
         }
         for key, z in decoded.indices.items()
     ]
-    return {
-        "version": VERSION,
-        "model_type": decoded.arch.model_type,
-        "weights_coded": weights,
-        "weights_all": decoded.parameters,
-        "bytes": path.stat().st_size,
-        "bpw": {part: decoded.bits[part] / weights for part in PARTS},
-        "tensors": tensors,
-    }
+    return _figures(decoded.arch, decoded.parameters, path.stat().st_size, decoded.bits, tensors)
 
 
 def _of_folder(checkpoint: Checkpoint) -> dict[str, Any]:
-    arch = checkpoint.arch
-    shapes = block_shapes(arch)
-    weights = arch.num_layers * sum(shapes[k][0] * shapes[k][1] for k in MATRICES)
-    tensors = []
+    arch, tensors = checkpoint.arch, []
     for layer in range(arch.num_layers):
         for name in MATRICES:
             tensor = arch.tensor_name(layer, name)
             W = checkpoint.tensor(tensor)
-            entry = {"name": tensor, "shape": list(W.shape), **weight_statistics(W)._asdict()}
-            tensors.append(entry)
+            tensors.append({"name": tensor, "shape": list(W.shape), **weight_statistics(W)._asdict()})
     size = sum(p.stat().st_size for p in checkpoint.folder.glob("*.safetensors") if "transforms" not in p.name)
+    return _figures(arch, checkpoint.num_parameters, size, {"uncoded": 8 * size}, tensors)
+
+
+def _figures(
+    arch: Architecture, parameters: int, size: int, bits: Mapping[str, int], tensors: list[dict[str, Any]]
+) -> dict[str, Any]:
+    weights = coded_weights(arch)
     return {
         "version": VERSION,
         "model_type": arch.model_type,
         "weights_coded": weights,
-        "weights_all": checkpoint.num_parameters,
+        "weights_all": parameters,
         "bytes": size,
-        "bpw": {part: 0.0 for part in PARTS[:-1]} | {"uncoded": 8 * size / weights},
+        "bpw": {part: bits.get(part, 0) / weights for part in PARTS},
         "tensors": tensors,
     }
 

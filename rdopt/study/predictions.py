@@ -26,13 +26,7 @@ class Estimate(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A claim that a figure lies above or below zero.
-
-    Attributes:
-        claim: in a sentence.
-        sign: +1 or -1, what the claim says of the figure.
-        figure: what is measured, with its unit, where the claim does not say it.
-    """
+    """A claim that a figure (what is measured, with its unit) lies above (+1) or below zero (-1)."""
 
     claim: str
     sign: Literal[-1, 1]
@@ -41,9 +35,7 @@ class Prediction(NamedTuple):
     def verdict(self, estimate: Estimate, least: float = 0.0) -> Verdict:
         """Supported or refuted when the figure lies beyond two standard errors; an unknown error decides nothing.
 
-        Args:
-            estimate: the figure.
-            least: what rounding alone could make of it.
+        Neither does a figure below `least`, what rounding alone could make of it.
         """
         value, error = estimate
         if not abs(value) > max(BEYOND * error, least) or np.isnan(error):
@@ -52,13 +44,7 @@ class Prediction(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A prediction beside the figure that was measured.
-
-    Attributes:
-        name: short name of the prediction.
-        prediction: the claim.
-        estimate: its figure.
-    """
+    """A named prediction beside the figure that was measured."""
 
     name: str
     prediction: Prediction
@@ -94,12 +80,7 @@ def mean_of(values: Float[np.ndarray, " m"]) -> Estimate:
 
 
 def jackknife(figure: Callable[[Float[np.ndarray, "..."]], float], parts: Float[np.ndarray, "m ..."]) -> Estimate:
-    """A function of a sum, and its standard error over the terms of the sum (Tukey 1958).
-
-    Args:
-        figure: of the sum of the parts.
-        parts: the terms, at least two for an error.
-    """
+    """A function of a sum, and its standard error over the parts of the sum (Tukey 1958); nan for one part."""
     total, m = parts.sum(axis=0), len(parts)
     without = np.array([figure(total - part) for part in parts]) if m > 1 else np.array([np.nan])
     error = np.sqrt((m - 1) / m * np.sum((without - without.mean()) ** 2))
@@ -107,11 +88,9 @@ def jackknife(figure: Callable[[Float[np.ndarray, "..."]], float], parts: Float[
 
 
 def log_ratio_of_sums(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) -> Estimate:
-    """ln(sum a / sum b), its error by the delta method over sequences and, where there are several, over seeds.
+    """ln(sum a / sum b) of two networks' KL sums by seed of the noise and sequence.
 
-    Args:
-        a: KL sums by seed of the noise and sequence.
-        b: of the other network on the same sequences.
+    Its error is that of the delta method over sequences and, where there are several, over seeds.
     """
     sequences = a.sum(axis=0) / a.sum() - b.sum(axis=0) / b.sum()
     variance = float(np.sum(sequences**2))

@@ -42,15 +42,10 @@ def pareto(bpw: Float[np.ndarray, " n"], kl: Float[np.ndarray, " n"]) -> Bool[np
     return ~np.any(better & strictly, axis=1)
 
 
-def saved_bits(
-    baseline: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray], at: float
-) -> float:
+def saved_bits(baseline: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray], at: float) -> float:
     """Bits/weight that the arm saves against the baseline at `at` bits, at equal KL; nan out of range.
 
-    Args:
-        baseline: (bpw, kl) of its Pareto points.
-        arm: the same of the arm.
-        at: bits/weight of the baseline.
+    Baseline and arm are (bpw, kl) of points, of which those on the Pareto front count.
     """
     (x0, y0), (x1, y1) = (_front(*curve) for curve in (baseline, arm))
     if len(x0) < 2 or len(x1) < 2 or not x0[0] <= at <= x0[-1]:
@@ -74,9 +69,7 @@ def saved_bits_with_error(
     gain = saved_bits((baseline.bpw, baseline.kl()), (arm.bpw, arm.kl()), at)
     if math.isnan(gain):
         return gain, math.nan
-    rng = np.random.default_rng(seed)
-    n = len(arm.counts)
-    draws = []
+    rng, n, draws = np.random.default_rng(seed), len(arm.counts), []
     for _ in range(resamples):
         chosen = rng.integers(0, n, n)
         draws.append(saved_bits((baseline.bpw, baseline.kl(chosen)), (arm.bpw, arm.kl(chosen)), at))

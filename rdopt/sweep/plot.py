@@ -11,14 +11,7 @@ from rdopt.sweep.report import by_arm
 
 
 def plot_curves(points: Sequence[Point], path: Path, title: str, noise_floor: float) -> None:
-    """Draws the curves of all arms.
-
-    Args:
-        points: of a sweep.
-        path: the PNG to write.
-        title: model and text.
-        noise_floor: KL of the model against its own bfloat16 pass, drawn where it lies in the picture.
-    """
+    """Draws the curves of all arms; the noise floor, KL of the model's own bfloat16 pass, where it lies among them."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -106,16 +106,15 @@ def measure_point(
         lam: slope, or the first guess for a target.
         trained: (R at the end of training, seconds it took).
     """
-    clock = time.perf_counter
-    start = clock()
+    start = time.perf_counter()
     judge = make_judge(bench.subject, bench.corpus, bench.config) if encode.finetune else None
     encoded, _ = encode_source(source, encode, lam, judge)
     path = bench.out / "files" / f"{point_name(arm, encode, lam)}.rdopt.safetensors"
     path.unlink(missing_ok=True)
     write_container(path, encoded.data)
-    written = clock()
+    written = time.perf_counter()
     decoded = decode_file(path)
-    read = clock()
+    read = time.perf_counter()
     params = params_from_tensors(decoded.tensors, decoded.arch)
     comparison = compare(bench.reference, params, decoded.arch)
     return Point(
@@ -129,7 +128,7 @@ def measure_point(
         kl=comparison.kl_mean,
         ppl=comparison.perplexity.value,
         bytes=len(encoded.data),
-        seconds=trained[1] + clock() - start,
+        seconds=trained[1] + time.perf_counter() - start,
         train_seconds=trained[1],
         encode_seconds=written - start,
         decode_seconds=read - written,

@@ -86,11 +86,10 @@ def point_table(points: Sequence[Point]) -> str:
     lines = [head + f" {'KL':>9s} {'D':>9s} {'ppl':>8s} {'bytes':>9s} {'s':>5s}"]
     for group in by_arm(points).values():
         for p in group:
-            relaxed = "" if math.isnan(p.bpw_relaxed) else f"{p.bpw_relaxed:.4f}"
+            relaxed, star = "" if math.isnan(p.bpw_relaxed) else f"{p.bpw_relaxed:.4f}", " *" * (id(p) in on_front)
             lines.append(
                 f"{p.arm:17s} {p.lam:8.4g} {p.bpw:8.4f} {p.bpw_estimated:8.4f} {relaxed:>8s} {p.bpw_all:8.4f}"
-                f" {p.kl:9.5f} {p.distortion:9.5f} {p.ppl:8.3f} {p.bytes:9d} {p.seconds:5.0f}"
-                + (" *" if id(p) in on_front else "")
+                f" {p.kl:9.5f} {p.distortion:9.5f} {p.ppl:8.3f} {p.bytes:9d} {p.seconds:5.0f}{star}"
             )
     return "\n".join(lines)
 

@@ -12,14 +12,14 @@ from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
 
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import blocks
-from rdopt.study.analyze.analysis import error_cost
 from rdopt.study.analyze.ends import End
 from rdopt.study.analyze.figures import (
     counts_of,
     energy_concentration,
+    error_cost,
     huffman_bits,
     matrix_figures,
-    singular_energies,
+    singular_concentration,
 )
 from rdopt.study.analyze.networks import (
     NOISE,
@@ -77,8 +77,8 @@ def test_entropy_and_huffman_of_powers_of_two_agree():
 def test_a_rotation_moves_neither_norm_nor_singular_values():
     W, Q = RNG.standard_normal((20, 30)), random_orthogonal(0, 30)
     assert matrix_figures(W @ Q)["l2"] == pytest.approx(matrix_figures(W)["l2"], rel=1e-12)
-    exact = np.sort(np.linalg.svd(W, compute_uv=False) ** 2)
-    assert np.allclose(singular_energies(W @ Q), exact)
+    exact = energy_concentration(np.linalg.svd(W, compute_uv=False) ** 2)
+    assert singular_concentration(W @ Q) == pytest.approx(exact)
 
 
 def test_a_matrix_of_zeros_has_no_figures():

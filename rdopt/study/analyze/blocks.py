@@ -21,9 +21,8 @@ from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
 from rdopt.operator.llama import embed_tokens
-from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
 from rdopt.study.analyze.ends import end_rows, ends_in
-from rdopt.study.analyze.figures import energy_concentration, singular_energies
+from rdopt.study.analyze.figures import ErrorCost, Row, error_cost, note_error, row_of, singular_concentration
 from rdopt.study.analyze.networks import Inputs, Network, Rounding
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_block, fold_block_moments
@@ -73,12 +72,27 @@ class PassState:
 
 
 class _BlockInBasis(NamedTuple):
-    """A block in one basis: weights; inputs by group; by matrix G or its diagonal, and what losing it would cost."""
+    """A block in one basis: weights; inputs by group; by matrix G or its diagonal, what losing it costs, its row."""
 
     weights: Mapping[str, Float[np.ndarray, "..."]]
     inputs: Mapping[str, Inputs]
     G: Mapping[str, Float[np.ndarray, "..."]]
     whole: Mapping[str, ErrorCost]
+    rows: Mapping[str, Row]
+
+    def changed(self, network: Network, layer: int) -> Mapping[str, Float[np.ndarray, "..."]]:
+        """The weights of a network; what rounding them costs is noted in the rows."""
+        change = network.change
+        if change is None or network.part != "blocks":
+            return self.weights
+        changed = dict(self.weights)
+        for i, name in enumerate(MATRICES):
+            inputs, W = self.inputs[INPUT_OF[name]], self.weights[name]
+            changed[name] = change.apply(W, inputs, (network.seed, layer, i))
+            if isinstance(change, Rounding):
+                error = error_cost(changed[name] - W, inputs.sigma, self.G[name])
+                note_error(self.rows[name], change, error, self.whole[name])
+        return changed
 
 
 @dataclass(frozen=True)
@@ -100,14 +114,7 @@ class BlockPass:
     store: LayerStore
 
     def run(self, tokens: Int[np.ndarray, "n T"], path: Path, key: str, say: Say) -> PassState:
-        """Every block in order, from the last saved state on.
-
-        Args:
-            tokens: of the test text.
-            path: of the state.
-            key: what it belongs to.
-            say: called with a line a block.
-        """
+        """Every block in order, from the state last saved for this key on; says a line a block."""
         state, layers = PassState.load(path, key) or self.begin(tokens), self.arch.num_layers
         begun, saved, first = time.perf_counter(), time.perf_counter(), state.done
         while state.done < layers:
@@ -138,50 +145,31 @@ class BlockPass:
         """The next block, in place."""
         layer = state.done
         p, moments = read_block(self.params, layer), self.store.read(layer)
-        spectra = {name: energy_concentration(singular_energies(_with_gain(p, name))) for name in MATRICES}
+        spectra = {name: singular_concentration(_with_gain(p, name)) for name in MATRICES}
         streamed = [network for network in self.networks if network.has_stream]
-        for basis, gauges in self.bases.items():
-            block = self._in_basis(p, layer, gauges, moments)
-            rows = {name: self._row(block, name, layer, basis, spectra[name]) for name in MATRICES}
+        for basis in self.bases:
+            block = self._in_basis(basis, p, layer, moments, spectra)
             for i, network in enumerate(streamed):
                 if network.basis == basis:
-                    changed = _changed(block, network, layer, rows)
-                    state.streams[i] = run_block(changed, state.streams[i], self.arch)
-            state.rows += rows.values()
+                    state.streams[i] = run_block(block.changed(network, layer), state.streams[i], self.arch)
+            state.rows += block.rows.values()
         state.done += 1
 
     def _in_basis(
-        self, p: Mapping[str, Any], layer: int, gauges: Gauges, moments: Mapping[str, Any]
+        self, basis: str, p: Mapping[str, Any], layer: int, moments: Mapping[str, Any], spectra: Mapping[str, Any]
     ) -> _BlockInBasis:
-        """A block and its moments in a basis."""
-        weights = fold_block(p, layer, self.arch, gauges)
-        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self.arch, gauges)
+        weights = fold_block(p, layer, self.arch, self.bases[basis])
+        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self.arch, self.bases[basis])
         inputs = {group: Inputs(S) for group, S in sigma.items()}
         G = {name: np.asarray(g, np.float32) for name, g in gradients.items()}
         whole = {name: error_cost(weights[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}
-        return _BlockInBasis(weights, inputs, G, whole)
-
-    def _row(self, block: _BlockInBasis, name: str, layer: int, basis: str, singular: Mapping[str, float]) -> Row:
-        place = {"name": self.arch.tensor_name(layer, name), "layer": layer, "kind": name, "basis": basis}
-        power, G = np.diagonal(block.inputs[INPUT_OF[name]].sigma), block.G[name]
-        return row_of(block.weights[name], place, power, G if G.ndim == 1 else np.diagonal(G), singular)
-
-
-def _changed(
-    block: _BlockInBasis, network: Network, layer: int, rows: Mapping[str, Row]
-) -> Mapping[str, Float[np.ndarray, "..."]]:
-    """The block of a network; what rounding it costs is noted in the rows."""
-    change = network.change
-    if change is None or network.part != "blocks":
-        return block.weights
-    changed = dict(block.weights)
-    for i, name in enumerate(MATRICES):
-        inputs, W = block.inputs[INPUT_OF[name]], block.weights[name]
-        changed[name] = change.apply(W, inputs, (network.seed, layer, i))
-        if isinstance(change, Rounding):
-            error = error_cost(changed[name] - W, inputs.sigma, block.G[name])
-            note_error(rows[name], change, error, block.whole[name])
-    return changed
+        rows = {}
+        for name in MATRICES:
+            place = {"name": self.arch.tensor_name(layer, name), "layer": layer, "kind": name, "basis": basis}
+            power = np.diagonal(inputs[INPUT_OF[name]].sigma)
+            curvature = G[name] if G[name].ndim == 1 else np.diagonal(G[name])
+            rows[name] = row_of(weights[name], place, power, curvature, spectra[name])
+        return _BlockInBasis(weights, inputs, G, whole, rows)
 
 
 def _with_gain(p: Mapping[str, Any], name: str) -> Float[np.ndarray, "out in"]:

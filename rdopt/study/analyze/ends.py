@@ -14,8 +14,7 @@ from jaxtyping import Float
 from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.checkpoint.families import EMBED, HEAD
 from rdopt.operator.params import Params
-from rdopt.study.analyze.analysis import ErrorCost, Row, error_cost, note_error, row_of
-from rdopt.study.analyze.figures import energy_concentration, singular_energies
+from rdopt.study.analyze.figures import ErrorCost, Row, error_cost, note_error, row_of, singular_concentration
 from rdopt.study.analyze.networks import Inputs, Network, Rounding
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold_end_moments, fold_ends
@@ -72,7 +71,7 @@ def end_rows(ends: Ends, basis: str, networks: Sequence[Network]) -> list[Row]:
     rows = []
     for end in (ends.embed, ends.head):
         place = {"name": EMBED if end.kind == "embed" else HEAD, "layer": None, "kind": end.kind, "basis": basis}
-        singular = energy_concentration(singular_energies(end.W))
+        singular = singular_concentration(end.W)
         row = row_of(end.W, place, np.diagonal(end.moment), end.tokens, singular)
         whole = end.cost(end.W)
         for network in networks:

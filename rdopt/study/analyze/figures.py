@@ -1,4 +1,4 @@
-"""Outliers, entropy and concentration of one matrix in given coordinates.
+"""One matrix in given coordinates: outliers, entropy, concentration, and what errors of it cost.
 
 Two entropies disagree on purpose. At a step that is a share of the rms, H is about h(W) - log2 step: the spread is the
 same in all orthogonal coordinates, and only the shape of the marginal counts. With a number of bins over the range the
@@ -6,14 +6,18 @@ step is 2 max|W| / bins: whoever removes an outlier also makes the step finer, H
 at fine steps, so that flattening raises it. Shares of energy and effective dimensions follow Roy and Vetterli 2007.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.huffman import code_sizes
+from rdopt.study.analyze.networks import Rounding
 from rdopt.study.figures import entropy_dimension, entropy_of_counts, participation_ratio
 
+# One matrix in one basis: the JSON values of `row_of`. A row's layer is None for the embedding and the head.
+Row = dict[str, Any]
 TOP = (1, 5, 10, 25)  # per cent
 BINS = 256
 STEP = 0.5  # of the rms; about 3 bits for a Gaussian
@@ -69,10 +73,7 @@ def huffman_bits(counts: Int[np.ndarray, " n"]) -> float:
 
 
 def energy_concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """How unevenly energy lies over n directions.
-
-    Args:
-        energy: of every direction, not negative, not all zero.
+    """How unevenly energy, not negative and not all zero, lies over n directions.
 
     Returns:
         {"top 1": share of the largest 1 % of the directions, at least one of them, ..., "entropy dimension": exp of the
@@ -85,8 +86,77 @@ def energy_concentration(energy: Float[np.ndarray, " n"]) -> dict[str, float]:
     return tops | {"entropy dimension": entropy_dimension(share) / n, "participation": participation_ratio(share) / n}
 
 
-def singular_energies(W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " k"]:
-    """Squared singular values, from the smaller Gram matrix, float64: the same in all orthogonal coordinates."""
+def singular_concentration(W: Float[np.ndarray, "out in"]) -> dict[str, float]:
+    """`energy_concentration` over singular directions, float64: the same in all orthogonal coordinates."""
     W = np.asarray(W, np.float64)
-    gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
-    return np.maximum(np.linalg.eigvalsh(gram), 0.0)
+    gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W  # the smaller one: its eigenvalues are the squares
+    return energy_concentration(np.maximum(np.linalg.eigvalsh(gram), 0.0))
+
+
+def row_of(
+    W: Float[np.ndarray, "out in"],
+    place: Mapping[str, Any],
+    inputs: Float[np.ndarray, " in"],
+    outputs: Float[np.ndarray, " out"],
+    singular: Mapping[str, float],
+) -> Row:
+    """The figures of a matrix; `note_error` adds to them.
+
+    Args:
+        W: in the basis.
+        place: name, layer, kind and basis.
+        inputs: power that comes in along each column, the diagonal of sigma.
+        outputs: power of the gradient at each row, the diagonal of G.
+        singular: concentration of its energy over singular directions.
+    """
+    inputs, outputs = np.maximum(inputs, 0), np.maximum(outputs, 0)
+    return {
+        **place,
+        "shape": list(W.shape),
+        **matrix_figures(W),
+        "inputs": energy_concentration(inputs),
+        "outputs": energy_concentration(outputs),
+        "curvature": curvature_rank(W, outputs, inputs),
+        "output_error": {},
+        "kl_estimated": {},
+        "singular": singular,
+    }
+
+
+class ErrorCost(NamedTuple):
+    """What an error of a matrix does.
+
+    Attributes:
+        output: mean squared error of its output, tr(E sigma E^T).
+        kl: estimate of KL(original || changed), 1/2 tr(G E sigma E^T), nats/token.
+    """
+
+    output: float
+    kl: float
+
+
+def error_cost(
+    E: Float[np.ndarray, "out in"], sigma: Float[np.ndarray, "in in"], G: Float[np.ndarray, "..."]
+) -> ErrorCost:
+    """The cost of an error E, sigma the second moment of the inputs, G that of the gradients or its diagonal."""
+    reached = E @ sigma
+    pulled = E * G[:, None] if G.ndim == 1 else G @ E
+    return ErrorCost(float(np.vdot(reached, E)), 0.5 * float(np.vdot(reached, pulled)))
+
+
+def note_error(row: Row, rounding: Rounding, error: ErrorCost, whole: ErrorCost) -> None:
+    """Adds what a rounding of the matrix costs to its row; `whole` is what its loss would cost."""
+    row["output_error"][rounding.label] = error.output / whole.output
+    row["kl_estimated"][rounding.label] = error.kl
+
+
+def curvature_rank(
+    W: Float[np.ndarray, "out in"], G: Float[np.ndarray, " out"], power: Float[np.ndarray, " in"], sample: int = 100_000
+) -> float:
+    """Spearman's correlation of |W_ij| with the curvature G_ii sigma_jj there, over at most `sample` entries."""
+    from scipy.stats import spearmanr
+
+    chosen = np.random.default_rng(0).choice(W.size, min(sample, W.size), replace=False, shuffle=False)
+    i, j = np.unravel_index(chosen, W.shape)
+    correlation: Any = spearmanr(np.abs(W[i, j]), G[i] * power[j])  # its type has no attributes to a type checker
+    return float(correlation.statistic)

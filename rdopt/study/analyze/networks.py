@@ -22,11 +22,7 @@ SEEDS = 3
 
 
 class Inputs:
-    """What comes into a matrix.
-
-    Args:
-        sigma: its second moment.
-    """
+    """What comes into a matrix, by its second moment sigma."""
 
     def __init__(self, sigma: Float[np.ndarray, "in in"]) -> None:
         self.sigma = np.asarray(sigma, np.float32)
@@ -67,7 +63,7 @@ class Rounding:
 
     @property
     def label(self) -> str:
-        """What distinguishes it from others of its kind."""
+        """What tells it from others of its kind."""
         return f"{self.bits} bits" + ("" if self.protected is None else ", protected")
 
     def apply(
@@ -152,10 +148,10 @@ class Network(NamedTuple):
 
 
 def networks_of(bases: Sequence[str], bits: Sequence[int], protected: float) -> list[Network]:
-    """All networks of an analysis.
+    """All networks of an analysis: the first of the bases with noise, and all of them rounded.
 
     Args:
-        bases: the coordinate systems; noise is added in the first one.
+        bases: the coordinate systems.
         bits: lengths of codes.
         protected: share of the weights that outlier protection keeps in 16 bits.
     """

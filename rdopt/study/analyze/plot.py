@@ -6,9 +6,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from rdopt.study.analyze.analysis import Analysis
 from rdopt.study.analyze.figures import TOP
 from rdopt.study.analyze.networks import Network
+from rdopt.study.analyze.report import Analysis
 from rdopt.study.labels import name_ends
 
 COLOURS = {

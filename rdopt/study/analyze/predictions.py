@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.config.schema import AnalyzeConfig
-from rdopt.study.analyze.analysis import Row
+from rdopt.study.analyze.figures import Row
 from rdopt.study.analyze.networks import SHARES, Network, Noise, Rounding
 from rdopt.study.predictions import Estimate, Judgement, Prediction, log_ratio_of_sums, mean_of
 
@@ -68,15 +68,7 @@ def judge_all(
     counts: Int[np.ndarray, " n"],
     config: AnalyzeConfig,
 ) -> list[Judgement]:
-    """Every prediction with its figure.
-
-    Args:
-        rows: figures of all matrices in all bases.
-        networks: what ran beside the original.
-        kl: their summed KL by sequence.
-        counts: scored tokens of the sequences.
-        config: bases and rounding.
-    """
+    """Every prediction with its figure, from the rows of all matrices and the KL sums by network and sequence."""
     aligned = next((b for b in ALIGNED_BASES if b in config.bases), "hadamard")
     of_rows = [row for row in rows if row["layer"] is not None]
 

@@ -1,14 +1,14 @@
-"""An analysis as a page of text: figures by basis, KL of rounded networks, verdicts."""
+"""An analysis: what it holds, its JSON, and its page of text (figures by basis, KL of rounded networks, verdicts)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from rdopt.study.analyze.analysis import Analysis, Row
-from rdopt.study.analyze.figures import BINS, STEP, TOP
-from rdopt.study.analyze.networks import Network, Part
+from rdopt.study.analyze.figures import BINS, STEP, TOP, Row
+from rdopt.study.analyze.networks import Network, Part, Rounding
+from rdopt.study.predictions import Judgement
 
 # Title of a column -> its figure of a row.
 COLUMNS: Mapping[str, Callable[[Row], float]] = {
@@ -29,6 +29,62 @@ COLUMNS: Mapping[str, Callable[[Row], float]] = {
     "curv": lambda row: row["curvature"],
 }
 PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Analysis(NamedTuple):
+    """One model in several coordinate systems.
+
+    Attributes:
+        model: its name.
+        text: what it was measured on, in words.
+        tokens: how many were scored.
+        rows: of all matrices in all bases.
+        kl: mean KL(original || network) of every network, nats/token.
+        judgements: the predictions with what was found.
+    """
+
+    model: str
+    text: str
+    tokens: int
+    rows: Sequence[Row]
+    kl: Mapping[Network, float]
+    judgements: Sequence[Judgement]
+
+    def rows_of(self, part: str, basis: str | None = None) -> list[Row]:
+        """The rows of the "blocks", of "embed" or of "head", in one basis or in all of them."""
+        own = (row for row in self.rows if part == ("blocks" if row["layer"] is not None else row["kind"]))
+        return [row for row in own if basis in (None, row["basis"])]
+
+    @property
+    def bases(self) -> list[str]:
+        """The coordinate systems in their order."""
+        return list(dict.fromkeys(row["basis"] for row in self.rows_of("blocks")))
+
+    @property
+    def roundings(self) -> list[Rounding]:
+        """How the blocks were rounded, in order."""
+        changes = dict.fromkeys(network.change for network in self.kl)
+        return [change for change in changes if isinstance(change, Rounding) and change.part == "blocks"]
+
+    def to_json(self) -> dict[str, Any]:
+        """What analysis.json holds."""
+        return {
+            "model": self.model,
+            "text": self.text,
+            "tokens": self.tokens,
+            "tensors": self.rows,
+            "networks": [
+                {
+                    "basis": network.basis,
+                    "kind": "folded" if network.change is None else network.change.kind,
+                    "about": "" if network.change is None else network.change.label,
+                    "seed": network.seed,
+                    "kl": kl,
+                }
+                for network, kl in self.kl.items()
+            ],
+            "predictions": [judgement.to_json() for judgement in self.judgements],
+        }
 
 
 def report_lines(analysis: Analysis) -> Iterator[str]:

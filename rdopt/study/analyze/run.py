@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from rdopt.align.train import train
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.streamed import LayerStore, lazy_params, streamed_moments, streams
-from rdopt.calibration.subject import load_corpus
+from rdopt.calibration.subject import load_corpus, load_subject
 from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
 from rdopt.config.errors import UserError
@@ -26,14 +26,14 @@ from rdopt.evaluate.perplexity import windows
 from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
 from rdopt.runs.figures import dumps
-from rdopt.study.analyze.analysis import Analysis
 from rdopt.study.analyze.blocks import BlockPass
 from rdopt.study.analyze.ends import ends_in
 from rdopt.study.analyze.networks import networks_of
 from rdopt.study.analyze.plot import plot_analysis
 from rdopt.study.analyze.predictions import judge_all
-from rdopt.study.analyze.report import report_lines
-from rdopt.study.manifold.hypotheses import judge_training_run, open_training_run
+from rdopt.study.analyze.report import Analysis, report_lines
+from rdopt.study.manifold.hypotheses import judge_trajectory
+from rdopt.study.manifold.trajectory import read_trajectory
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import load_alignment
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
@@ -41,9 +41,7 @@ from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 JSON, TEXT, WORK, LEARNED = "analysis.json", "analysis.txt", "work", "learned"
 
 
-def analyze(
-    config: Config, out: Path, learned: Path | None, say: Say, *, trajectory: Path | None = None
-) -> Analysis:
+def analyze(config: Config, out: Path, learned: Path | None, say: Say, *, trajectory: Path | None = None) -> Analysis:
     """Looks at a model in every basis and judges the hypotheses.
 
     Args:
@@ -65,7 +63,10 @@ def analyze(
     run_folder.open_run(out, config, "analyze", jax.local_devices())
     corpus = load_corpus(config.text, checkpoint.folder, arch.vocab_size)
     tokens, scored = windows(corpus.test, config.evaluate.context, config.evaluate.stride, config.evaluate.max_tokens)
-    training = None if trajectory is None else open_training_run(trajectory, config)
+    training = None
+    if trajectory is not None:
+        subject = load_subject(config.model)
+        training = subject, read_trajectory(trajectory, subject)
     store = LayerStore(out / WORK, arch.num_layers)
     if not store.complete:
         say(f"second moments of {corpus.calibration.size} tokens, block by block")
@@ -78,7 +79,7 @@ def analyze(
     kl = divergences(blocks, state.streams, tokens, scored)
     judgements = judge_all(state.rows, networks, kl, scored.sum(axis=1), config.analyze)
     if training is not None:
-        judgements += judge_training_run(training, config, corpus, say)
+        judgements += judge_trajectory(*training, config, corpus, say)
     analysis = Analysis(
         Path(config.model).name, corpus.description, int(scored.sum()), state.rows,
         {network: float(sums.sum() / scored.sum()) for network, sums in zip(networks, kl, strict=True)}, judgements,
@@ -96,12 +97,7 @@ def coordinate_systems(
 ) -> dict[str, Gauges]:
     """Gauges by name, norm gains folded into the consumers in all of them, so that none can move the L2 norm.
 
-    Args:
-        names: of fixed bases, or "learned".
-        params: of `lazy_params`.
-        arch: of the model.
-        store: its moments.
-        learned: the coordinates of a finished training, if asked for.
+    "learned" are the coordinates of a finished training.
     """
     moments = Moments(store.sigma(), {}, 0)
     systems = {}

@@ -18,17 +18,18 @@ from rdopt.study.manifold.trajectory import Trajectory
 class Dimensions(NamedTuple):
     """Gram matrices of every coded matrix: differences from the last checkpoint and steps, of the run and of a walk."""
 
-    differences: Float[np.ndarray, "m k k"]
-    steps: Float[np.ndarray, "m k k"]
-    walk_differences: Float[np.ndarray, "m k k"]
-    walk_steps: Float[np.ndarray, "m k k"]
+    differences: Float[np.ndarray, "m p p"]
+    steps: Float[np.ndarray, "m p p"]
+    walk_differences: Float[np.ndarray, "m p p"]
+    walk_steps: Float[np.ndarray, "m p p"]
 
 
 def dimensions_of(run: Trajectory, seed: int) -> Dimensions:
-    """The run beside a random walk of the same steps; the seed is that of its directions."""
+    """The run beside a random walk with the length of every step in every matrix; the seed draws its directions."""
     differences = difference_grams(run.points, run.starts)
-    steps = step_grams(differences)
-    walk = sampled_step_grams(steps, run.sizes, np.random.default_rng((seed, 0)))
+    steps, rng = step_grams(differences), np.random.default_rng((seed, 0))
+    lengths = np.sqrt(np.maximum(np.diagonal(steps, axis1=1, axis2=2), 0))
+    walk = np.array([sampled_step_gram(x, int(n), rng) for x, n in zip(lengths, run.sizes, strict=True)])
     return Dimensions(differences, steps, difference_gram_of_steps(walk), walk)
 
 
@@ -45,14 +46,10 @@ def step_grams(grams: Float[np.ndarray, "*m p p"]) -> Float[np.ndarray, "*m p p"
     return B @ grams @ B.T
 
 
-def powers(gram: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
-    """Squared singular values of the vectors behind a Gram matrix, falling."""
-    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
-
-
-def gram_dimension(gram: Float[np.ndarray, "p p"]) -> float:
-    """Participation ratio of the squared singular values, (tr G)^2 / tr G^2."""
-    return participation_ratio(powers(gram))
+def difference_gram_of_steps(steps: Float[np.ndarray, "*m p p"]) -> Float[np.ndarray, "*m p p"]:
+    """Inner products of the differences from the last point, from those of the steps: sums of later steps."""
+    later = np.triu(np.ones(steps.shape[-2:]))  # the signs of both sides cancel
+    return later @ steps @ later.T
 
 
 def sampled_step_gram(
@@ -64,22 +61,11 @@ def sampled_step_gram(
     return X @ X.T
 
 
-def difference_gram_of_steps(steps: Float[np.ndarray, "*m p p"]) -> Float[np.ndarray, "*m p p"]:
-    """Inner products of the differences from the last point, from those of the steps: sums of later steps."""
-    p = steps.shape[-1]
-    later = np.triu(np.ones((p, p)))  # the signs of both sides cancel
-    return later @ steps @ later.T
+def powers(gram: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
+    """Squared singular values of the vectors behind a Gram matrix, falling."""
+    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
 
 
-def sampled_step_grams(
-    steps: Float[np.ndarray, "m p p"], sizes: Int[np.ndarray, " m"], rng: np.random.Generator
-) -> Float[np.ndarray, "m p p"]:
-    """A walk with the lengths that every step of a trajectory has in every matrix, but random directions.
-
-    Args:
-        steps: inner products of the trajectory's steps.
-        sizes: entries of each matrix.
-        rng: source of the directions.
-    """
-    lengths = np.sqrt(np.maximum(np.diagonal(steps, axis1=1, axis2=2), 0))
-    return np.array([sampled_step_gram(x, int(n), rng) for x, n in zip(lengths, sizes, strict=True)])
+def gram_dimension(gram: Float[np.ndarray, "p p"]) -> float:
+    """Participation ratio of the squared singular values, (tr G)^2 / tr G^2."""
+    return participation_ratio(powers(gram))

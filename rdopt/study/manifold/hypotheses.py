@@ -7,19 +7,17 @@ holds the model and all its checkpoints in memory.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from rdopt.calibration.subject import Corpus, Subject, load_subject
+from rdopt.calibration.subject import Corpus, Subject
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
 from rdopt.config.schema import Config
 from rdopt.runs.export import reference_of
 from rdopt.study.manifold.dimension import Dimensions, dimensions_of, gram_dimension
 from rdopt.study.manifold.tangent import tangent
-from rdopt.study.manifold.trajectory import Harm, Trajectory, directions, measure_harm, read_trajectory
+from rdopt.study.manifold.trajectory import Harm, Trajectory, directions, measure_harm
 from rdopt.study.predictions import Estimate, Judgement, Prediction, jackknife, mean_log_ratio
 
 NOISE_SIZES = (0.02, 0.05, 0.1)  # norm of the noise over that of the weights
@@ -60,47 +58,29 @@ def harm_estimates(harm: Harm) -> dict[str, Estimate]:
     return {name: mean_log_ratio(harm.sums[a], harm.sums[b], harm.counts) for name, (a, b) in _PAIRS.items()}
 
 
-class TrainingRun(NamedTuple):
-    """A trained model and the checkpoints that led to it."""
-
-    subject: Subject
-    trajectory: Trajectory
-
-
-def open_training_run(steps: Path, config: Config) -> TrainingRun:
-    """Reads the checkpoints of a model's training; see `read_trajectory` for what is refused."""
-    subject = load_subject(config.model)
-    return TrainingRun(subject, read_trajectory(steps, subject))
-
-
-def judge_training_run(
-    run: TrainingRun, config: Config, corpus: Corpus, say: Say
+def judge_trajectory(
+    subject: Subject, trajectory: Trajectory, config: Config, corpus: Corpus, say: Say
 ) -> list[Judgement]:
     """The predictions about a training run with what was found.
 
-    Args:
-        run: of `open_training_run`.
-        config: its text's seed draws the noise; at most MAX_TOKENS of its test windows are used.
-        corpus: the text.
-        say: called with a line a draw.
+    The seed of the text draws the noise; at most MAX_TOKENS of its test windows are used; says a line a draw.
 
     Raises:
         UserError: checkpoints that span nothing.
     """
     short = replace(config.evaluate, max_tokens=min(config.evaluate.max_tokens, MAX_TOKENS))
-    reference = reference_of(run.subject, corpus, replace(config, evaluate=short))
+    reference, seed = reference_of(subject, corpus, replace(config, evaluate=short)), config.text.seed
 
     def report(done: int) -> None:
         say(f"noise along the run's tangent and across it: draw {done} of {NOISE_DRAWS}")
 
     try:
-        J = tangent(run.trajectory.points).J
-        noise = directions(J, run.trajectory, config.text.seed, NOISE_DRAWS)
-        estimates = dimension_estimates(dimensions_of(run.trajectory, config.text.seed))
-        estimates |= harm_estimates(measure_harm(reference, run.subject, noise, NOISE_SIZES, report))
+        noise = directions(tangent(trajectory.points), trajectory, seed, NOISE_DRAWS)
+        estimates = dimension_estimates(dimensions_of(trajectory, seed))
+        estimates |= harm_estimates(measure_harm(reference, subject, noise, NOISE_SIZES, report))
     except ValueError as error:
         raise UserError(f"the checkpoints cannot be studied: {error}; name others with --trajectory.") from error
-    figure = f"{len(run.trajectory.names)} checkpoints"
+    figure = f"{len(trajectory.names)} checkpoints"
     return [
         Judgement(name, prediction._replace(figure=figure), estimates[name])
         for name, prediction in MANIFOLD_PREDICTIONS.items()

@@ -5,7 +5,6 @@ matrix. A vector of parameters is the concatenation of the matrices of a network
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,26 +14,14 @@ RELATIVE = 1e-6
 Random = np.random.Generator
 
 
-class Tangent(NamedTuple):
-    """An orthonormal basis of the directions in which a trajectory moved.
-
-    Attributes:
-        J: (N, d), J^T J = 1, float64.
-        singular: of the differences, falling, in units of the weights.
-    """
-
-    J: Float[np.ndarray, "N d"]
-    singular: Float[np.ndarray, " d"]
-
-
-def tangent(points: Float[np.ndarray, "k N"]) -> Tangent:
-    """The span of the differences of all points from the last one.
+def tangent(points: Float[np.ndarray, "k N"]) -> Float[np.ndarray, "N d"]:
+    """J, the span of the differences of all points from the last one: J^T J = 1, by falling singular values, float64.
 
     Args:
-        points: at least two, in order of time, not all alike.
+        points: at least two, in order of time.
 
     Raises:
-        ValueError: there is no difference to span anything.
+        ValueError: all points are alike.
     """
     D = (points[:-1] - points[-1]).T
     squares, V = np.linalg.eigh(D.T @ D)
@@ -44,7 +31,7 @@ def tangent(points: Float[np.ndarray, "k N"]) -> Tangent:
         raise ValueError("all points are alike")
     J = D @ (V[:, ::-1][:, spans] / singular[spans])
     Q, R = np.linalg.qr(J)  # the Gram matrix squares the condition; this restores orthogonality
-    return Tangent(Q * np.sign(np.diag(R)), singular[spans])
+    return Q * np.sign(np.diag(R))
 
 
 def slices(starts: Int[np.ndarray, " m"], N: int) -> Iterator[slice]:
@@ -91,15 +78,10 @@ def across(
     starts: Int[np.ndarray, " m"],
     rng: Random,
 ) -> Float[np.ndarray, " N"]:
-    """Gaussian noise without component in J whose every matrix has the norm that it has in `like`.
+    """Gaussian noise without component in J whose every matrix has the norm that it has in `like`, noise along J.
 
-    Each matrix is made orthogonal to its own part of J, so that scaling matrices leaves the whole orthogonal to J.
-
-    Args:
-        bases: of `matrix_bases`.
-        like: the noise along J.
-        starts: of the matrices.
-        rng: source of the noise.
+    Each matrix is made orthogonal to its own part of J (`matrix_bases`), so that scaling matrices leaves the whole
+    orthogonal to J.
     """
     x = rng.standard_normal(len(like))
     for Q, place in zip(bases, slices(starts, len(like)), strict=True):

@@ -68,13 +68,10 @@ def vector_of(params: Params) -> Float[np.ndarray, " N"]:
 
 def params_of(vector: Float[np.ndarray, " N"], params: Params) -> Params:
     """A network with the matrices of a vector, float32, and everything else from `params`."""
-    blocks, start = dict(params["blocks"]), 0
-    for k in MATRICES:
-        shape = blocks[k].shape
-        size = int(np.prod(shape))
-        blocks[k] = vector[start : start + size].reshape(shape).astype(np.float32)
-        start += size
-    return {**params, "blocks": blocks}
+    stacked = {k: params["blocks"][k] for k in MATRICES}
+    parts = np.split(vector, np.cumsum([W.size for W in stacked.values()])[:-1])
+    own = {k: x.reshape(W.shape).astype(np.float32) for (k, W), x in zip(stacked.items(), parts, strict=True)}
+    return {**params, "blocks": {**params["blocks"], **own}}
 
 
 def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> Trajectory:
@@ -93,21 +90,17 @@ def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> T
         raise UserError(f"{steps} gives {len(folders)} checkpoints step-*, but a tangent needs at least 3: train with "
                         "--keep-checkpoints and a smaller --save-every, or raise --last.")
     points = np.stack([_point(folder, subject.arch) for folder in folders])
-    _check_end(vector_of(subject.params), points, folders)
-    shapes = tuple(W.shape for k in MATRICES for W in subject.params["blocks"][k])
-    sizes = np.prod(shapes, axis=1)
-    return Trajectory(points, np.cumsum(sizes) - sizes, shapes, tuple(x.name for x in folders))
-
-
-def _check_end(end: Float[np.ndarray, " N"], points: Float[np.ndarray, "k N"], folders: Sequence[Path]) -> None:
-    """The model is the last checkpoint, perhaps rounded: nearer to it than to any other, and than the run is long."""
-    away = np.linalg.norm(points - end, axis=1)
+    # The model is the last checkpoint, perhaps rounded: nearer to it than to any other, and than the run is long.
+    away = np.linalg.norm(points - vector_of(subject.params), axis=1)
     extent = np.linalg.norm(points - points[-1], axis=1).max()
     nearest = int(np.argmin(away[::-1]))
     if nearest != 0 or away[-1] > extent / 2:
         raise UserError(f"the model lies {away[-1]:.3g} from {folders[-1]}, {away.min():.3g} from "
                         f"{folders[-1 - nearest].name}, on a run of extent {extent:.3g}: name the model that this run "
                         "ended with, or its last checkpoint.")
+    shapes = tuple(W.shape for k in MATRICES for W in subject.params["blocks"][k])
+    sizes = np.prod(shapes, axis=1)
+    return Trajectory(points, np.cumsum(sizes) - sizes, shapes, tuple(x.name for x in folders))
 
 
 def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
@@ -121,15 +114,10 @@ def _point(folder: Path, arch: Architecture) -> Float[np.ndarray, " N"]:
 def directions(
     J: Float[np.ndarray, "N d"], run: Trajectory, seed: int, draws: int
 ) -> Iterator[Mapping[str, Float[np.ndarray, " N"]]]:
-    """Noise of norm one of every arm.
+    """Draws of noise of norm one of every arm, J the orthonormal tangent of the run.
 
     In one draw "across" and "along, turned" have the norm per matrix of its "along", "across in total" only the sum.
-
-    Args:
-        J: orthonormal basis of the tangent.
-        run: its trajectory.
-        seed: of all draws and of the control's random tangent.
-        draws: how many.
+    The seed is that of all draws and of the control's random tangent.
     """
     starts, bases = run.starts, matrix_bases(J, run.starts)
     control = random_tangent(J, starts, np.random.default_rng((seed, 0)))
@@ -152,28 +140,24 @@ def measure_harm(
     subject: Subject,
     noise: Iterator[Mapping[str, Float[np.ndarray, " N"]]],
     sizes: Sequence[float],
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int], None],
 ) -> Harm:
     """KL(original || noisy) of every arm, size and draw on the same sequences.
 
     Args:
-        reference: the original on its test text.
-        subject: the original.
+        reference, subject: the original, on its test text.
         noise: draws of `directions`.
         sizes: norm of the noise over that of all matrices together.
         report: called with the number of finished draws.
     """
     origin = vector_of(subject.params)
-    whole = float(np.linalg.norm(origin))
-    draws = []
+    whole, draws = float(np.linalg.norm(origin)), []
+
+    def kl(vector: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        return compare(reference, params_of(vector, subject.params), subject.arch).kl_sums
+
     for done, draw in enumerate(noise, 1):
-        draws.append({arm: [_kl(reference, subject, origin + size * whole * x) for size in sizes]
-                      for arm, x in draw.items()})
-        if report is not None:
-            report(done)
+        draws.append({arm: [kl(origin + size * whole * x) for size in sizes] for arm, x in draw.items()})
+        report(done)
     sums = {arm: np.swapaxes(np.array([draw[arm] for draw in draws]), 0, 1) for arm in NOISE_ARMS}
     return Harm(sums, np.asarray(reference.counts))
-
-
-def _kl(reference: Reference, subject: Subject, vector: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    return compare(reference, params_of(vector, subject.params), subject.arch).kl_sums

@@ -62,13 +62,7 @@ def cheapest_classes(arrays: _Arrays, log_steps: Int[np.ndarray, " k"], c: float
 
 
 def encode_arrays(arrays: _Arrays, log_steps: Int[np.ndarray, " k"], c: float, classes: TableClasses) -> CodedArrays:
-    """Quantizes and codes some matrices.
-
-    Args:
-        arrays: coordinates, float64.
-        log_steps: of every matrix, in quarter octaves.
-        c: base step in the units of the matrices, kept as float32.
-        classes: of the tables.
+    """Quantizes and codes some matrices, their steps in quarter octaves of a base step c, kept as float32.
 
     Raises:
         ValueError: the steps are so fine that the indices of a class fit no table.

@@ -77,15 +77,10 @@ def stored_coordinates(
     axes: Mapping[int, Float[np.ndarray, "n n"]],
     steps: Float[np.ndarray, " k"],
 ) -> Coordinates:
-    """Axes for the inputs of some matrices, their angles rounded and coded.
+    """Axes V for the inputs of some matrices, by their place, with the angles rounded and coded.
 
     The width of an angle is the one of ANGLE_BITS that takes the fewest bits in all: the angles as coded, plus the
-    weights at high rate.
-
-    Args:
-        arrays: all matrices.
-        axes: V by the place of its matrix.
-        steps: of all matrices, in their units.
+    weights at high rate, quantized with these steps.
     """
     best, least = Coordinates(), np.inf
     for bits in ANGLE_BITS:
@@ -112,14 +107,9 @@ def high_rate_bits(W: Float[np.ndarray, "out in"], step: float) -> float:
 def learn_axes(
     W: Float[np.ndarray, "out n"], start: Float[np.ndarray, "n n"], grid: float, *, steps: int, seed: int
 ) -> Float[np.ndarray, "n n"]:
-    """The learned rotation of a matrix's inputs, float64, orthogonal to rounding; the start where it is better.
+    """The learned rotation of a matrix's inputs, float64, orthogonal to rounding; the start V0 where it is better.
 
-    Args:
-        W: the matrix.
-        start: orthogonal V0.
-        grid: its step, in its units.
-        steps: of Adam.
-        seed: of the noise.
+    The grid is the matrix's step in its units, the steps are Adam's, the seed is that of the noise.
     """
     rotated, step = jnp.asarray(W @ start, jnp.float32), jnp.asarray(grid, jnp.float32)
     theta, better = _train(jax.random.key(seed), rotated, step, steps=steps)

@@ -36,16 +36,7 @@ from rdopt.study.toy.coordinates import (
 )
 from rdopt.study.toy.figures import coefficient_figures, energy_curve, in_steps
 from rdopt.study.toy.mlp import mean_sensitivities, run_mlp, train_mlps
-from rdopt.study.toy.settings import (
-    HIDDEN_LAYERS,
-    NEARBY_OCTAVES,
-    NEARBY_STEPS,
-    REFERENCE_DB,
-    SAMPLES,
-    SNR_AIMS,
-    SNR_LEVELS,
-    ToySettings,
-)
+from rdopt.study.toy.settings import HIDDEN_LAYERS, REFERENCE_DB, SAMPLES, SNR_AIMS, SNR_LEVELS, ToySettings
 from rdopt.study.toy.signal import (
     cell_middles,
     decibels,
@@ -58,7 +49,8 @@ from rdopt.study.toy.signal import (
 )
 
 TOY_ARMS = ("fourier", "mlp", "hadamard", "pca", "learned", "pca-stored", "learned-stored")
-_NEARBY = 2.0 ** np.linspace(-NEARBY_OCTAVES, NEARBY_OCTAVES, NEARBY_STEPS)
+# The distortion at a step is the mean over these multiples of it.
+_NEARBY = 2.0 ** np.linspace(-0.25, 0.25, 12)
 _CHOICE = SNR_AIMS[1]  # dB: the steps at which classes are chosen, alike for all representations
 ENERGY_COUNTS = tuple(sorted({int(n) for n in np.rint(np.geomspace(1, 10_000, 41))}))
 Signal = Float[np.ndarray, " n"]
@@ -99,15 +91,21 @@ def representation_of(
     return Representation([np.asarray(W, np.float64) for W in arrays], ks, weight, run)
 
 
-def mlp_of(params: Sequence[Any], x: Signal) -> Representation:
-    """A trained MLP."""
-    places = jnp.asarray(x, jnp.float32)
-    slopes = np.array([float(s) for s in mean_sensitivities(params, places)])
+def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Representation]:
+    """An MLP for every signal."""
+    keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.seeds))
+    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
+    params = train_mlps(keys, places, samples, width=settings.width, layers=HIDDEN_LAYERS, steps=settings.steps)
 
     def run(arrays: Sequence[np.ndarray]) -> Signal:
         return np.asarray(_run_mlp([jnp.asarray(W, jnp.float32) for W in arrays], places), np.float64)
 
-    return representation_of([np.asarray(W) for W in params], slopes, run)
+    mlps = []
+    for number in range(settings.seeds):
+        own = [W[number] for W in params]
+        slopes = np.array([float(s) for s in mean_sensitivities(own, places)])
+        mlps.append(representation_of([np.asarray(W) for W in own], slopes, run))
+    return mlps
 
 
 def fourier_of(x: Signal, y: Signal, least: float) -> Representation:
@@ -126,9 +124,7 @@ def coordinates_of(mlp: Representation, settings: ToySettings, seed: int) -> dic
     steps = mlp.steps(REFERENCE_DB)
     axes = {at: principal_axes(W) for at, W in enumerate(mlp.arrays) if min(W.shape) > 1}
     learned = {
-        at: learn_axes(
-            mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(axes) * seed + number
-        )
+        at: learn_axes(mlp.arrays[at], V, float(steps[at]), steps=settings.turn_steps, seed=len(axes) * seed + number)
         for number, (at, V) in enumerate(axes.items())
     }
     return {
@@ -182,12 +178,7 @@ def arm_of(representation: Representation, coordinates: Coordinates, y: Signal) 
 
 
 def toy_experiment(settings: ToySettings, say: Say = lambda line: None) -> list[dict[str, Any]]:
-    """The records of all seeds; the same settings give the same figures on the same machine.
-
-    Args:
-        settings: of the experiment.
-        say: told how it goes, a line at a time.
-    """
+    """The records of all seeds; the same settings give the same figures on the same machine."""
     x, seeds = cell_middles(SAMPLES), range(settings.seed, settings.seed + settings.seeds)
     rngs = [np.random.default_rng(seed) for seed in seeds]
     signals = [unit_power(draw_sinusoids(rng, settings.sinusoids, settings.cycles).at(x)) for rng in rngs]
@@ -203,11 +194,3 @@ def toy_experiment(settings: ToySettings, say: Say = lambda line: None) -> list[
         reached = arms["fourier"]["snr_unquantized"]
         say(f"seed {seed}: MLP {limit:.1f} dB, Fourier {reached:.1f} dB with {fourier.arrays[0].size} coefficients")
     return records
-
-
-def trained_mlps(x: Signal, signals: Sequence[Signal], settings: ToySettings) -> list[Representation]:
-    """An MLP for every signal."""
-    keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.seeds))
-    places, samples = jnp.asarray(x, jnp.float32), jnp.asarray(np.stack(signals), jnp.float32)
-    params = train_mlps(keys, places, samples, width=settings.width, layers=HIDDEN_LAYERS, steps=settings.steps)
-    return [mlp_of([W[number] for W in params], x) for number in range(settings.seeds)]

@@ -12,9 +12,7 @@ TOPS = (1, 5, 10, 25)  # percent of the coefficients
 _FAR = 6.0  # root mean squares
 
 
-def coefficient_figures(
-    arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.ndarray, " k"]
-) -> dict[str, Any]:
+def coefficient_figures(arrays: Sequence[Float[np.ndarray, "_ _"]], steps: Float[np.ndarray, " k"]) -> dict[str, Any]:
     """The figures of all coefficients of a representation.
 
     Energies are those of the coefficients in steps, so that they count by what an error of theirs costs; outliers

@@ -54,15 +54,9 @@ def run_mlp(params: Layers, x: Float[Array, " n"]) -> Float[Array, " n"]:
 def train_mlps(
     keys: PRNGKeyArray, x: Float[Array, " n"], y: Float[Array, "signals n"], *, width: int, layers: int, steps: int
 ) -> list[Float[Array, "signals ..."]]:
-    """An MLP for every signal, all samples in every step.
+    """An MLP with some hidden layers for every signal y, all samples in every step of Adam.
 
-    Args:
-        keys: one a signal.
-        x: places of the samples in [0, 1).
-        y: float32 samples.
-        width: of the hidden layers.
-        layers: how many are hidden.
-        steps: of Adam; its rate falls along a cosine.
+    The places x of the samples lie in [0, 1); the rate falls along a cosine.
     """
     adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps, _LAST))
     params = jax.vmap(partial(start_mlp, width=width, layers=layers))(keys)

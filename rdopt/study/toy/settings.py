@@ -8,8 +8,6 @@ SAMPLES = 256  # of a signal, at the middles of equal cells of [0, 1)
 HIDDEN_LAYERS = 3  # hidden layers of the MLP
 SNR_LEVELS = (8.0, 12.0, 16.0, 20.0)  # dB at which bits are compared
 SNR_AIMS = (-5.0, 3.0, 7.0, 11.0, 15.0, 19.0, 24.0)  # dB that the steps aim at, to first order
-NEARBY_STEPS = 12  # steps over which the distortion of one is averaged
-NEARBY_OCTAVES = 0.25  # octaves that they lie away from it at most
 REFERENCE_DB = 20.0  # dB: the steps at which rotations are fitted and coordinates are described
 _LIMITS = {
     "seeds": Limits(low=2, high=64),
