@@ -26,7 +26,6 @@ from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
 from rdopt.codec.tables.classes import pack_spreads, rank1_spreads
 from rdopt.codec.tables.trellis import fit_plan, rates_of, starting_plan
 from rdopt.encode.columns import quantize_columns
-from rdopt.rate.waterfill import reverse_waterfill
 
 _OUT, _IN = 1024, 512
 _TARGETS = (1.0, 2.0, 3.0, 4.0)
@@ -55,6 +54,35 @@ class GaussianLayer(NamedTuple):
     W: np.ndarray
     L: np.ndarray
     eigenvalues: np.ndarray
+
+
+class WaterFill(NamedTuple):
+    """A point on the limit: total bits, total distortion, and the level, an active component's distortion."""
+
+    bits: float
+    distortion: float
+    level: float
+
+
+def reverse_waterfill(variances: np.ndarray, distortion: float) -> WaterFill:
+    """Fewest bits sum_i max(0, log2(v_i / level)) / 2 at a total squared error sum_i min(v_i, level) = D.
+
+    Raises:
+        ValueError: for a distortion that is not positive or a negative variance.
+    """
+    v = np.sort(np.asarray(variances, dtype=np.float64).ravel())
+    if not v.size or v[0] < 0:
+        raise ValueError("variances must be non-negative, and there must be one")
+    if not distortion > 0:
+        raise ValueError(f"no finite rate reaches a distortion of {distortion}; it must be positive")
+    if distortion >= v.sum():
+        return WaterFill(0.0, float(v.sum()), float(v[-1]))
+    n = len(v)
+    below = np.concatenate([[0.0], np.cumsum(v)])[:-1]  # distortion of the components under the level
+    full = below + (n - np.arange(n)) * v  # total distortion when the level stands at v_k
+    k = int(np.searchsorted(full, distortion))
+    level = (distortion - below[k]) / (n - k)
+    return WaterFill(float(np.sum(np.log2(v[k:] / level)) / 2), float(distortion), float(level))
 
 
 def make_layer(basis: str, out: int, width: int, seed: int) -> GaussianLayer:

@@ -40,7 +40,7 @@ from rdopt.config.load import load_config
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.matrices.cayley import (
     block_cayley,
-    block_cayley_size,
+    block_skew_size,
     cayley,
     skew,
     skew_size,
@@ -113,7 +113,7 @@ def rotations(n: int) -> dict[str, tuple[int, Product, Callable[[Array], Array]]
     for block in (b for b in _BLOCK_WIDTHS if b <= n):
         apply = partial(apply_blocks, block=block)
         dense = partial(apply, jnp.eye(n))
-        found[f"Cayley in blocks of {block}"] = block_cayley_size(n, block), apply, dense
+        found[f"Cayley in blocks of {block}"] = block_skew_size(n, block), apply, dense
     return found
 
 

@@ -16,6 +16,7 @@ from rdopt.config.schema import EncodeConfig
 from rdopt.encode.source import Source, make_source
 from rdopt.operator.params import Params, load_params
 from rdopt.transforms.aligned import UNMEASURED, Aligned, Block, distortion
+from rdopt.transforms.gauges.coordinates import Gauges
 
 FILES = {"tokenizer.json": b'{"version": "1.0"}', "special_tokens_map.json": b"{}"}
 
@@ -51,6 +52,15 @@ def blocks_of(moments: Moments, params: Params | None = None) -> list[Block]:
     parts = (weights, moments.sigma, moments.G)
     layers = len(next(iter(moments.sigma.values())))
     return [Block(*({k: np.asarray(x[i]) for k, x in part.items()} for part in parts)) for i in range(layers)]
+
+
+def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: Gauges) -> Moments:
+    """The moments of the folded model, all blocks stacked."""
+    aligned = aligned_of(params, arch, moments, gauges=gauges)
+    blocks = [*aligned.blocks()]
+    sigma = {k: np.stack([block.sigma[k] for block in blocks]) for k in moments.sigma}
+    G = {k: np.stack([block.G[k] for block in blocks]) for k in moments.G}
+    return Moments(sigma, G, moments.tokens, aligned.end_moments)
 
 
 def stacked_distortion(params: Params, decoded: Params | None, moments: Moments) -> float:

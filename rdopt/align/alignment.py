@@ -17,6 +17,7 @@ from rdopt.transforms.gauges.coordinates import Gauges, fixed_records
 from rdopt.transforms.gauges.registry import OWNERS, SITES
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotation import Rotation
+from rdopt.transforms.stored.rotations import angle_count
 
 # Rates that sample indices need a learned spread per column; the others derive it from the weights.
 SAMPLED_RATES = ("noise", "annealed", "ste")
@@ -69,7 +70,7 @@ class Alignment(nn.Module):
             return {}, 0.0
         rotations, bits = {}, jnp.zeros(())
         for place, n in self.stored.widths(self.arch).items():
-            count = self.stored.parameters(n)
+            count = angle_count(self.stored.structure, self.stored.size, n)
             rotations[place] = starts[place].moved(self._zeros(parameter_name(place), (self.arch.num_layers, count)))
             bits = bits + expected_angle_bits(rotations[place], count)
         return rotations, bits

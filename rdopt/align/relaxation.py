@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import ErrorMetric
-from rdopt.rate.operational import CurveName, unit_curves, unit_distortion
+from rdopt.rate.operational import CurveName, unit_curves
 from rdopt.rate.spreads import rank1_power
 
 _ROUNDS = 2
@@ -50,7 +50,7 @@ def fed_back_power(
         return power
     total = power
     for _ in range(_ROUNDS):  # the errors that are fed back depend on what was fed back into them
-        error = total * unit_distortion(-0.5 * jnp.log2(total), curve)
+        error = total * unit_curves(-0.5 * jnp.log2(total), curve).distortion
         carried = error if cols.factor is None else _product(error, _shares(cols.factor.L))
         carried = carried if rows.factor is None else _product(_shares(rows.factor.L).T, carried)
         total = power + jnp.maximum(carried - error, 0.0)

@@ -102,7 +102,7 @@ def _rounded(
             blocks = own.moved(moved).blocks
             assert blocks is not None
             codes = [
-                np.concatenate([angle_codes(np.asarray(B[layer]), bits)[0].ravel() for B in blocks])
+                np.concatenate([angle_codes(np.asarray(B[layer]), bits).ravel() for B in blocks])
                 for layer in range(len(blocks[0]))
             ]
         else:

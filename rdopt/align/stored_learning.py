@@ -18,8 +18,8 @@ from rdopt.config.schema import SideName, TrainConfig
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import matmul
 from rdopt.transforms.gauges.coordinates import Gauges, sides_of
-from rdopt.transforms.matrices.cayley import block_cayley, block_cayley_size
-from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
+from rdopt.transforms.matrices.cayley import block_cayley
+from rdopt.transforms.matrices.givens import Pairs, butterfly
 from rdopt.transforms.matrices.jacobi import joint_diagonalizer
 from rdopt.transforms.matrices.joint import row_moments
 from rdopt.transforms.matrices.pca import near_identity
@@ -57,12 +57,6 @@ class StoredSettings(NamedTuple):
         if "outputs" in self.sides:
             widths |= {("outputs", name): shapes[name][0] for name in MATRICES}
         return widths
-
-    def parameters(self, n: int) -> int:
-        """Trained numbers of a rotation of width n."""
-        if self.structure == "blocks":
-            return block_cayley_size(n, self.size)
-        return pair_count(butterfly(n)) if self.structure == "butterfly" else self.size * (n // 2)
 
 
 def stored_settings(train: TrainConfig) -> StoredSettings | None:

@@ -83,7 +83,7 @@ def _principal_axes(key: Key, covariances: Mapping[Key, Blocks]) -> Blocks:
 def _angles(axes: Mapping[Key, Blocks], bits: int) -> dict[Key, StoredRotation]:
     """Angles of all axes; the signs of the columns are as free as their order and are dropped."""
     codes: dict[Key, list[Int[np.ndarray, " p"]]] = {
-        key: [angle_codes(V, bits)[0].ravel() for _, V in blocks] for key, blocks in axes.items()
+        key: [angle_codes(V, bits).ravel() for _, V in blocks] for key, blocks in axes.items()
     }
     return {key: StoredRotation(np.concatenate(parts)) for key, parts in codes.items()}
 

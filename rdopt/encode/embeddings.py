@@ -72,7 +72,7 @@ def embedding_distortion(aligned: Aligned, decoded: Params) -> float:
     moments, total = aligned.end_moments, 0.0
     if moments is None:
         return 0.0
-    f = smoothed(moments.frequency, aligned.calibrated_on)
+    f = smoothed(moments.frequency, aligned.moments.tokens)
     for name, rows, metric in (("embed", f, moments.G), ("head", moments.fisher, moments.S)):
         original, rounded = (x.get(name, x["embed"]) for x in (aligned.ends, decoded))
         E = np.asarray(original, np.float64) - rounded
@@ -116,7 +116,7 @@ def _token_matrix(name: str, aligned: Aligned, c: float, damping: float) -> Toke
     if not np.isfinite(W).all():
         raise UserError(f"{NAMES[name]} holds NaN or infinity; mend the checkpoint.")
     none = np.zeros(len(W))
-    f = smoothed(moments.frequency, aligned.calibrated_on) if name == "embed" else none
+    f = smoothed(moments.frequency, aligned.moments.tokens) if name == "embed" else none
     h = np.maximum(moments.fisher, _LEAST) if name == "head" or aligned.arch.tied else none
     G, S = np.trace(moments.G), np.trace(moments.S)
     M = f.sum() * moments.G + h.sum() * moments.S

@@ -19,7 +19,7 @@ from rdopt.checkpoint.families import MATRICES_OF, Architecture
 from rdopt.config.errors import UserError
 from rdopt.operator.params import Params
 
-AnyArray = Array | np.ndarray
+NumpyOrJax = Array | np.ndarray
 BlockParams = Mapping[str, Any]
 Rope = tuple[Any, Any]
 _EXACT = jax.lax.Precision.HIGHEST
@@ -27,7 +27,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 # The hook where probes and quantized weights attach: linear(name, p, x) is called once for each of MATRICES
 # with its short name, the block's parameters and the layer's input (B, T, in), and returns (B, T, out).
-Linear = Callable[[str, BlockParams, AnyArray], Array]
+Linear = Callable[[str, BlockParams, NumpyOrJax], Array]
 
 # A block goes from the input of one group of matrices to that of the next, and from the last to its end.
 STAGES = (*MATRICES_OF, "end")
@@ -52,14 +52,14 @@ def rope_tables(
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def linear(name: str, p: BlockParams, x: Float[AnyArray, "B T in"]) -> Float[Array, "B T out"]:
+def linear(name: str, p: BlockParams, x: Float[NumpyOrJax, "B T in"]) -> Float[Array, "B T out"]:
     """x W^T, plus the bias where the block has one."""
     y = jnp.einsum("bti,oi->bto", x, p[name], precision=_EXACT)
     bias = p.get(f"{name}_bias")
     return y if bias is None else y + bias[None, None, :]
 
 
-def rms_norm(x: Float[AnyArray, "*n d"], gain: Float[AnyArray, " d"], eps: float) -> Float[Array, "*n d"]:
+def rms_norm(x: Float[NumpyOrJax, "*n d"], gain: Float[NumpyOrJax, " d"], eps: float) -> Float[Array, "*n d"]:
     """gain * x / sqrt(mean(x^2) + eps) over the last axis, the quotient in float32 (Zhang 1910.07467)."""
     x = jnp.asarray(x)
     wide = x.astype(jnp.float32)
@@ -81,7 +81,7 @@ def attention(
 
 
 def block(
-    p: BlockParams, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+    p: BlockParams, x: Float[NumpyOrJax, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T d"]:
     """One transformer block: its stages one after another.
 
@@ -104,8 +104,8 @@ def block(
 def run_stage(
     stage: str,
     p: BlockParams,
-    stream: Float[AnyArray, "B T d"],
-    inputs: Float[AnyArray, "B T in"],
+    stream: Float[NumpyOrJax, "B T d"],
+    inputs: Float[NumpyOrJax, "B T in"],
     rope: Rope,
     arch: Architecture,
     linear: Linear = linear,
@@ -145,19 +145,19 @@ def run_stage(
 
 
 def run_blocks(
-    blocks: BlockParams, x: Float[AnyArray, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
+    blocks: BlockParams, x: Float[NumpyOrJax, "B T d"], rope: Rope, arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T d"]:
     """All blocks in order; `blocks` has a leading layer axis on every array."""
     stacked = jax.tree.map(jnp.asarray, dict(blocks))
     return jax.lax.scan(lambda x, p: (block(p, x, rope, arch, linear), None), jnp.asarray(x), stacked)[0]
 
 
-def embed_tokens(params: Params, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T d"]:
+def embed_tokens(params: Params, tokens: Int[NumpyOrJax, "B T"]) -> Float[Array, "B T d"]:
     """The embedding rows of the tokens."""
     return jnp.take(jnp.asarray(params["embed"]), tokens, axis=0)
 
 
-def head_logits(params: Params, x: Float[AnyArray, "B T d"], arch: Architecture) -> Float[Array, "B T V"]:
+def head_logits(params: Params, x: Float[NumpyOrJax, "B T d"], arch: Architecture) -> Float[Array, "B T V"]:
     """Final norm and head; the head is the embedding when tied. Computed in x's type, returned as float32."""
     x = rms_norm(x, jnp.asarray(params["final_norm"]), arch.norm_eps)
     head = params["embed"] if arch.tied else params["head"]
@@ -165,7 +165,7 @@ def head_logits(params: Params, x: Float[AnyArray, "B T d"], arch: Architecture)
 
 
 def logits(
-    params: Params, tokens: Int[AnyArray, "B T"], arch: Architecture, linear: Linear = linear
+    params: Params, tokens: Int[NumpyOrJax, "B T"], arch: Architecture, linear: Linear = linear
 ) -> Float[Array, "B T V"]:
     """Float32 logits of every next token; pure, so jit it with `arch` (and `linear`) static."""
     rope = rope_tables(arch, tokens.shape[1])

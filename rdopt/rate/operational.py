@@ -21,6 +21,7 @@ from rdopt.rate.densities import DENSITIES
 CurveName = Density | Literal["trellis"]
 
 LOG2_STEP_MIN, LOG2_STEP_MAX, KNOTS_PER_OCTAVE = -8, 6, 32
+_INTERVALS = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
 _SUPPORT = 45.0  # standard deviations; the Laplace tail beyond is below 1e-27
 
 
@@ -77,8 +78,7 @@ def trellis_rate_distortion(step: float) -> tuple[float, float]:
 @cache
 def _tables(curve: CurveName) -> tuple[np.ndarray, np.ndarray]:
     """Spline coefficients (intervals, 4), lowest power first, of the rate and of log2 of the distortion."""
-    count = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
-    knots = LOG2_STEP_MIN + np.arange(count + 1) / KNOTS_PER_OCTAVE
+    knots = LOG2_STEP_MIN + np.arange(_INTERVALS + 1) / KNOTS_PER_OCTAVE
     exact = trellis_rate_distortion if curve == "trellis" else partial(exact_rate_distortion, density=curve)
     rate, distortion = np.array([exact(2.0**knot) for knot in knots]).T
     rate_ends: Any = ((1, -1.0), (1, 0.0))  # slopes at the ends; scipy's stubs know only the strings
@@ -91,38 +91,26 @@ def _tables(curve: CurveName) -> tuple[np.ndarray, np.ndarray]:
     return rate_table, distortion_table
 
 
-class _Place(NamedTuple):
-    """Where a step lies in the tables: interval, octaves from its left knot, and below the first knot (negative)."""
-
-    interval: Int[Array, "..."]
-    t: Float[Array, "..."]
-    below: Float[Array, "..."]
-
-
-def _place(log2_step: Float[Array, "..."]) -> _Place:
-    inside = jnp.clip(log2_step, LOG2_STEP_MIN, LOG2_STEP_MAX)
-    count = (LOG2_STEP_MAX - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
-    position = (jax.lax.stop_gradient(inside) - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
-    interval = jnp.clip(position.astype(jnp.int32), 0, count - 1)
-    t = inside - (LOG2_STEP_MIN + interval.astype(inside.dtype) / KNOTS_PER_OCTAVE)
-    return _Place(interval, t, jnp.minimum(log2_step - LOG2_STEP_MIN, 0))
-
-
-def _evaluate(table: np.ndarray, place: _Place) -> tuple[jax.Array, jax.Array]:
-    """The spline and its slope in t."""
-    c, t = jnp.asarray(table, dtype=place.t.dtype)[place.interval], place.t
+def _evaluate(
+    table: np.ndarray, interval: Int[Array, "..."], t: Float[Array, "..."]
+) -> tuple[jax.Array, jax.Array]:
+    """The spline at t octaves from the left knot of an interval, and its slope in t."""
+    c = jnp.asarray(table, dtype=t.dtype)[interval]
     value = c[..., 0] + t * (c[..., 1] + t * (c[..., 2] + t * c[..., 3]))
     return value, c[..., 1] + t * (2 * c[..., 2] + t * 3 * c[..., 3])
 
 
 def _curves_and_slopes(log2_step: Float[Array, "..."], curve: CurveName) -> tuple[UnitCurves, UnitCurves]:
     """Both curves and their derivatives in log2_step."""
-    place = _place(log2_step)
-    rate_table, distortion_table = _tables(curve)
-    (rate, rate_slope), (log2_d, log2_d_slope) = (_evaluate(x, place) for x in (rate_table, distortion_table))
+    inside = jnp.clip(log2_step, LOG2_STEP_MIN, LOG2_STEP_MAX)
+    position = (jax.lax.stop_gradient(inside) - LOG2_STEP_MIN) * KNOTS_PER_OCTAVE
+    interval = jnp.clip(position.astype(jnp.int32), 0, _INTERVALS - 1)
+    t = inside - (LOG2_STEP_MIN + interval.astype(inside.dtype) / KNOTS_PER_OCTAVE)
+    (rate, rate_slope), (log2_d, log2_d_slope) = (_evaluate(table, interval, t) for table in _tables(curve))
+    below = jnp.minimum(log2_step - LOG2_STEP_MIN, 0)
     low, high = log2_step < LOG2_STEP_MIN, log2_step > LOG2_STEP_MAX
     # High rate: exactly one bit and 6 dB an octave.
-    rate, distortion = rate - place.below, jnp.exp2(log2_d + 2 * place.below)
+    rate, distortion = rate - below, jnp.exp2(log2_d + 2 * below)
     rate_slope = jnp.where(low, -1.0, jnp.where(high | (rate < 0), 0.0, rate_slope))
     log2_d_slope = jnp.where(low, 2.0, jnp.where(high, 0.0, log2_d_slope))
     slopes = UnitCurves(rate_slope, jnp.log(2.0).astype(distortion.dtype) * distortion * log2_d_slope)
@@ -140,8 +128,3 @@ def _unit_curves_jvp(curve: CurveName, at: tuple[Array], along: tuple[Array]) ->
     """Slopes are made with the values: a backward pass then keeps two numbers of an entry, not its coefficients."""
     curves, slopes = _curves_and_slopes(*at, curve)
     return curves, UnitCurves(*(slope * along[0] for slope in slopes))
-
-
-def unit_distortion(log2_step: Float[Array, "..."], curve: CurveName = "gaussian") -> Float[Array, "..."]:
-    """Mean squared error of the unit density at the step 2^log2_step."""
-    return unit_curves(log2_step, curve).distortion

@@ -88,11 +88,6 @@ class Aligned:
         return replace(arch, tied=False) if self.gauges is not None and self.gauges.unties else arch
 
     @property
-    def calibrated_on(self) -> int:
-        """Tokens that the moments are the mean of."""
-        return self.moments.tokens
-
-    @property
     def config(self) -> dict[str, Any]:
         """config.json there."""
         config = self.subject.checkpoint.config

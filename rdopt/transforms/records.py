@@ -35,7 +35,6 @@ class TransformRecord:
         parts: the factors of a composition, left to right.
         precision: float32 or float64, of the stored parameters; they are cast to it here, before anything is
             rebuilt.
-        version: of this format.
     """
 
     kind: str
@@ -45,7 +44,6 @@ class TransformRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple["TransformRecord", ...] = ()
     precision: str = "float64"
-    version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -84,7 +82,7 @@ def record_to_dict(
         "site": record.site,
         "shape": list(record.shape),
         "precision": record.precision,
-        "version": record.version,
+        "version": RECORD_VERSION,
         "options": dict(record.options),
         "tensors": names,
         "parts": parts,
@@ -114,7 +112,6 @@ def record_from_dict(plain: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
         options=dict(plain["options"]),
         parts=tuple(record_from_dict(part, tensors) for part in plain["parts"]),
         precision=plain["precision"],
-        version=plain["version"],
     )
 
 

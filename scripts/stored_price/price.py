@@ -193,7 +193,7 @@ def fit_blocks(
     axes = [np.stack([_axes(part[:, at], weights) for at in range(part.shape[1])]) for part in parts]
     rounded = {}
     for bits in PRICED_BITS:
-        codes = [angle_codes(V, bits)[0] for V in axes]
+        codes = [angle_codes(V, bits) for V in axes]
         costs = [_rotated_cost(part, blocks_of_angles(c, bits), weights) for part, c in zip(parts, codes, strict=True)]
         rounded[bits] = (before - sum(costs), np.concatenate([c.ravel() for c in codes]))
     _, order_bits = BlockRotations(block, grouping).side_information(C.shape[1], free_order)

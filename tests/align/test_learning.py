@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import orthogonality_error, random_tensors, synthetic_moments, tiny_config
+from tiny_sources import fold_moments
 
 from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
@@ -53,7 +54,7 @@ from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, sides_of
-from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold
 from rdopt.transforms.gauges.registry import changed_outputs
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.matrices.random import random_orthogonal

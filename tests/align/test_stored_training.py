@@ -12,6 +12,7 @@ from conftest import synthetic_moments
 from hypothesis import given
 from stored_oracle import fold_stored, fold_stored_moments
 from test_learning import CPU, TRAIN, tiny_problem
+from tiny_sources import fold_moments
 
 from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import candidates, relaxed_J
@@ -42,9 +43,10 @@ from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
 from rdopt.transforms.gauges.coordinates import Gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.stored.rotation import Rotation
+from rdopt.transforms.stored.rotations import angle_count
 
 CHOSEN = [
     StoredSettings("blocks", 8, False, ("inputs", "outputs")),
@@ -56,10 +58,8 @@ CHOSEN = [
 def trained(chosen: StoredSettings, arch, seed=0):
     """Random parameters of every rotation."""
     rng = np.random.default_rng(seed)
-    return {
-        parameter_name(place): 0.1 * rng.standard_normal((arch.num_layers, chosen.parameters(n)))
-        for place, n in chosen.widths(arch).items()
-    }
+    counts = {place: angle_count(chosen.structure, chosen.size, n) for place, n in chosen.widths(arch).items()}
+    return {parameter_name(k): 0.1 * rng.standard_normal((arch.num_layers, n)) for k, n in counts.items()}
 
 
 def rounded(chosen, problem, arch, start, theta):

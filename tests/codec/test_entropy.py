@@ -39,7 +39,6 @@ from rdopt.codec.tables.uniform import (
     derived_table,
     middle,
     read_tables,
-    shapes,
     table_classes,
     write_tables,
 )
@@ -153,7 +152,7 @@ trimmed = counts_lists.map(lambda c: np.trim_zeros(c, "b"))
 
 @given(
     found=st.dictionaries(st.integers(-60, 60), trimmed, max_size=6),
-    shape=st.sampled_from(list(shapes())),
+    shape=st.builds(UniformShape, st.integers(0, UNIFORM_BLENDS - 1), st.integers(0, UNIFORM_SCALES - 1)),
     derive=st.booleans(),
 )
 def test_the_tables_of_a_file_read_back(found, shape, derive):

@@ -7,15 +7,16 @@ from conftest import orthogonality_error
 from hypothesis import given
 
 from rdopt.codec.streams.fixed_point import undo_rotation, undo_stored
+from rdopt.transforms.matrices.cayley import block_skew_size
 from rdopt.transforms.matrices.givens import butterfly, round_robin
-from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, fixed_point_blocks, split_blocks
+from rdopt.transforms.stored.angles import blocks_of_angles, fixed_point_blocks, split_blocks
 from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
 
 
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     """Angles of a random block-diagonal rotation."""
     quarter = 2 ** (bits - 2)
-    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_angle_count(n, block))
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_skew_size(n, block))
     return codes.astype(np.int32)
 
 

@@ -40,7 +40,7 @@ def test_tables_hold_every_symbol_and_sum_to_the_total(shape, grid, log2_spread)
 def test_tables_are_the_real_valued_masses_to_a_unit_and_the_floor(shape, grid, log2_spread):
     freq = table(shape, grid, log2_spread)
     spread, raw = np.array([2.0 ** (log2_spread[0] / log2_spread[1])]), np.array([raw_bits(log2_spread)])
-    p = masses(shape, grid, spread, raw, len(freq))[0]
+    p = masses([shape], grid, spread, raw, len(freq))[0, 0]
     # 2 units: truncation, and the Gaussian tail's polynomial; the floor of 1 takes len(freq) units in all.
     expected = 1 + ((1 << PRECISION) - len(freq)) * p
     top = np.argmax(freq)
@@ -52,7 +52,7 @@ def test_tables_are_the_real_valued_masses_to_a_unit_and_the_floor(shape, grid, 
 @given(shape=shapes, grid=st.integers(0, 1), log2_spread=spreads.filter(lambda x: raw_bits(x) == 0))
 def test_masses_are_those_of_the_blended_densities_on_the_bins_of_the_grid(shape, grid, log2_spread):
     spread = 2.0 ** (log2_spread[0] / log2_spread[1])
-    p = masses(shape, grid, np.array([spread]), np.array([0]), 12)[0]
+    p = masses([shape], grid, np.array([spread]), np.array([0]), 12)[0, 0]
     s, w = spread * 2.0 ** ((shape.scale - 15) / 16), shape.blend / (TRELLIS_BLENDS - 1)
     zero = (shape.zero + 1) / (8 if grid == 0 else 16)
     bounds = np.array([0.0, zero, *(2.0 * np.arange(2, 12) - 1 - grid), np.inf])
@@ -93,7 +93,7 @@ def test_a_fit_costs_at_most_a_fiftieth_more_than_the_shape_the_counts_came_from
 def fit_of(known, grid):
     """(shape, its bits, bits of the known shape) fitted to the expected counts of a known one."""
     spread, raw = 2.0 ** np.array([0.1, 0.4, 0.8]), np.zeros(3, np.int64)
-    p = masses(known, grid, spread, raw, 20)
+    p = masses([known], grid, spread, raw, 20)[0]
     best = -np.sum(1e6 * p * np.log2(p + 2.0**-PRECISION))
     return *fit_shape(TrellisShape(), grid, spread, raw, 1e6 * p), best
 
@@ -107,7 +107,7 @@ def test_the_fit_is_the_best_of_its_neighbourhood_on_drawn_values():
     assert found.blend > 4
 
     def bits(shape):
-        return -np.sum(counts * np.log2(masses(shape, 0, spread, raw, 12) + 2.0**-PRECISION))
+        return -np.sum(counts * np.log2(masses([shape], 0, spread, raw, 12)[0] + 2.0**-PRECISION))
 
     assert least == pytest.approx(bits(found)) and least <= bits(TrellisShape())
     for move in product((-1, 0, 1), repeat=3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import synthetic_moments
-from tiny_sources import aligned_of
+from tiny_sources import aligned_of, fold_moments
 
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.moments import EmbeddingMoments
@@ -27,7 +27,7 @@ from rdopt.evaluate.divergence import Reference, compare
 from rdopt.operator.llama import head_logits, logits, rms_norm, rope_tables, run_blocks
 from rdopt.operator.params import load_params, params_from_tensors
 from rdopt.transforms.gauges.coordinates import Gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments
+from rdopt.transforms.gauges.fold import fold
 from rdopt.transforms.matrices.random import random_orthogonal
 
 C = 0.05

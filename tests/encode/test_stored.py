@@ -24,11 +24,12 @@ from rdopt.encode.model import encode_at_step
 from rdopt.encode.source import make_source
 from rdopt.operator.params import load_params
 from rdopt.rate.steps import base_step
+from rdopt.transforms.matrices.cayley import block_skew_size
 from rdopt.transforms.matrices.givens import round_robin
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.stored.angles import angle_pairs, block_angle_count
+from rdopt.transforms.stored.angles import angle_pairs
 from rdopt.transforms.stored.pairing import learned_pairs
-from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations, angle_count
 
 ENCODE = EncodeConfig(threads=1, grid="feedback")
 
@@ -36,7 +37,7 @@ ENCODE = EncodeConfig(threads=1, grid="feedback")
 def random_codes(n: int, block: int, bits: int, seed: int = 0) -> np.ndarray:
     """Angles of a random block-diagonal rotation."""
     quarter = 2 ** (bits - 2)
-    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_angle_count(n, block))
+    codes = np.random.default_rng(seed).integers(1 - quarter, quarter + 1, block_skew_size(n, block))
     return codes.astype(np.int32)
 
 
@@ -231,7 +232,7 @@ def every_site(arch, structure, hadamard, bits=6) -> StoredRotations:
     stored = StoredRotations(structure, {"blocks": 8, "butterfly": 1, "pairs": 2}[structure], hadamard, bits, {}, {})
 
     def site(n: int) -> StoredRotation:
-        codes = rng.integers(-3, 4, stored.angle_count(n)).astype(np.int32)
+        codes = rng.integers(-3, 4, angle_count(stored.structure, stored.size, n)).astype(np.int32)
         return StoredRotation(codes, round_robin(n, 2) if structure == "pairs" else None)
 
     last = arch.num_layers - 1

@@ -17,7 +17,6 @@ from rdopt.rate.operational import (
     exact_rate_distortion,
     trellis_rate_distortion,
     unit_curves,
-    unit_distortion,
 )
 from rdopt.rate.spreads import marginal_spreads, rank1_power
 
@@ -67,7 +66,7 @@ def test_interpolation_between_the_knots_is_exact_to_float32(density):
     at = np.random.default_rng(1).uniform(-8, 6, 300).astype(np.float32)
     exact = np.array([exact_rate_distortion(2.0 ** float(t), density) for t in at])
     np.testing.assert_allclose(unit_curves(jnp.asarray(at), density).rate, exact[:, 0], atol=5e-6)
-    np.testing.assert_allclose(unit_distortion(jnp.asarray(at), density), exact[:, 1], rtol=5e-6)
+    np.testing.assert_allclose(unit_curves(jnp.asarray(at), density).distortion, exact[:, 1], rtol=5e-6)
 
 
 @every_density

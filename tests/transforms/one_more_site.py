@@ -19,23 +19,19 @@ class Loudness(Site):
     """One positive number a layer: up times it, down over it."""
 
     name = field = "loudness"
-    outputs_changed = frozenset({"up"})
+    outputs_changed, inputs_changed = frozenset({"up"}), frozenset({"down"})
 
     def parameters(self, arch, rotation):
         """Its logarithm."""
         return {"log_scale": (arch.num_layers, 1)}
 
-    def learned(self, theta, start, arch, rotation):
+    def factor(self, theta, arch):
         """exp(t)."""
         return namespace(theta["log_scale"]).exp(theta["log_scale"])
 
     def outputs(self, name, gauge, arch):
-        """Times it."""
+        """Times it, in front of down too."""
         return Map(scale=gauge.repeat(arch.ffn_size))
-
-    def inputs(self, group, gauge, gain, arch):
-        """Times it, in front of down."""
-        return Map(scale=gauge.repeat(arch.ffn_size)) if group == "down" else Map()
 
 
 registry.SITES += (Loudness(),)

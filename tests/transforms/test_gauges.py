@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import FAMILIES, orthogonality_error, synthetic_moments
-from tiny_sources import stacked_distortion
+from tiny_sources import fold_moments, stacked_distortion
 
 from rdopt.calibration.backward import second_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
@@ -15,7 +15,7 @@ from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.transforms.bases import BASES, starting_gauges
 from rdopt.transforms.gauges.coordinates import Gauges
-from rdopt.transforms.gauges.fold import fold, fold_moments, unfold
+from rdopt.transforms.gauges.fold import fold, unfold
 from rdopt.transforms.matrices.random import random_orthogonal
 
 GAINS = ("attn_norm", "mlp_norm")

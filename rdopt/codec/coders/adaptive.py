@@ -258,11 +258,7 @@ class Binary:
         return out[: at + at % 2].tobytes()
 
     def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
-        """Fills the lanes of a segment; `step` are the next states of the trellis.
-
-        Raises:
-            ValueError: damaged bytes.
-        """
+        """Fills the lanes of a segment, `step` the next states of the trellis; raises ValueError for damaged bytes."""
         contexts, source = self._contexts.copy(), np.frombuffer(data, np.uint8)
         code, span, at = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 0xFFFFFFFF, 4
         for k, classes, restart in parts:

@@ -91,11 +91,7 @@ def pack_integers(values: Int[np.ndarray, " n"]) -> bytes:
 
 
 def unpack_integers(data: bytes, count: int) -> tuple[Int[np.ndarray, " n"], bytes]:
-    """Inverse of `pack_integers`: (int32 values, the bytes behind them).
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_integers`: (int32 values, the bytes behind them); raises ValueError for damaged bytes."""
     if count == 0:
         return np.zeros(0, np.int32), data
     source = BitReader(data)

@@ -202,11 +202,7 @@ class Huffman:
         return words[: at + 1].astype(">u4").tobytes()[: 4 * at + 2 * -(-filled // 16)]
 
     def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
-        """Fills the lanes of a segment; `step` are the next states of the trellis.
-
-        Raises:
-            ValueError: damaged bytes.
-        """
+        """Fills the lanes of a segment, `step` the next states of the trellis; raises ValueError for damaged bytes."""
         c, tables, at = self._codes, self._coder, 0
         padded = data + bytes(12 - len(data) % 4)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)

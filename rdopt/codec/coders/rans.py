@@ -99,19 +99,10 @@ def _push_escape(x, at, words, value):
 @kernel(error_model="numpy")
 @no_type_check
 def encode_lanes(k, table_of, grids, start, symbols, shift, states, words, at):
-    """Codes lanes in reverse order onto rANS states.
+    """Codes `Lanes` with the tables of a `Coder`, in reverse order; returns the first word used.
 
-    Args:
-        k: (lanes, length) int32 indices.
-        table_of: (lanes, length) int16 class of every entry.
-        grids: (lanes, length) uint8 grid of every entry.
-        start, symbols, shift: of a Coder.
-        states: (INTERLEAVED_LANES,) uint64, changed in place.
-        words: uint16 buffer, filled downwards from `at`; one word below the last one used is scratch.
-        at: first used word.
-
-    Returns:
-        the new first used word.
+    states (INTERLEAVED_LANES,) uint64 change in place; words, uint16, are filled downwards from `at`, and one below the
+    last one used is scratch.
     """
     # A state is a stack: what is pushed last is popped first, hence everything backwards, the words too. A symbol of
     # `freq` slots from `low` on takes x to floor(x / freq) 2^PRECISION + x mod freq + low (Duda), which
@@ -183,20 +174,10 @@ def _pull_escape(x, at, words):
 @kernel()
 @no_type_check
 def decode_lanes(k, table_of, step, segment, start, symbols, shift, slots, states, words, at):
-    """Inverse of `encode_lanes`; the grids follow from the trellis.
+    """Inverse of `encode_lanes`, k int32 of `Blank` lanes: the grids follow from the trellis with next states `step`.
 
-    Args:
-        k: (lanes, length) int32, filled.
-        table_of: (lanes, length) int16 class of every entry.
-        step: next states of the trellis.
-        segment: entries after which a lane starts again in state 0.
-        start, symbols, shift, slots: of a Coder.
-        states: (INTERLEAVED_LANES,) uint64, changed in place.
-        words: uint16, with a zero behind the last one.
-        at: next word.
-
-    Returns:
-        the next word, larger than the number of words if the string was too short; -1 for an index beyond LARGEST.
+    Words, uint16, have a zero behind the last one. Returns the next word, larger than the number of words if the string
+    was too short; -1 for an index beyond LARGEST.
     """
     # The slot x mod 2^PRECISION names the symbol, and x goes back to freq floor(x / 2^PRECISION) + slot - low. The
     # lanes of a group do not wait for one another, so that a processor decodes several of them at a time (Giesen).
@@ -276,11 +257,7 @@ class Rans:
         return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
 
     def decode(self, data: bytes, parts: Sequence[Blank], step: Int[np.ndarray, "states 2"]) -> None:
-        """Fills the lanes of a segment; `step` are the next states of the trellis.
-
-        Raises:
-            ValueError: damaged bytes.
-        """
+        """Fills the lanes of a segment, `step` the next states of the trellis; raises ValueError for damaged bytes."""
         if len(data) < 4 * INTERLEAVED_LANES:
             raise ValueError("a segment of the codes ends before its states")
         c, at = self._coder, 0

@@ -60,11 +60,7 @@ def pack_embeddings(
 def unpack_embeddings(
     data: bytes, arch: Architecture, c: float, threads: int
 ) -> dict[str, Float[np.ndarray, "vocab d"]]:
-    """Inverse of `pack_embeddings`: checkpoint name -> float32 weights.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_embeddings`: checkpoint name -> float32 weights; raises ValueError for damaged bytes."""
     shapes = embedding_shapes(arch)
     heights, widths = zip(*shapes.values(), strict=True)
     at, parts = _HEADER.size, []

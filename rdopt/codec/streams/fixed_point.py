@@ -17,7 +17,7 @@ from rdopt.transforms.stored.angles import (
     sine_tables,
     split_blocks,
 )
-from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations
+from rdopt.transforms.stored.rotations import StoredRotation, StoredRotations, angle_count
 
 WEIGHT_BITS = 28
 # |w| < 2^WEIGHT_BITS and unit columns of V: by Cauchy and Schwarz |w V^T| < 16 * 2^58 stays in an int64.
@@ -54,7 +54,8 @@ def undo_rotation(
     check_bits(stored.bits)
     n = W.shape[1]
     blocks = stored.structure == "blocks"
-    if n > MAX_WIDTH or (blocks and not 1 <= stored.size <= MAX_BLOCK) or site.codes.size != stored.angle_count(n):
+    sane = n <= MAX_WIDTH and (not blocks or 1 <= stored.size <= MAX_BLOCK)
+    if not sane or site.codes.size != angle_count(stored.structure, stored.size, n):
         raise ValueError(f"{site.codes.size} angles do not fit {stored.structure} of {stored.size} in width {n}")
     # A row's norm stays below 2^32 through all layers, so that its products with sines stay in an int64.
     bits = WEIGHT_BITS if blocks else min(WEIGHT_BITS, 32 - (n.bit_length() + 1) // 2)

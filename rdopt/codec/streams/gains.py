@@ -35,32 +35,12 @@ class Gains(NamedTuple):
     cols: dict[Key, Int[np.ndarray, " in"]]
 
     def apply(self, key: Key, W: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-        """One matrix with its gains."""
-        return apply_gains(W, self.rows.get(key), self.cols.get(key), self.precision)
-
-
-def exp_gains(k: Int[np.ndarray, "*shape"], precision: int) -> Float[np.ndarray, "*shape"]:
-    """exp2(k / precision) in float32, the same bits on every machine.
-
-    Raises:
-        ValueError: a precision that no file has.
-    """
-    if precision not in GAIN_PRECISIONS:
-        raise ValueError(f"gains in 1/{precision} octave; the precisions are {', '.join(map(str, GAIN_PRECISIONS))}")
-    return exact_exp2(k, precision)
-
-
-def apply_gains(
-    W: Float[np.ndarray, "out in"],
-    rows: Int[np.ndarray, " out"] | None,
-    cols: Int[np.ndarray, " in"] | None,
-    precision: int,
-) -> Float[np.ndarray, "out in"]:
-    """W_ij (a_i b_j) in float32, products in this order; None stands for gains of exactly one."""
-    out, n = W.shape
-    a = np.ones(out, np.float32) if rows is None else exp_gains(rows, precision)
-    b = np.ones(n, np.float32) if cols is None else exp_gains(cols, precision)
-    return np.asarray(W, np.float32) * (a[:, None] * b[None, :])
+        """W_ij (a_i b_j) of one matrix in float32, products in this order; a side that has none has gains of one."""
+        a, b = (
+            np.ones(n, np.float32) if (k := part.get(key)) is None else exact_exp2(k, self.precision)
+            for part, n in zip((self.rows, self.cols), W.shape, strict=True)
+        )
+        return np.asarray(W, np.float32) * (a[:, None] * b[None, :])
 
 
 def quantize_gains(rows: LogGains, cols: LogGains, precision: int) -> Gains:
@@ -105,24 +85,17 @@ def pack_gains(gains: Gains | None, shapes: MatrixShapes) -> bytes:
     """
     if gains is None:
         return b""
-    present = [bool(np.any(part.get(key, 0))) for part in (gains.rows, gains.cols) for key in shapes]
-    lists = [part.get(key) for part in (gains.rows, gains.cols) for key in shapes]
-    sides = _sides(shapes)
-    bodies = []
-    for coding in range(len(_CODINGS)):
-        groups = _groups(sides, present, coding)
-        bodies.append(b"".join(pack_lists([x for i in group if (x := lists[i]) is not None]) for group in groups))
+    lists = [part.get(key, np.zeros(0, np.int32)) for part in (gains.rows, gains.cols) for key in shapes]
+    present = [bool(np.any(x)) for x in lists]
+    groups = [_groups(_sides(shapes), present, coding) for coding in range(len(_CODINGS))]
+    bodies = [b"".join(pack_lists([lists[i] for i in group]) for group in some) for some in groups]
     best = min(range(len(bodies)), key=lambda i: len(bodies[i]))
     head = GAIN_PRECISIONS.index(gains.precision) * len(_CODINGS) + best
     return bytes([head]) + np.packbits(present).tobytes() + bodies[best]
 
 
 def unpack_gains(data: bytes, shapes: MatrixShapes) -> Gains | None:
-    """Inverse of `pack_gains`; lists of zeros are left out.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_gains`; lists of zeros are left out; raises ValueError, OverflowError for damaged bytes."""
     if not data:
         return None
     precision, coding = divmod(data[0], len(_CODINGS))
@@ -133,13 +106,16 @@ def unpack_gains(data: bytes, shapes: MatrixShapes) -> Gains | None:
     present = np.unpackbits(np.frombuffer(data[1:behind_flags], np.uint8))[: len(sides)].astype(bool).tolist()
     data, exponents = data[behind_flags:], {}
     for group in _groups(sides, present, coding):
-        lists, data = _checked_lists(data, [sides[i].length for i in group], GAIN_PRECISIONS[precision])
+        lists, data = unpack_lists(data, [sides[i].length for i in group])
+        if any(np.abs(x.astype(np.int64)).max(initial=0) > MAX_OCTAVES * GAIN_PRECISIONS[precision] for x in lists):
+            raise ValueError(f"a gain lies beyond {MAX_OCTAVES} octaves")
         exponents |= dict(zip(group, lists, strict=True))
     if data:
         raise ValueError("the gains do not end with their last value")
-    rows = {side.key: exponents[i] for i, side in enumerate(sides) if i in exponents and side.part == "rows"}
-    cols = {side.key: exponents[i] for i, side in enumerate(sides) if i in exponents and side.part == "cols"}
-    return Gains(GAIN_PRECISIONS[precision], rows, cols)
+    gains = Gains(GAIN_PRECISIONS[precision], {}, {})
+    for i in sorted(exponents):
+        getattr(gains, sides[i].part)[sides[i].key] = exponents[i]
+    return gains
 
 
 class _Side(NamedTuple):
@@ -160,13 +136,3 @@ def _groups(sides: Sequence[_Side], present: Sequence[bool], coding: int) -> lis
         if present[i]:
             groups.setdefault(((), (side.part,), (side.part, side.key[1]))[coding], []).append(i)
     return list(groups.values())
-
-
-def _checked_lists(data: bytes, lengths: list[int], precision: int) -> tuple[list[Int[np.ndarray, " _"]], bytes]:
-    try:
-        lists, data = unpack_lists(data, lengths)
-    except OverflowError as error:
-        raise ValueError("a gain does not fit its type") from error
-    if any(np.abs(x.astype(np.int64)).max(initial=0) > MAX_OCTAVES * precision for x in lists):
-        raise ValueError(f"a gain lies beyond {MAX_OCTAVES} octaves")
-    return lists, data

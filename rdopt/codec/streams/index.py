@@ -38,11 +38,7 @@ def write_index(c: float, method: int, parameters: int, numbers: Iterable[int]) 
 
 
 def read_index(data: bytes) -> Index:
-    """Inverse of `write_index`.
-
-    Raises:
-        ValueError, struct.error: damaged bytes.
-    """
+    """Inverse of `write_index`; raises ValueError, struct.error for damaged bytes."""
     (c,) = struct.unpack_from("<f", data)
     rest = BitReader(data[4:])
     method, parameters = rest.gammas(2)

@@ -89,8 +89,12 @@ def pack_trellis(
         classes = plan.tables_of(matrix, keys)
         lanes.append(Lanes(to_lanes(path.k, order), to_lanes(classes, order), to_lanes(path.grids, order)))
     cuts, lengths = segments([path.k.shape for path in paths]), coder.lengths()
+
+    def segment(pieces: Sequence[Piece]) -> bytes:
+        return coder.encode([Lanes._make(x[first:last] for x in lanes[i]) for i, first, last in pieces])
+
     with ThreadPoolExecutor(threads or None) as pool:
-        codes = list(pool.map(lambda pieces: coder.encode(_parts(pieces, lanes)), cuts))
+        codes = list(pool.map(segment, cuts))
         bits = list(pool.map(lambda x: _bits(x, lengths, tables), lanes))
     orders_code = sum((order == "diagonals") << i for i, order in enumerate(orders))
     number = list(CODERS).index(entropy_coder)
@@ -115,11 +119,6 @@ def _tables(plan: TrellisPlan) -> Coder:
     return plan.coder()
 
 
-def _parts(pieces: Sequence[Piece], lanes: Sequence[Lanes]) -> list[Lanes]:
-    """The lanes of a segment, matrix by matrix."""
-    return [Lanes._make(x[first:last] for x in lanes[matrix]) for matrix, first, last in pieces]
-
-
 class DecodedMatrix(NamedTuple):
     """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and its share of the bits."""
 
@@ -136,11 +135,7 @@ def unpack_trellis(
     shapes: Sequence[tuple[int, int]],
     threads: int,
 ) -> list[DecodedMatrix]:
-    """Inverse of `pack_trellis`.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_trellis`; raises ValueError for damaged bytes."""
     rank, states, orders_code, number = index.gammas(4)
     if rank >= len(SPREAD_PRECISIONS) or number >= len(CODERS):
         raise ValueError(f"spreads of precision number {rank}, entropy coder number {number}")

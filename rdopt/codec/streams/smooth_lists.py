@@ -196,10 +196,15 @@ def fit_model(lists: Lists, done: Sequence[Lists]) -> Model:
         return Model((), (), 0)
     X = _design(lists, n, _related(done, len(lists), n))
     gram, moment, power = X.T @ X, X.T @ y, float(y @ y)
+
+    def left(some: list[int]) -> float:
+        """Squared error of the best prediction from some features."""
+        return power - float(moment[some] @ _least_squares(gram, moment, some))
+
     chosen: list[int] = []
     least = power
     while len(chosen) < MAX_FEATURES:
-        trials = {f: _left(gram, moment, power, [*chosen, f]) for f in range(len(gram)) if f not in chosen}
+        trials = {f: left([*chosen, f]) for f in range(len(gram)) if f not in chosen}
         best = min(trials, key=lambda f: trials[f])
         # Rounding to integers leaves a variance of 1/12 that no prediction takes away.
         gain = len(y) / 2 * np.log2((least + len(y) / 12) / (trials[best] + len(y) / 12))
@@ -207,23 +212,16 @@ def fit_model(lists: Lists, done: Sequence[Lists]) -> Model:
             break
         chosen.append(best)
         least = trials[best]
-    return _rounded(X, y, gram, moment, sorted(chosen))
-
-
-def _left(gram: np.ndarray, moment: np.ndarray, power: float, some: list[int]) -> float:
-    """Squared error left by least squares on some features."""
-    A = gram[np.ix_(some, some)] + _RIDGE * np.eye(len(some))
-    return power - float(moment[some] @ np.linalg.solve(A, moment[some]))
-
-
-def _rounded(X: np.ndarray, y: np.ndarray, gram: np.ndarray, moment: np.ndarray, chosen: list[int]) -> Model:
-    """Least-squares weights rounded to 1 / ONE, and the level of the errors they leave."""
-    A = gram[np.ix_(chosen, chosen)] + _RIDGE * np.eye(len(chosen))
-    exact = np.linalg.solve(A, moment[chosen]) if chosen else np.zeros(0)
-    weights = np.clip(np.rint(ONE * exact), -MAX_WEIGHT, MAX_WEIGHT).astype(int)
+    chosen.sort()
+    weights = np.rint(ONE * _least_squares(gram, moment, chosen)).clip(-MAX_WEIGHT, MAX_WEIGHT).astype(int)
     kept = [(f, int(w)) for f, w in zip(chosen, weights, strict=True) if w]
     error = y - X[:, [f for f, _ in kept]] @ (np.array([w for _, w in kept]) / ONE)
     return Model(tuple(f for f, _ in kept), tuple(w for _, w in kept), level_of(float(np.mean(np.abs(error)))))
+
+
+def _least_squares(gram: np.ndarray, moment: np.ndarray, some: list[int]) -> Float[np.ndarray, " some"]:
+    """Weights of some features."""
+    return np.linalg.solve(gram[np.ix_(some, some)] + _RIDGE * np.eye(len(some)), moment[some])
 
 
 def _design(lists: Lists, n: int, related: Sequence[Lists]) -> Float[np.ndarray, "entries features"]:

@@ -10,8 +10,9 @@ from rdopt.checkpoint.families import Architecture, Key, group_widths, matrix_sh
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_integers, unpack_integers
 from rdopt.codec.streams.fixed_point import MAX_BLOCK
+from rdopt.transforms.matrices.cayley import block_skew_size
 from rdopt.transforms.matrices.givens import butterfly
-from rdopt.transforms.stored.angles import MAX_BITS, angle_pairs, block_angle_count
+from rdopt.transforms.stored.angles import MAX_BITS, angle_pairs
 from rdopt.transforms.stored.rotations import STRUCTURES, StoredRotation, StoredRotations
 
 _CODINGS = ("plain", "one table", "a table per class")
@@ -22,7 +23,9 @@ def pack_stored(stored: StoredRotations | None, arch: Architecture) -> bytes:
     """Structure, sites and coding as gamma codes and bits, pairings, then the angles in the shortest coding."""
     if stored is None or not (stored.inputs or stored.outputs):
         return b""
-    sites, present = _sites(stored, arch)
+    sides = stored.inputs, stored.outputs
+    present = [key in sides[side] for side, key, _ in _places(arch)]
+    sites = [(sides[side][key], n) for side, key, n in _places(arch) if key in sides[side]]
     codes = np.concatenate([site.codes for site, _ in sites]).astype(np.int32)
     classes = np.concatenate([_classes(stored, n) for _, n in sites])
     bodies = (
@@ -41,11 +44,7 @@ def pack_stored(stored: StoredRotations | None, arch: Architecture) -> bytes:
 
 
 def unpack_stored(data: bytes, arch: Architecture) -> StoredRotations | None:
-    """Inverse of `pack_stored`.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_stored`; raises ValueError for damaged bytes."""
     if not data:
         return None
     head = BitReader(data)
@@ -61,11 +60,9 @@ def unpack_stored(data: bytes, arch: Architecture) -> StoredRotations | None:
     data, pairings = data[head.bytes_read :], {}
     if empty.structure == "pairs":
         for side, key, n in places:
-            layers = []
             for _ in range(size):
                 pairs, data = unpack_pairing(data, n)
-                layers.append(pairs)
-            pairings[side, key] = tuple(layers)
+                pairings[side, key] = (*pairings.get((side, key), ()), pairs)
     classes = [_classes(empty, n) for _, _, n in places]
     parts = np.split(_unpack_angles(data, np.concatenate(classes), coding, bits), np.cumsum([*map(len, classes)])[:-1])
     rotations: tuple[dict[Key, StoredRotation], dict[Key, StoredRotation]] = ({}, {})
@@ -82,13 +79,6 @@ def _places(arch: Architecture) -> Iterator[tuple[int, Key, int]]:
         yield 1, key, m
 
 
-def _sites(stored: StoredRotations, arch: Architecture) -> tuple[list[tuple[StoredRotation, int]], list[bool]]:
-    """The rotations with their widths in the order of the file, and which places have one."""
-    sides = stored.inputs, stored.outputs
-    sites = [(sides[side][key], n) for side, key, n in _places(arch) if key in sides[side]]
-    return sites, [key in sides[side] for side, key, _ in _places(arch)]
-
-
 def _classes(stored: StoredRotations, n: int) -> Int[np.ndarray, " p"]:
     """What angles of one size have in common: in blocks floor(log2(i - j)) of the pair, elsewhere the layer."""
     if stored.structure == "blocks":
@@ -102,7 +92,7 @@ def _octaves(n: int, block: int) -> Int[np.ndarray, " p"]:
     """floor(log2(i - j)) of every angle's pair: the longer a pivot has gathered, the smaller the angle."""
     full, last = ([(i - j).bit_length() - 1 for j, i in angle_pairs(b)] for b in (block, n % block))
     octaves = np.concatenate([np.tile(np.array(full, np.int64), n // block), np.array(last, np.int64)])
-    assert len(octaves) == block_angle_count(n, block)
+    assert len(octaves) == block_skew_size(n, block)
     return octaves
 
 
@@ -129,11 +119,7 @@ def pack_pairing(pairs: Int[np.ndarray, "half 2"], n: int) -> bytes:
 
 
 def unpack_pairing(data: bytes, n: int) -> tuple[Int[np.ndarray, "half 2"], bytes]:
-    """(pairs of `pack_pairing`, the bytes behind them).
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """(pairs of `pack_pairing`, the bytes behind them); raises ValueError for damaged bytes."""
     size, even = _pairing_size(n), n + n % 2
     number = int.from_bytes(data[:size], "big")
     if len(data) < size or number >= _pairings(even):

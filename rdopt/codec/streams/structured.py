@@ -94,11 +94,7 @@ def pack_structured(structured: Mapping[Key, Structured], shapes: MatrixShapes) 
 
 
 def unpack_structured(data: bytes, shapes: MatrixShapes) -> dict[Key, Structured]:
-    """Inverse of `pack_structured`.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_structured`; raises ValueError for damaged bytes."""
     if not data:
         return {}
     source, sizes = BitReader(data), {}

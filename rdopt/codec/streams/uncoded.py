@@ -52,11 +52,7 @@ def pack_uncoded(tensors: Iterable[tuple[str, Float[np.ndarray, "..."]]], coded:
 def unpack_uncoded(
     data: bytes, arch: Architecture, coded: Container[str]
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    """Inverse of `pack_uncoded`: checkpoint name, float32 values.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `pack_uncoded`: checkpoint name, float32 values; raises ValueError for damaged bytes."""
     at = 0
     for name, shape in expected_tensors(arch).items():
         if name in coded:
@@ -83,11 +79,7 @@ def pack_files(config: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack_files(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Inverse of `pack_files`.
-
-    Raises:
-        ValueError, KeyError, lzma.LZMAError, tarfile.TarError: damaged bytes.
-    """
+    """Inverse of `pack_files`; raises ValueError, KeyError, lzma.LZMAError, tarfile.TarError for damaged bytes."""
     files = {}
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(data))) as archive:
         for entry in archive:

@@ -32,7 +32,7 @@ MAX_CLASSES = 1 << 12
 BITS_SIZE = 192  # magnitudes whose code length the trellis looks up
 _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to choose between
 _COUNTED = 512
-_MOVES = [move for move in product((-1, 0, 1), repeat=3) if any(move)]
+_MOVES = [(a, b, c) for a, b, c in product((-1, 0, 1), repeat=3) if (a, b, c) != (0, 0, 0)]
 _AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
 
 
@@ -87,24 +87,13 @@ def table(shape: TrellisShape, grid: int, log2_spread: tuple[int, int]) -> Int[n
 
 
 def masses(
-    shape: TrellisShape,
-    grid: int,
-    spread: Float[np.ndarray, " classes"],
-    raw: Int[np.ndarray, " classes"],
-    size: int,
-) -> Float[np.ndarray, "classes size"]:
-    """Probabilities of |k| >> raw = 0..size-1 (the last one of all above), float64: to choose, never to code."""
-    return _masses([shape], grid, spread, raw, size)[0]
-
-
-def _masses(
     shapes: Sequence[tuple[int, int, int]],
     grid: int,
     spread: Float[np.ndarray, " classes"],
     raw: Int[np.ndarray, " classes"],
     size: int,
 ) -> Float[np.ndarray, "shapes classes size"]:
-    """`masses` of several shapes at once."""
+    """Probabilities of |k| >> raw = 0..size-1 (the last one of all above), float64: to choose, never to code."""
     scale, zero, blend = (x[:, None, None] for x in np.array(shapes).T)
     bounds = np.repeat(2.0 * (np.arange(1, size) << raw[:, None])[None] - 1 - grid, len(shapes), axis=0)
     bounds[:, raw == 0, 0] = (zero[:, 0] + 1) / (8 if grid == 0 else 16)
@@ -135,7 +124,7 @@ def fit_shape(
 
     def measure(shapes: Sequence[tuple[int, int, int]]) -> None:
         new = [x for x in shapes if x not in known]
-        p = _masses(new, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
+        p = masses(new, grid, spread, raw, counts.shape[1]) + 2.0**-PRECISION
         bits = -np.sum(counts * np.log2(p, out=p), axis=(1, 2))
         known.update(zip(new, bits.tolist(), strict=True))
 
@@ -144,11 +133,11 @@ def fit_shape(
     while stride:
         moved, moves = False, _MOVES if stride == 1 else _AXES
         for number, move in enumerate(moves):
-            trial = (best[0] + stride * move[0], best[1] + stride * move[1], best[2] + stride * move[2])
+            trial = _moved(best, move, stride)
             if trial not in known:
                 if not is_shape(*trial):
                     continue
-                measure(_neighbours(best, moves[number:], stride))
+                measure([x for m in moves[number:] if is_shape(*(x := _moved(best, m, stride)))])
             if known[trial] < known[best]:
                 best, moved = trial, True
         if not moved:
@@ -156,13 +145,8 @@ def fit_shape(
     return TrellisShape(*best), known[best]
 
 
-def _neighbours(
-    shape: tuple[int, int, int], moves: Sequence[tuple[int, ...]], stride: int
-) -> list[tuple[int, int, int]]:
-    """The shapes that the moves lead to, as far as there are such."""
-    scale, zero, blend = shape
-    moved = [(scale + stride * a, zero + stride * b, blend + stride * c) for a, b, c in moves]
-    return [x for x in moved if is_shape(*x)]
+def _moved(shape: tuple[int, int, int], move: tuple[int, int, int], stride: int) -> tuple[int, int, int]:
+    return shape[0] + stride * move[0], shape[1] + stride * move[1], shape[2] + stride * move[2]
 
 
 def is_shape(scale: int, zero: int, blend: int) -> bool:
@@ -296,7 +280,7 @@ def rate_table(plan: TrellisPlan) -> tuple[Float[np.ndarray, "classes 2 K"], int
         for grid in range(2):
             shape = plan.shapes.get((octave, grid), TrellisShape())
             spread = np.array([2.0 ** (middle[0] / middle[1])])
-            p = masses(shape, grid, spread, np.zeros(1, np.int64), BITS_SIZE)[0] + 2.0**-PRECISION
+            p = masses([shape], grid, spread, np.zeros(1, np.int64), BITS_SIZE)[0, 0] + 2.0**-PRECISION
             bits[row, grid] = -np.log2(p) + (np.arange(BITS_SIZE) > 0)
     return bits, low
 
@@ -320,11 +304,7 @@ def write_shapes(plan: TrellisPlan) -> bytes:
 
 
 def read_shapes(data: bytes, plan: TrellisPlan) -> TrellisPlan:
-    """Inverse of `write_shapes` for a plan whose spreads are known.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `write_shapes` for a plan whose spreads are known; raises ValueError for damaged bytes."""
     keys = plan.keys()
     if keys[-1] - keys[0] >= MAX_CLASSES:
         raise ValueError(f"{keys[-1] - keys[0]} classes")

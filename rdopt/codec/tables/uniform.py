@@ -5,9 +5,10 @@ spreads fit the tables better and cost more side information; wider classes need
 in real bytes of side information plus ideal code length, and the cheapest is taken.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -43,13 +44,6 @@ class UniformShape(NamedTuple):
 
     blend: int
     scale: int
-
-
-def shapes() -> Iterator[UniformShape]:
-    """All shapes."""
-    for blend in range(UNIFORM_BLENDS):
-        for scale in range(UNIFORM_SCALES):
-            yield UniformShape(blend, scale)
 
 
 def middle(key: int, precision: int, width: int) -> tuple[int, int]:
@@ -136,11 +130,7 @@ def write_tables(plan: UniformPlan) -> bytes:
 
 
 def read_tables(data: bytes, precision: int, width: int) -> Tables:
-    """Inverse of `write_tables`: every class's frequencies.
-
-    Raises:
-        ValueError: damaged bytes.
-    """
+    """Inverse of `write_tables`: every class's frequencies; raises ValueError for damaged bytes."""
     source = BitReader(data)
     shape = UniformShape(*source.gammas(2))
     if shape.blend >= UNIFORM_BLENDS or shape.scale >= UNIFORM_SCALES:
@@ -264,6 +254,7 @@ def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tu
         dense[i, : len(row)] = row
     octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
     bits_of = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(UNIFORM_SCALES)]
-    bits = {shape: bits_of[shape.scale][shape.blend] for shape in shapes()}
+    shapes = (UniformShape(*x) for x in product(range(UNIFORM_BLENDS), range(UNIFORM_SCALES)))
+    bits = {shape: bits_of[shape.scale][shape.blend] for shape in shapes}
     best = min(bits, key=lambda shape: float(bits[shape].sum()))
     return best, dict(zip(rows, bits[best].tolist(), strict=True))

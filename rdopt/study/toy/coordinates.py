@@ -84,7 +84,7 @@ def stored_coordinates(
     """
     best, least = Coordinates(), np.inf
     for bits in ANGLE_BITS:
-        codes = {at: angle_codes(V[None], bits)[0] for at, V in axes.items()}
+        codes = {at: angle_codes(V[None], bits) for at, V in axes.items()}
         rounded = {at: blocks_of_angles(code, bits)[0] for at, code in codes.items()}
         data = pack_angles([code.ravel() for code in codes.values()], bits)
         rate = sum(high_rate_bits(arrays[at] @ V, float(steps[at])) for at, V in rounded.items())

@@ -4,7 +4,7 @@ from jaxtyping import Int
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import NormGain, Site
+from rdopt.transforms.gauges.site import Site
 from rdopt.transforms.maps import Map
 
 
@@ -13,12 +13,8 @@ class Channels(Site):
 
     name = field = "channels"
     kind = "order"
-    outputs_changed = frozenset({"gate", "up"})
+    outputs_changed, inputs_changed = frozenset({"gate", "up"}), frozenset({"down"})
 
     def outputs(self, name: str, gauge: Int[AnyArray, " ffn"], arch: Architecture) -> Map:
         """The channels in the new order."""
         return Map(order=gauge)
-
-    def inputs(self, group: str, gauge: Int[AnyArray, " ffn"], gain: NormGain, arch: Architecture) -> Map:
-        """The channels in the new order."""
-        return Map(order=gauge) if group == "down" else Map()

@@ -71,10 +71,7 @@ def fixed_records(gauges: Gauges) -> dict[str, TransformRecord]:
     return {field: OWNERS[field].fixed(gauge) for field, gauge in gauges.present().items()}
 
 
-NormGains = tuple[NormGain, NormGain]
-
-
-def sides_of(name: str, gains: NormGains, arch: Architecture, gauges: BlockGauges) -> Sides:
+def sides_of(name: str, gains: tuple[NormGain, NormGain], arch: Architecture, gauges: BlockGauges) -> Sides:
     """What becomes of one matrix.
 
     Args:
@@ -86,12 +83,12 @@ def sides_of(name: str, gains: NormGains, arch: Architecture, gauges: BlockGauge
     Raises:
         ValueError: heads that leave their group, or under QK-norm more than signs and one scale per head.
     """
-    group, present = INPUT_OF[name], gauges.present().items()
+    group = INPUT_OF[name]
     gain = {"attn": gains[0], "mlp": gains[1]}.get(group)
-    changing = [(OWNERS[field], part) for field, part in present if name in OWNERS[field].outputs_changed]
+    sites = [(OWNERS[field], part) for field, part in gauges.present().items()]
     return Sides(
-        merged_map(site.outputs(name, part, arch) for site, part in changing),
-        merged_map(OWNERS[field].inputs(group, part, gain, arch) for field, part in present),
+        merged_map(site.outputs(name, part, arch) for site, part in sites if name in site.outputs_changed),
+        merged_map(site.inputs(group, part, gain, arch) for site, part in sites if group in site.inputs_changed),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.calibration.moments import EmbeddingMoments, Moments
+from rdopt.calibration.moments import EmbeddingMoments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.operator.params import Params
 from rdopt.transforms.gauges.coordinates import Gauges, sides_of
@@ -131,28 +131,6 @@ def unfold(
     return out if arch.tied else {**out, "head": _f32(head)}
 
 
-def fold_moments(moments: Moments, params: Params, arch: Architecture, gauges: Gauges) -> Moments:
-    """The moments of the folded model: x' = U x and g' = T^-T g, without another pass over text.
-
-    Args:
-        moments: of the original.
-        params: the original weights (their gains are needed).
-        arch: its architecture.
-        gauges: the coordinates.
-
-    Raises:
-        ValueError: a dense gauge where only the diagonal of G is held.
-    """
-    held = params["blocks"]
-    parts = []
-    for layer in range(arch.num_layers):
-        sigma, G = ({k: x[layer] for k, x in part.items()} for part in (moments.sigma, moments.G))
-        parts.append(fold_block_moments(sigma, G, {k: held[k][layer] for k in NORMS}, layer, arch, gauges))
-    sigma, G = ({k: np.stack([part[i][k] for part in parts]) for k in parts[0][i]} for i in range(2))
-    embed = None if moments.embed is None else fold_end_moments(moments.embed, params, gauges)
-    return Moments(sigma, G, moments.tokens, embed)
-
-
 def fold_block_moments(
     sigma: Mapping[str, Float[np.ndarray, "in in"]],
     G: Mapping[str, Float[np.ndarray, "..."]],
@@ -161,7 +139,7 @@ def fold_block_moments(
     arch: Architecture,
     gauges: Gauges,
 ) -> tuple[dict[str, Float[np.ndarray, "in in"]], dict[str, Float[np.ndarray, "..."]]]:
-    """The moments of one block in other coordinates, float64; see `fold_moments`.
+    """The moments of one block in other coordinates, float64: x' = U x and g' = T^-T g, without a pass over text.
 
     Args:
         sigma: input group -> second moment of the input.
@@ -170,19 +148,19 @@ def fold_block_moments(
         layer: which block it is.
         arch: of the network.
         gauges: of the network.
+
+    Raises:
+        ValueError: a dense gauge where only the diagonal of G is held.
     """
     gains = (np.asarray(p[NORMS[0]], np.float64), np.asarray(p[NORMS[1]], np.float64))
     inputs, outputs = {}, {}
     for name in MATRICES:
         sides = sides_of(name, gains, arch, gauges.block(layer, arch))
-        outputs[name] = _gradient_moment(sides.outputs.dual(), G[name])
+        dual = sides.outputs.dual()
+        outputs[name] = dual.diagonal_moment(G[name]) if G[name].ndim == 1 else dual.moment(G[name])
         if INPUT_OF[name] not in inputs:
             inputs[INPUT_OF[name]] = sides.inputs.moment(sigma[INPUT_OF[name]])
     return inputs, outputs
-
-
-def _gradient_moment(dual: Map, G: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return dual.diagonal_moment(G) if G.ndim == 1 else dual.moment(G)
 
 
 def fold_end_moments(embed: EmbeddingMoments, params: Params, gauges: Gauges) -> EmbeddingMoments:

@@ -5,7 +5,7 @@ from jaxtyping import Int
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import NormGain, Site
+from rdopt.transforms.gauges.site import Site
 from rdopt.transforms.maps import Map
 
 
@@ -14,19 +14,12 @@ class Heads(Site):
 
     name = field = "heads"
     kind = "order"
-    outputs_changed = frozenset({"q", "k", "v"})
+    outputs_changed, inputs_changed = frozenset({"q", "k", "v"}), frozenset({"o"})
 
     def outputs(self, name: str, gauge: Int[AnyArray, " heads"], arch: Architecture) -> Map:
-        """The heads of queries, or the KV heads, in the new order."""
+        """The heads of queries and of what attention makes of them, or the KV heads, in the new order."""
         groups = _groups(gauge, arch)
-        return Map(order=_entries(gauge if name == "q" else groups, arch))
-
-    def inputs(self, group: str, gauge: Int[AnyArray, " heads"], gain: NormGain, arch: Architecture) -> Map:
-        """What attention makes of the query heads, in the new order."""
-        if group != "o":
-            return Map()
-        _groups(gauge, arch)
-        return Map(order=_entries(gauge, arch))
+        return Map(order=_entries(groups if name in ("k", "v") else gauge, arch))
 
 
 def _groups(heads: Int[AnyArray, " heads"], arch: Architecture) -> Int[AnyArray, " kv"]:

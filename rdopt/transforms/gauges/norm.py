@@ -22,15 +22,14 @@ class Norm(Site):
     """
 
     name = field = "norm"
+    inputs_changed = frozenset({"attn", "mlp"})
     unties = True
 
     def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
         """Logarithms of the blocks' scales."""
         return {"log_scale": (2 * arch.num_layers, arch.hidden_size)}
 
-    def learned(
-        self, theta: Parameters, start: Float[AnyArray, "sites d"] | None, arch: Architecture, rotation: RotationKind
-    ) -> Float[AnyArray, "sites d"]:
+    def factor(self, theta: Parameters, arch: Architecture) -> Float[AnyArray, "sites d"]:
         """exp(t) in bfloat16, as a file keeps the norms, so that the gauge stays exact there; gradients pass through.
 
         JAX alone knows the type: what comes out is an array of it.
@@ -40,14 +39,13 @@ class Norm(Site):
 
         scale = jnp.exp(theta["log_scale"])
         rounded = scale + jax.lax.stop_gradient(scale.astype(jnp.bfloat16).astype(scale.dtype) - scale)
-        scales = jnp.concatenate([rounded, jnp.ones((1, arch.hidden_size), scale.dtype)])
-        return scales if start is None else start * scales
+        return jnp.concatenate([rounded, jnp.ones((1, arch.hidden_size), scale.dtype)])
 
     def record(
         self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
     ) -> TransformRecord:
         """The very scales, since their rounding is part of them."""
-        scales = np.asarray(self.learned(theta, None, arch, rotation), np.float64)
+        scales = np.asarray(self.factor(theta, arch), np.float64)
         return self.fixed(scales if start is None else rebuild(start) * scales)
 
     def block(self, gauge: Float[AnyArray, "sites d"], layer: int, arch: Architecture) -> Scales:
@@ -60,7 +58,7 @@ class Norm(Site):
 
     def inputs(self, group: str, gauge: Scales, gain: NormGain, arch: Architecture) -> Map:
         """The normalised stream times the scale."""
-        return Map(scale=gauge.get(group))
+        return Map(scale=gauge[group])
 
     def gain(
         self, gain: Float[np.ndarray, " d"], gauge: Float[np.ndarray, "sites d"], at: int

@@ -27,25 +27,17 @@ class Query(Site):
     outputs_changed = frozenset({"q", "k"})
 
     def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
-        """NormGain and angle of every pair, or a gain a head."""
+        """Gain and angle of every pair, or a gain a head."""
         heads, pairs = (arch.num_layers, arch.num_kv_heads), arch.head_dim // 2
         return {"gain": (*heads, 1)} if arch.qk_norm else {"gain": (*heads, pairs), "angle": (*heads, pairs)}
 
-    def learned(
-        self,
-        theta: Parameters,
-        start: Complex[AnyArray, "layers kv pairs"] | None,
-        arch: Architecture,
-        rotation: RotationKind,
-    ) -> Complex[AnyArray, "layers kv pairs"]:
-        """exp(gain + i angle), times the start."""
+    def factor(self, theta: Parameters, arch: Architecture) -> Complex[AnyArray, "layers kv pairs"]:
+        """exp(gain + i angle)."""
         gain, xp = theta["gain"], namespace(theta["gain"])
         if "angle" in theta:
-            c = xp.exp(gain + 1j * theta["angle"])
-        else:
-            gains = xp.broadcast_to(gain, (*gain.shape[:-1], arch.head_dim // 2))
-            c = xp.exp(gains).astype(xp.result_type(gain.dtype, xp.complex64))
-        return c if start is None else start * c
+            return xp.exp(gain + 1j * theta["angle"])
+        gains = xp.broadcast_to(gain, (*gain.shape[:-1], arch.head_dim // 2))
+        return xp.exp(gains).astype(xp.result_type(gain.dtype, xp.complex64))
 
     def outputs(self, name: str, gauge: Complex[AnyArray, "kv pairs"], arch: Architecture) -> Map:
         """Queries times c; keys times 1 / conj(c)."""

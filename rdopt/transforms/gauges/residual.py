@@ -10,26 +10,22 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
-from rdopt.config.schema import RotationKind
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import AnyArray
-from rdopt.transforms.gauges.site import NormGain, Parameters, Site
+from rdopt.transforms.gauges.site import NormGain, RotatedSite
 from rdopt.transforms.maps import Map
 from rdopt.transforms.matrices.frequency import dct, fourier
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.joint import joint_axes
 from rdopt.transforms.matrices.pca import pca
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.matrices.rotations import rotated, rotation_record, rotation_shapes
-from rdopt.transforms.records import TransformRecord
 
 
-class Residual(Site):
+class Residual(RotatedSite):
     """R (d, d), orthogonal, one for the network."""
 
     name = field = "residual"
-    kind = "matrix"
-    outputs_changed = frozenset({"o", "down"})
+    outputs_changed, inputs_changed = frozenset({"o", "down"}), frozenset({"attn", "mlp"})
     unties = shared = True
 
     def start(
@@ -51,25 +47,9 @@ class Residual(Site):
             return pca(residual_activation(params, sigma))
         return joint_axes(stream_rows(params, arch)) if basis == "joint" else None
 
-    def identity(self, arch: Architecture) -> Float[np.ndarray, "d d"]:
-        """I."""
-        return np.eye(arch.hidden_size)
-
-    def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
-        """Those of the rotation."""
-        return rotation_shapes(rotation, arch.hidden_size)
-
-    def learned(
-        self, theta: Parameters, start: Float[AnyArray, "d d"], arch: Architecture, rotation: RotationKind
-    ) -> Float[AnyArray, "d d"]:
-        """R0 Q."""
-        return rotated(rotation, theta, start)
-
-    def record(
-        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
-    ) -> TransformRecord:
-        """The parameters behind the basis."""
-        return rotation_record(rotation, theta, self.field, arch.hidden_size, start)
+    def shape(self, arch: Architecture) -> tuple[int, ...]:
+        """(d, d)."""
+        return arch.hidden_size, arch.hidden_size
 
     def block(self, gauge: Float[AnyArray, "d d"], layer: int, arch: Architecture) -> Float[AnyArray, "d d"]:
         """R."""
@@ -81,7 +61,7 @@ class Residual(Site):
 
     def inputs(self, group: str, gauge: Float[AnyArray, "d d"], gain: NormGain, arch: Architecture) -> Map:
         """The normalised stream: R^T (x / gain)."""
-        return _normalised(gauge, gain) if group in ("attn", "mlp") else Map()
+        return _normalised(gauge, gain)
 
     def gain(self, gain: Float[np.ndarray, " d"], gauge: Float[np.ndarray, "d d"], at: int) -> Float[np.ndarray, " d"]:
         """One: the consumers have it."""
@@ -102,12 +82,12 @@ def _normalised(R: Float[AnyArray, "d d"], gain: NormGain) -> Map:
 
 def stream_rows(params: Params, arch: Architecture) -> list[Float[np.ndarray, "_ d"]]:
     """Every matrix that touches the stream with the stream's channels as columns, gains folded, float64."""
-    rows = []
-    for layer in range(arch.num_layers):
-        for name in MATRICES:
-            W, norm = np.asarray(params["blocks"][name][layer], np.float64), f"{INPUT_OF[name]}_norm"
-            rows.append(W.T if norm not in params["blocks"] else W * params["blocks"][norm][layer])
-    return rows
+    return [_stream_row(params, layer, name) for layer in range(arch.num_layers) for name in MATRICES]
+
+
+def _stream_row(params: Params, layer: int, name: str) -> Float[np.ndarray, "_ d"]:
+    W, norm = np.asarray(params["blocks"][name][layer], np.float64), f"{INPUT_OF[name]}_norm"
+    return W.T if norm not in params["blocks"] else W * params["blocks"][norm][layer]
 
 
 def residual_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "d d"]:
@@ -115,12 +95,8 @@ def residual_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "d d"
     total = np.zeros((arch.hidden_size, arch.hidden_size))
     for layer in range(arch.num_layers):
         for name in ("q", "k", "v", "gate", "up", "o", "down"):
-            W = np.asarray(params["blocks"][name][layer], np.float64)
-            if name in ("o", "down"):
-                gram = W @ W.T
-            else:
-                W = W * params["blocks"][INPUT_OF[name] + "_norm"][layer]
-                gram = W.T @ W
+            X = _stream_row(params, layer, name)
+            gram = X.T @ X
             total += gram / np.trace(gram)
     return total
 

@@ -15,6 +15,7 @@ from rdopt.config.schema import RotationKind
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import AnyArray
 from rdopt.transforms.maps import Map
+from rdopt.transforms.matrices.rotations import rotated, rotation_record, rotation_shapes
 from rdopt.transforms.records import Kind, TransformRecord, rebuild
 
 Parameters = Mapping[str, AnyArray]  # of one site, by name
@@ -29,6 +30,7 @@ class Site:
         field: the gauge it changes, a field of `Gauges` and the name of a record.
         kind: how the numbers of a gauge are recorded.
         outputs_changed: the matrices whose outputs it changes.
+        inputs_changed: the groups of matrices whose input it changes.
         unties: whether it changes embedding, head and the norms' gains, so that a tied head is cut off.
         shared: whether all blocks have one gauge.
     """
@@ -37,6 +39,7 @@ class Site:
     field: ClassVar[str]
     kind: ClassVar[Kind] = "scale"
     outputs_changed: ClassVar[frozenset[str]] = frozenset()
+    inputs_changed: ClassVar[frozenset[str]] = frozenset()
     unties: ClassVar[bool] = False
     shared: ClassVar[bool] = False
 
@@ -62,11 +65,16 @@ class Site:
         """Name -> shape of what is learned, all zero at the start; none where nothing can be."""
         return {}
 
+    def factor(self, theta: Parameters, arch: Architecture) -> Any:
+        """What parameters make of a gauge entry by entry; numpy or JAX as the parameters are."""
+        raise NotImplementedError(f"nothing is learned at {self.name}")
+
     def learned(
         self, theta: Parameters, start: AnyArray | None, arch: Architecture, rotation: RotationKind
     ) -> Any:
-        """The gauge of parameters on its starting gauge, which it is at zero; numpy or JAX as the parameters are."""
-        raise NotImplementedError(f"nothing is learned at {self.name}")
+        """The gauge of parameters on its starting gauge, which it is at zero: their product unless a site says else."""
+        factor = self.factor(theta, arch)
+        return factor if start is None else start * factor
 
     def record(
         self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
@@ -102,15 +110,15 @@ class Site:
         raise NotImplementedError(f"{self.name} changes no outputs")
 
     def inputs(self, group: str, gauge: Any, gain: NormGain, arch: Architecture) -> Map:
-        """What becomes of the input of a group of matrices.
+        """What becomes of the input of a group of matrices, as `outputs` of one unless a site says otherwise.
 
         Args:
-            group: of `MATRICES_OF`.
+            group: one of `inputs_changed`.
             gauge: its block's part.
             gain: of the norm before it, to be folded behind the norm; None: no gain.
             arch: of the network.
         """
-        return Map()
+        return self.outputs(group, gauge, arch)
 
     def gain(self, gain: Float[np.ndarray, " d"], gauge: AnyArray, at: int) -> Float[np.ndarray, " d"]:
         """What becomes of a norm's gain by the whole gauge; norms are counted as `norm.Norm` does, the final one last.
@@ -124,3 +132,35 @@ class Site:
     def head(self, gauge: AnyArray, gain: Float[AnyArray, " d"]) -> Map:
         """What becomes of the head's input by the whole gauge; the final norm's gain is folded behind the norm."""
         return Map()
+
+
+class RotatedSite(Site):
+    """A site of invertible matrices, each learned as a rotation of its start: A0 Q."""
+
+    kind = "matrix"
+
+    def shape(self, arch: Architecture) -> tuple[int, ...]:
+        """Of the whole gauge, (..., n, n)."""
+        raise NotImplementedError(f"{self.name} has no shape")
+
+    def identity(self, arch: Architecture) -> Float[np.ndarray, "*batch n n"]:
+        """I everywhere."""
+        shape = self.shape(arch)
+        return np.broadcast_to(np.eye(shape[-1]), shape)
+
+    def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
+        """Those of the rotations."""
+        shape = self.shape(arch)
+        return rotation_shapes(rotation, shape[-1], shape[:-2])
+
+    def learned(
+        self, theta: Parameters, start: Float[AnyArray, "*batch n n"], arch: Architecture, rotation: RotationKind
+    ) -> Float[AnyArray, "*batch n n"]:
+        """A0 Q."""
+        return rotated(rotation, theta, start)
+
+    def record(
+        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
+    ) -> TransformRecord:
+        """The parameters behind the basis."""
+        return rotation_record(rotation, theta, self.field, self.shape(arch)[-1], start)

@@ -7,26 +7,22 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.families import Architecture
-from rdopt.config.schema import RotationKind
 from rdopt.operator.params import Params
 from rdopt.transforms.arrays import AnyArray, namespace
-from rdopt.transforms.gauges.site import NormGain, Parameters, Site
+from rdopt.transforms.gauges.site import NormGain, RotatedSite
 from rdopt.transforms.maps import Map, block_diagonal
 from rdopt.transforms.matrices.frequency import dct, fourier
 from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.joint import joint_axes
 from rdopt.transforms.matrices.pca import pca
 from rdopt.transforms.matrices.random import random_orthogonal
-from rdopt.transforms.matrices.rotations import rotated, rotation_record, rotation_shapes
-from rdopt.transforms.records import TransformRecord
 
 
-class Value(Site):
+class Value(RotatedSite):
     """A (layers, kv_heads, h, h), invertible; learned as a rotation of its start."""
 
     name = field = "value"
-    kind = "matrix"
-    outputs_changed = frozenset({"v"})
+    outputs_changed, inputs_changed = frozenset({"v"}), frozenset({"o"})
 
     def start(
         self, basis: str, params: Params, arch: Architecture, sigma: Mapping[str, Any], seed: int
@@ -45,26 +41,9 @@ class Value(Site):
         alike = {"hadamard": lambda: hadamard(h), "dct": lambda: dct(h).T, "fourier": lambda: fourier(h).T}.get(basis)
         return None if alike is None else np.broadcast_to(alike(), (*heads, h, h)).copy()
 
-    def identity(self, arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
-        """I for every head."""
-        h = arch.head_dim
-        return np.broadcast_to(np.eye(h), (arch.num_layers, arch.num_kv_heads, h, h))
-
-    def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
-        """Those of a rotation a head."""
-        return rotation_shapes(rotation, arch.head_dim, (arch.num_layers, arch.num_kv_heads))
-
-    def learned(
-        self, theta: Parameters, start: Float[AnyArray, "layers kv h h"], arch: Architecture, rotation: RotationKind
-    ) -> Float[AnyArray, "layers kv h h"]:
-        """A0 Q."""
-        return rotated(rotation, theta, start)
-
-    def record(
-        self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
-    ) -> TransformRecord:
-        """The parameters behind the basis."""
-        return rotation_record(rotation, theta, self.field, arch.head_dim, start)
+    def shape(self, arch: Architecture) -> tuple[int, ...]:
+        """(layers, kv_heads, h, h)."""
+        return arch.num_layers, arch.num_kv_heads, arch.head_dim, arch.head_dim
 
     def outputs(self, name: str, gauge: Float[AnyArray, "kv h h"], arch: Architecture) -> Map:
         """A v, head by head."""
@@ -72,7 +51,7 @@ class Value(Site):
 
     def inputs(self, group: str, gauge: Float[AnyArray, "kv h h"], gain: NormGain, arch: Architecture) -> Map:
         """What attention makes of the values, for each query head of a group."""
-        return _on_heads(gauge, arch.num_heads // arch.num_kv_heads) if group == "o" else Map()
+        return _on_heads(gauge, arch.num_heads // arch.num_kv_heads)
 
 
 def _on_heads(A: Float[AnyArray, "kv h h"], repeats: int) -> Map:

@@ -7,7 +7,7 @@ identity; rotations with an eigenvalue -1 are out of reach, so training starts o
 import numpy as np
 from jaxtyping import Float
 
-from rdopt.transforms.arrays import AnyArray, eye_like, namespace
+from rdopt.transforms.arrays import AnyArray, namespace
 
 
 def skew_size(n: int) -> int:
@@ -51,25 +51,18 @@ def cayley(theta: Float[AnyArray, "*batch m"], n: int) -> Float[AnyArray, "*batc
 
         return trained_cayley(theta, n)
     S = skew(theta, n)
-    eye = eye_like(theta, (), n).reshape((1,) * (S.ndim - 2) + (n, n))
+    eye = np.eye(n, dtype=theta.dtype)
     return np.linalg.solve(eye + S, eye - S)
 
 
-def block_cayley_size(n: int, block: int) -> int:
-    """Number of parameters of a block-diagonal Cayley transform of width n; the last block may be smaller."""
+def block_skew_size(n: int, block: int) -> int:
+    """Free entries of a block-diagonal skew matrix of width n; the last block may be smaller."""
     full, rest = divmod(n, block)
     return full * skew_size(block) + skew_size(rest)
 
 
 def block_cayley(theta: Float[AnyArray, "*batch p"], n: int, block: int) -> tuple[AnyArray, AnyArray]:
-    """The diagonal blocks: (*batch, n // block, block, block) and the smaller last one (*batch, rest, rest).
-
-    Raises:
-        ValueError: when theta does not hold block_cayley_size(n, block) entries.
-    """
-    if theta.shape[-1] != block_cayley_size(n, block):
-        need = block_cayley_size(n, block)
-        raise ValueError(f"blocks of {block} in width {n} take {need} parameters, got {theta.shape[-1]}")
+    """The diagonal blocks: (*batch, n // block, block, block) and the smaller last one (*batch, rest, rest)."""
     full, rest = divmod(n, block)
     cut = full * skew_size(block)
     body = theta[..., :cut].reshape(*theta.shape[:-1], full, skew_size(block))

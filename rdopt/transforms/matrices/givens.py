@@ -6,7 +6,7 @@ angle, (x_i, x_j) -> (c x_i - s x_j, s x_i + c x_j), in O(n). Numpy in, numpy ou
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -110,14 +110,13 @@ def apply_givens(
     rows = math.prod(x.shape[len(batch) : -1])
     # Coordinates before rows: a gather of coordinates then moves whole rows of memory.
     z = x.reshape(*batch, rows, n).swapaxes(-1, -2)
-    apply = turn if isinstance(angles, np.ndarray) else _trained()
-    return apply(z, angles, layers).swapaxes(-1, -2).reshape(x.shape)
+    if isinstance(angles, np.ndarray):
+        turned: AnyArray = turn(z, angles, layers)
+    else:
+        from rdopt.transforms.matrices.gradients import trained_turn
 
-
-def _trained() -> Any:
-    from rdopt.transforms.matrices.gradients import trained_turn
-
-    return trained_turn
+        turned = trained_turn(z, angles, layers)
+    return turned.swapaxes(-1, -2).reshape(x.shape)
 
 
 def turn(z: Float[AnyArray, "*batch n rows"], angles: Float[AnyArray, "*batch p"], layers: list[PairLayer]) -> AnyArray:

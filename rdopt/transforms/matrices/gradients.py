@@ -29,11 +29,7 @@ def inverse(A: Batch) -> Batch:
 
 @jax.jit
 def _inverses(A: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
-    return jax.lax.platform_dependent(A, cpu=_one_by_one, default=_by_factors)
-
-
-def _one_by_one(A: Float[Array, "k n n"]) -> Float[Array, "k n n"]:
-    return jax.lax.map(_by_factors, A)
+    return jax.lax.platform_dependent(A, cpu=lambda A: jax.lax.map(_by_factors, A), default=_by_factors)
 
 
 def _by_factors(A: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:

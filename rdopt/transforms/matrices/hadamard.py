@@ -5,7 +5,7 @@ Kronecker products reach, times a remainder, which gets the bordered-off core of
 Hartley matrix.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 
 import numpy as np
@@ -21,34 +21,20 @@ def prime_power(q: int) -> tuple[int, int] | None:
     return (p, k) if q == 1 and k else None
 
 
-def _multiply(a: tuple[int, ...], b: tuple[int, ...], modulus: tuple[int, ...], p: int) -> tuple[int, ...]:
-    """Product of two field elements (coefficients, lowest first); ``modulus`` is x^k in lower powers."""
-    k = len(modulus)
-    full = list(np.convolve(a, b))
-    for power in range(len(full) - 1, k - 1, -1):
-        lead = full.pop()
-        for i in range(k):
-            full[power - k + i] += lead * modulus[i]
-    return tuple(int(c) % p for c in full)
-
-
 def _squares(p: int, k: int) -> set[tuple[int, ...]]:
-    """Nonzero squares of GF(p^k), as coefficient tuples."""
-    elements = list(product(range(p), repeat=k))[1:]
+    """Nonzero squares of GF(p^k), as coefficients of polynomials, the lowest first."""
     if k == 1:
-        return {(a * a % p,) for (a,) in elements}
-    for modulus in product(range(p), repeat=k):
-        powers, unit = set(), (1,) + (0,) * (k - 1)
-        power = unit
-        while power not in powers and any(power):
-            powers.add(power)
-            power = _multiply(power, (0, 1) + (0,) * (k - 2), modulus, p)
-        # when x generates the multiplicative group, its even powers are the squares
-        if len(powers) == p**k - 1:
-            generated: list[tuple[int, ...]] = [unit]
-            for _ in range(p**k - 2):
-                generated.append(_multiply(generated[-1], (0, 1) + (0,) * (k - 2), modulus, p))
-            return set(generated[::2])
+        return {(a * a % p,) for a in range(1, p)}
+    for modulus in product(range(p), repeat=k):  # what x^k is in lower powers
+        exponents: dict[tuple[int, ...], int] = {}
+        power = (1,) + (0,) * (k - 1)
+        while power not in exponents and any(power):
+            exponents[power] = len(exponents)
+            *lower, lead = power
+            power = tuple((a + lead * m) % p for a, m in zip((0, *lower), modulus, strict=True))
+        # Where x generates the multiplicative group, its even powers are the squares.
+        if len(exponents) == p**k - 1:
+            return {power for power, exponent in exponents.items() if exponent % 2 == 0}
     raise AssertionError(f"no primitive polynomial of degree {k} over GF({p})")
 
 
@@ -124,22 +110,17 @@ def remainder(m: int) -> Float[np.ndarray, "m m"]:
     orders = hadamard_orders(m + 1)
     if orders is None or m == 1:
         return hartley(m)
-    H = _kronecker([_signs(order) for order in orders])
+    H = _signs(orders)
     H = H * H[:1, :]
     H = H * H[:, :1]
     t = (1 - np.sqrt(m + 1)) / m
     return (H[1:, 1:] + t) / np.sqrt(m + 1)
 
 
-def _signs(order: int) -> Int[np.ndarray, "n n"]:
-    return np.array([[1, 1], [1, -1]]) if order == 2 else paley(order)
-
-
-def _kronecker(factors: list[np.ndarray]) -> np.ndarray:
-    out = np.ones((1, 1), int)
-    for factor in factors:
-        out = np.kron(out, factor)
-    return out
+def _signs(orders: tuple[int, ...]) -> Int[np.ndarray, "n n"]:
+    """The Kronecker product of Hadamard matrices of these orders."""
+    factors = (np.array([[1, 1], [1, -1]]) if order == 2 else paley(order) for order in orders)
+    return reduce(np.kron, factors, np.ones((1, 1), int))
 
 
 def _split(n: int) -> tuple[tuple[int, ...], int]:
@@ -155,11 +136,11 @@ def _split(n: int) -> tuple[tuple[int, ...], int]:
 def hadamard(n: int) -> Float[np.ndarray, "n n"]:
     """Orthogonal float64 matrix of any width n: +-1 / sqrt(n) where the constructions reach, else near it."""
     orders, rest = _split(n)
-    H = _kronecker([_signs(order) for order in orders]) / np.sqrt(n // rest)
+    H = _signs(orders) / np.sqrt(n // rest)
     return np.kron(H, remainder(rest)) if rest > 1 else H
 
 
 def sign_hadamard(n: int) -> Int[np.ndarray, "n n"]:
     """H of 0 and +-1 with H H^T = m I, m the largest order of a Hadamard matrix in reach that divides n."""
     orders, rest = _split(n)
-    return np.kron(_kronecker([_signs(order) for order in orders]), np.eye(rest, dtype=int))
+    return np.kron(_signs(orders), np.eye(rest, dtype=int))

@@ -7,24 +7,15 @@ from scipy.optimize import linear_sum_assignment
 from rdopt.transforms.arrays import AnyArray, namespace
 
 
-def spectrum(
-    gram: Float[AnyArray, "*batch n n"],
-) -> tuple[Float[AnyArray, "*batch n"], Float[AnyArray, "*batch n n"]]:
-    """Eigenvalues, falling, and orthonormal eigenvectors (columns) of the symmetric part of ``gram``.
+def pca(gram: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch n n"]:
+    """Basis Q, orthonormal columns, with Q^T gram Q of the symmetric part diagonal and falling; rows become x Q.
 
     Each column's entry of largest magnitude is positive.
     """
     xp = namespace(gram)
-    values, vectors = xp.linalg.eigh((gram + gram.swapaxes(-1, -2)) / 2)
-    values, vectors = values[..., ::-1], vectors[..., ::-1]
-    peak = xp.argmax(xp.abs(vectors), axis=-2)[..., None, :]
-    sign = xp.where(xp.take_along_axis(vectors, peak, axis=-2) < 0, -1.0, 1.0).astype(gram.dtype)
-    return values, vectors * sign
-
-
-def pca(gram: Float[AnyArray, "*batch n n"]) -> Float[AnyArray, "*batch n n"]:
-    """Basis Q with Q^T gram Q diagonal and falling; rows x are expressed in it as x Q."""
-    return spectrum(gram)[1]
+    Q = xp.linalg.eigh((gram + gram.swapaxes(-1, -2)) / 2)[1][..., ::-1]
+    peak = xp.argmax(xp.abs(Q), axis=-2)[..., None, :]
+    return Q * xp.where(xp.take_along_axis(Q, peak, axis=-2) < 0, -1.0, 1.0).astype(gram.dtype)
 
 
 def near_identity(V: Float[np.ndarray, "k b b"]) -> Float[np.ndarray, "k b b"]:

@@ -1,6 +1,6 @@
 """Orthogonal blocks as quantized Givens angles (Golub and Van Loan, 5.1.8), in floats and in integers.
 
-A block is V = G_1 G_2 ... G_p diag(signs), one plane rotation a pair. Angles are integer codes in units of
+A block is V = G_1 G_2 ... G_p, one plane rotation a pair. Angles are integer codes in units of
 2 pi / 2^bits. The decoder forms V from integer sines with rounding shifts, since sines of a libm differ between
 machines.
 """
@@ -10,6 +10,8 @@ from math import isqrt
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from rdopt.transforms.matrices.cayley import block_skew_size, skew_size
 
 SINE_BITS = 30
 MAX_BITS = 16
@@ -21,15 +23,7 @@ def angle_pairs(b: int) -> list[tuple[int, int]]:
     return [(j, i) for j in range(b) for i in range(j + 1, b)]
 
 
-def block_angle_count(n: int, block: int) -> int:
-    """Number of angles of a block-diagonal transform of width n; the last block may be smaller."""
-    full, rest = divmod(n, block)
-    return full * (block * (block - 1) // 2) + rest * (rest - 1) // 2
-
-
-def angle_codes(
-    Q: Float[np.ndarray, "k b b"], bits: int
-) -> tuple[Int[np.ndarray, "k p"], Float[np.ndarray, "k b"]]:
+def angle_codes(Q: Float[np.ndarray, "k b b"], bits: int) -> Int[np.ndarray, "k p"]:
     """Angles of orthogonal blocks by elimination, each rounded before the next one is found.
 
     Rows j and i turn so that Q_ij vanishes; what rounding an angle leaves there, the later ones take into
@@ -40,8 +34,8 @@ def angle_codes(
         bits: an angle is a multiple of 2 pi / 2^bits.
 
     Returns:
-        int32 codes in 1 - 2^(bits - 2) .. 2^(bits - 2) (half a turn: the sign of the pivot is free), and the
-        signs of the columns, 1 or -1, with `blocks_of_angles(codes, bits, signs)` close to Q.
+        int32 codes in 1 - 2^(bits - 2) .. 2^(bits - 2) (half a turn: the sign of the pivot is free), with
+        `blocks_of_angles(codes, bits)` close to Q but for the signs of its columns.
 
     Raises:
         ValueError: bits out of range.
@@ -59,21 +53,17 @@ def angle_codes(
         codes[:, at] = np.where(code == -(2 ** (bits - 2)), -code, code)
         c, s = np.cos(step * codes[:, at]), np.sin(step * codes[:, at])
         rows[j], rows[i] = c * rows[j] + s * rows[i], c * rows[i] - s * rows[j]
-    diagonal = np.einsum("jjk->kj", rows)
-    return codes, np.where(diagonal < 0, -1.0, 1.0)
+    return codes
 
 
-def blocks_of_angles(
-    codes: Int[np.ndarray, "k p"], bits: int, signs: Float[np.ndarray, "k b"] | None = None
-) -> Float[np.ndarray, "k b b"]:
-    """The float64 blocks V of quantized angles; all signs 1 when None.
+def blocks_of_angles(codes: Int[np.ndarray, "k p"], bits: int) -> Float[np.ndarray, "k b b"]:
+    """The float64 blocks V of quantized angles.
 
     Raises:
         ValueError: p is not b (b - 1) / 2 for a whole b.
     """
     angles = (2 * np.pi / 2**bits) * codes.T
-    V = _product(np.cos(angles), np.sin(angles), np.float64(1), 0)
-    return V if signs is None else V * signs[:, None, :]
+    return _product(np.cos(angles), np.sin(angles), np.float64(1), 0)
 
 
 def fixed_point_blocks(codes: Int[np.ndarray, "k p"], bits: int) -> Int[np.ndarray, "k b b"]:
@@ -98,8 +88,8 @@ def split_blocks(
     codes: Int[np.ndarray, " p"], n: int, block: int
 ) -> list[tuple[slice, Int[np.ndarray, "_ _"]]]:
     """(columns, angles of their k blocks) of the full blocks and of the smaller last one, if any."""
-    cut, at = n - n % block, block_angle_count(n - n % block, block)
-    full = (slice(0, cut), codes[:at].reshape(n // block, block_angle_count(block, block)))
+    cut, at = n - n % block, block_skew_size(n - n % block, block)
+    full = (slice(0, cut), codes[:at].reshape(n // block, skew_size(block)))
     last = (slice(cut, n), codes[at:].reshape(1, -1))
     return [(columns, part) for columns, part in (full, last) if columns.start < columns.stop]
 

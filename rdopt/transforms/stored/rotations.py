@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import INPUT_OF, Key
+from rdopt.transforms.matrices.cayley import block_skew_size
 from rdopt.transforms.matrices.givens import Pairs, butterfly, pair_count
 from rdopt.transforms.matrices.hadamard import sign_hadamard
-from rdopt.transforms.stored.angles import block_angle_count, blocks_of_angles, split_blocks
+from rdopt.transforms.stored.angles import blocks_of_angles, split_blocks
 from rdopt.transforms.stored.rotation import RotatedSides, Rotation, pair_gathers
 
 Structure = Literal["blocks", "butterfly", "pairs"]
@@ -69,12 +70,6 @@ class StoredRotations(NamedTuple):
         """The pairs that a rotation turns, layer by layer."""
         return butterfly(n) if site.pairs is None else site.pairs
 
-    def angle_count(self, n: int) -> int:
-        """Number of angles of a rotation of width n."""
-        if self.structure == "blocks":
-            return block_angle_count(n, self.size)
-        return pair_count(butterfly(n)) if self.structure == "butterfly" else self.size * (n // 2)
-
     def sides(self, layer: int, name: str, shape: tuple[int, ...]) -> RotatedSides:
         """What becomes of one matrix of shape (out, in)."""
         U, V = self.outputs.get((layer, name)), self.inputs.get((layer, INPUT_OF[name]))
@@ -87,3 +82,10 @@ def flattening(n: int) -> Float[np.ndarray, "n n"]:
     """The orthogonal matrix of signs that comes first where a Hadamard is asked for."""
     H = sign_hadamard(n)
     return H / np.sqrt(np.abs(H[0]).sum())
+
+
+def angle_count(structure: Structure, size: int, n: int) -> int:
+    """Number of angles of a rotation of width n."""
+    if structure == "blocks":
+        return block_skew_size(n, size)
+    return pair_count(butterfly(n)) if structure == "butterfly" else size * (n // 2)
