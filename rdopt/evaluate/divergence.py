@@ -81,8 +81,7 @@ class Reference:
 
     Args:
         params, arch: the original model.
-        inputs: token windows, (N, context) int.
-        scored: (N, context), True where a token is a target; see `windows`.
+        inputs, scored: token windows and which of their tokens are targets; see `windows`.
         batch: windows per device call.
         cache_bytes: keep the float32 log-probabilities below this size, else compute them per comparison.
 

@@ -27,13 +27,7 @@ def spread_apart(
 
 
 def name_ends(ax: Any, ends: Sequence[tuple[str, float, float, Any]], side: str) -> None:
-    """Writes names beside points.
-
-    Args:
-        ax: axes whose limits are set.
-        ends: (name, x, y, colour) of each.
-        side: "left" or "right" of the points.
-    """
+    """Writes names to the "left" or "right" of points, (name, x, y, colour) each, into axes whose limits are set."""
     log = ax.get_yscale() == "log"
     heights = np.array([np.log10(y) if log else y for *_, y, _ in ends])
     low, high = (float(np.log10(v) if log else v) for v in ax.get_ylim())

@@ -104,11 +104,8 @@ def mean_log_ratio(
 ) -> Estimate:
     """Mean over sizes of ln(sum a / sum b), with its error over draws and over sequences (delta method).
 
-    Draws and sequences are crossed, so their variances add up; what is left over counts twice, on the safe side.
-
-    Args:
-        a, b: sums of each sequence, above zero on average, of the same draws on the same sequences.
-        counts: tokens of each sequence.
+    Of sums over the tokens of a sequence, above zero on average, of the same draws on the same sequences. Draws and
+    sequences are crossed, so their variances add up; what is left over counts twice, on the safe side.
     """
     tokens = int(counts.sum())
     means = [x.sum(axis=(1, 2), keepdims=True) / (x.shape[1] * tokens) for x in (a, b)]

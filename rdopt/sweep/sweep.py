@@ -30,9 +30,8 @@ from rdopt.runs.folder import Metrics, finish_run, open_run
 from rdopt.runs.moments import moments_of
 from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
-from rdopt.sweep.plot import plot_curves
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point
-from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, point_table
+from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, plot_curves, point_table
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, load_alignment
@@ -41,16 +40,9 @@ from rdopt.transforms.stored.rotations import StoredRotations
 
 
 def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | None = None) -> list[Point]:
-    """Measures all points of a comparison; finished ones of an earlier try are kept.
+    """Measures all points of a comparison, arm by arm; finished ones of an earlier try in the folder are kept.
 
-    Args:
-        config: model, text, arms, slopes or targets.
-        out: the sweep's folder.
-        say: called with progress lines.
-        devices: for training; all local ones by default.
-
-    Returns:
-        the points, arm by arm.
+    Devices are those to train on, all local ones by default.
 
     Raises:
         UserError: bad input, or another comparison in the folder.

@@ -11,6 +11,7 @@ import pytest
 from rdopt.cli.main import main
 from rdopt.codec.coders.constriction import unpack_integers
 from rdopt.config.errors import UserError
+from rdopt.study.figures import coefficient_figures, energy_curve
 from rdopt.study.toy.coding import (
     CodedPoint,
     TableClasses,
@@ -31,7 +32,6 @@ from rdopt.study.toy.coordinates import (
     stored_coordinates,
 )
 from rdopt.study.toy.experiment import representation_of
-from rdopt.study.toy.figures import coefficient_figures, energy_curve
 from rdopt.study.toy.mlp import mean_sensitivities, mlp_shapes, run_mlp, start_mlp, train_mlps
 from rdopt.study.toy.predictions import TOY_PREDICTIONS, SeedMean, mean_over_seeds
 from rdopt.study.toy.report import mean_cell

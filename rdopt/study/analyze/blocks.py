@@ -32,13 +32,7 @@ SAVE_AFTER = 60.0  # seconds since the last state
 
 @dataclass
 class PassState:
-    """What the pass has so far.
-
-    Attributes:
-        done: blocks that are finished.
-        rows: of matrices in bases.
-        streams: residual stream of every network that has one of its own, (n, T, d) float32.
-    """
+    """What the pass has so far: blocks done, rows, residual streams of the networks that have one, float32."""
 
     done: int = 0
     rows: list[Row] = field(default_factory=list)
@@ -97,15 +91,7 @@ class _BlockInBasis(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockPass:
-    """The pass of one model.
-
-    Attributes:
-        params: of `lazy_params`.
-        arch: of the model.
-        bases: gauges by name.
-        networks: run beside it.
-        store: moments of the blocks.
-    """
+    """The pass of one model, its params those of `lazy_params`, the store that of its moments."""
 
     params: Mapping[str, Any]
     arch: Architecture

@@ -105,9 +105,8 @@ def row_of(
     Args:
         W: in the basis.
         place: name, layer, kind and basis.
-        inputs: power that comes in along each column, the diagonal of sigma.
-        outputs: power of the gradient at each row, the diagonal of G.
-        singular: concentration of its energy over singular directions.
+        inputs, outputs: power that comes in along each column and of the gradient at each row, diagonals of sigma, G.
+        singular: `singular_concentration`.
     """
     inputs, outputs = np.maximum(inputs, 0), np.maximum(outputs, 0)
     return {

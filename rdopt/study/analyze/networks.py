@@ -148,12 +148,9 @@ class Network(NamedTuple):
 
 
 def networks_of(bases: Sequence[str], bits: Sequence[int], protected: float) -> list[Network]:
-    """All networks of an analysis: the first of the bases with noise, and all of them rounded.
+    """All networks: every basis as it is and rounded to every number of bits, the first one with noise, too.
 
-    Args:
-        bases: the coordinate systems.
-        bits: lengths of codes.
-        protected: share of the weights that outlier protection keeps in 16 bits.
+    Without protection of outliers, and with that share of them in 16 bits.
     """
     noises = [Noise(entries, share) for share in SHARES for entries in ("largest", "random")]
     noises += [Noise(directions) for directions in ("weak", "all", "strong")]

@@ -32,15 +32,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Analysis(NamedTuple):
-    """One model in several coordinate systems.
+    """One model in several coordinate systems: its name, the text in words, how many tokens of it were scored.
 
-    Attributes:
-        model: its name.
-        text: what it was measured on, in words.
-        tokens: how many were scored.
-        rows: of all matrices in all bases.
-        kl: mean KL(original || network) of every network, nats/token.
-        judgements: the predictions with what was found.
+    Rows are those of all matrices in all bases, KL is the mean KL(original || network) in nats/token.
     """
 
     model: str

@@ -52,9 +52,6 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say, *, trajec
         trajectory: folder of checkpoints step-* of the model's training, for the hypotheses of the manifold; None:
             they are left out.
 
-    Returns:
-        what was measured; analysis.json holds its `to_json`.
-
     Raises:
         UserError: bad input, or a folder that holds something else.
     """
@@ -130,13 +127,9 @@ def divergences(
     tokens: Int[np.ndarray, "n T"],
     scored: Bool[np.ndarray, "n T"],
 ) -> Float[np.ndarray, "networks n"]:
-    """Summed KL(original || network) of every sequence, nats.
+    """Summed KL(original || network) of every sequence over its scored tokens, nats.
 
-    Args:
-        blocks: what was passed: the original, its bases and the networks.
-        streamed: stream behind the last block of every network that has one of its own.
-        tokens: the sequences.
-        scored: which of their tokens are targets.
+    `streamed` are the streams behind the last block of all networks that have one of their own.
     """
     params, arch, networks = blocks.params, blocks.arch, blocks.networks
     last = dict(zip((network for network in networks if network.has_stream), streamed, strict=True))

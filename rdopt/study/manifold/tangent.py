@@ -17,9 +17,6 @@ Random = np.random.Generator
 def tangent(points: Float[np.ndarray, "k N"]) -> Float[np.ndarray, "N d"]:
     """J, the span of the differences of all points from the last one: J^T J = 1, by falling singular values, float64.
 
-    Args:
-        points: at least two, in order of time.
-
     Raises:
         ValueError: all points are alike.
     """

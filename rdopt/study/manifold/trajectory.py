@@ -46,12 +46,7 @@ class Trajectory(NamedTuple):
 
 
 class Harm(NamedTuple):
-    """KL of noisy models.
-
-    Attributes:
-        sums: arm -> KL of each sequence, summed over its tokens, nats.
-        counts: tokens of each sequence.
-    """
+    """KL of noisy models: by arm that of each sequence, summed over its tokens, nats; and how many these are."""
 
     sums: Mapping[str, Float[np.ndarray, "sizes draws N"]]
     counts: Int[np.ndarray, " N"]
@@ -75,15 +70,10 @@ def params_of(vector: Float[np.ndarray, " N"], params: Params) -> Params:
 
 
 def read_trajectory(steps: Path, subject: Subject, last: int | None = None) -> Trajectory:
-    """Reads the folders step-* of a run in the order of their names.
-
-    Args:
-        steps: the folder that train_demo_lm.py --keep-checkpoints leaves.
-        subject: the model that the run ended with.
-        last: how many checkpoints at most; None: all.
+    """Reads the folders step-* that train_demo_lm.py --keep-checkpoints leaves, in order, all or the last few.
 
     Raises:
-        UserError: fewer than three checkpoints, another network, or a model that is not the last of them.
+        UserError: fewer than three checkpoints, another network, or a subject that is not the last of them.
     """
     folders = sorted(steps.glob("step-*"))[-(last or 0) :]
     if len(folders) < 3:

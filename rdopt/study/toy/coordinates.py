@@ -33,12 +33,9 @@ _DRAWS = 8  # of the noise, when start and result are compared
 
 
 class Coordinates(NamedTuple):
-    """The axes that matrices are seen in, and the bytes that rebuild them.
+    """Axes of outputs U and of inputs V by the place of their matrix, float64, and the bytes that rebuild them.
 
-    Attributes:
-        U: place of a matrix -> axes of its outputs, (out, out) float64; the identity where there are none.
-        V: place -> axes of its inputs, (in, in).
-        data: the bytes.
+    Where there are none they are the identity.
     """
 
     U: Mapping[int, Float[np.ndarray, "out out"]] = MappingProxyType({})

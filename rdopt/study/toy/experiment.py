@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from rdopt.codec.grids.steps import log_steps
 from rdopt.config.progress import Say
+from rdopt.study.figures import coefficient_figures, energy_curve, in_steps
 from rdopt.study.toy.coding import (
     CodedPoint,
     TableClasses,
@@ -34,7 +35,6 @@ from rdopt.study.toy.coordinates import (
     principal_axes,
     stored_coordinates,
 )
-from rdopt.study.toy.figures import coefficient_figures, energy_curve, in_steps
 from rdopt.study.toy.mlp import mean_sensitivities, run_mlp, train_mlps
 from rdopt.study.toy.settings import HIDDEN_LAYERS, REFERENCE_DB, SAMPLES, SNR_AIMS, SNR_LEVELS, ToySettings
 from rdopt.study.toy.signal import (

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.runs.figures import dumps
+from rdopt.study.figures import TOPS
 from rdopt.study.toy.coding import CodedPoint, bits_at
 from rdopt.study.toy.experiment import ENERGY_COUNTS, TOY_ARMS
-from rdopt.study.toy.figures import TOPS
 from rdopt.study.toy.predictions import SeedMean, SeedRecord, mean_over_seeds, outcomes
 from rdopt.study.toy.settings import HIDDEN_LAYERS, REFERENCE_DB, SAMPLES, SNR_AIMS, SNR_LEVELS, ToySettings
 

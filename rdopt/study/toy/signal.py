@@ -17,13 +17,7 @@ _SLOWEST = 1.0  # cycles over the domain
 
 
 class Sinusoids(NamedTuple):
-    """sum_m a_m cos(2 pi f_m x + p_m), float64.
-
-    Attributes:
-        amplitudes: a.
-        cycles: f over the domain [0, 1).
-        phases: p in radians.
-    """
+    """sum_m a_m cos(2 pi f_m x + p_m), float64: amplitudes a, cycles f over the domain [0, 1), phases p in radians."""
 
     amplitudes: Float[np.ndarray, " m"]
     cycles: Float[np.ndarray, " m"]
