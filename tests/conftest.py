@@ -23,15 +23,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import checked_calls
 import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes and dtypes in these rooms' signatures are checked at every call while tests run.
+# Shapes and dtypes in these rooms' signatures are checked while tests run.
 CHECKED_ROOMS = (
     *("checkpoint", "operator", "evaluate", "calibration", "transforms", "rate", "runs", "align", "codec", "encode"),
 )
+checked_calls.install()
 install_import_hook([f"rdopt.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
 
 from rdopt.calibration.backward import second_moments  # noqa: E402 - after the hook
@@ -49,6 +51,21 @@ from rdopt.checkpoint.write import carried_files, write_checkpoint  # noqa: E402
 
 hypothesis.settings.register_profile("rdopt", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("rdopt")
+
+# Files of minutes first, whole files to a worker: those of seconds behind them fill both workers to the end.
+LONG = ("notebooks", "tests/cli", "tests/sweep", "tests/align", "tests/study", "tests/encode")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist takes the files as they are collected, not those of many tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the rooms in `LONG` come first."""
+    items.sort(key=lambda item: next((i for i, room in enumerate(LONG) if item.nodeid.startswith(room)), len(LONG)))
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -332,7 +332,7 @@ def tiny_folder(tmp_path_factory):
 def four_devices(tiny_folder):
     """A process with four devices that learns beside the tests of one, and the file it will write."""
     code = "import sys, test_learning; test_learning.learn_on_all_devices(*sys.argv[1:])"
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     here, out = Path(__file__).parents[1], tiny_folder.parent / "four.npz"
     path = os.pathsep.join(map(str, (Path(__file__).parent, here, here.parent)))
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
