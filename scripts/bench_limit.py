@@ -108,7 +108,7 @@ def code(layer: GaussianLayer, grid: TestedGrid, c: float) -> tuple[float, float
         plan = fit_plan([path])
     packed = pack_trellis([path], ["columns"], plan, grid.states, 1)
     head = BitWriter()
-    head.gammas(packed.index)
+    head.gammas(packed.numbers)
     size = sum(map(len, (packed.codes, packed.tables, pack_spreads(plan.spreads), pack_lists([logs]), head.bytes())))
     (decoded,) = unpack_trellis(packed.codes, packed.tables, plan.spreads, BitReader(head.bytes()), [(m, n)], 1)
     error = (layer.W - decoded.values * col) @ layer.L

@@ -154,7 +154,7 @@ def coders(x: Matrix) -> dict[str, Callable[[], Any]]:
     plan = fit_plan([path])
     packed = pack_trellis([path], ["columns"], plan, 8, 1)
     head, exponents = BitWriter(), np.zeros(len(x.W), np.int32)
-    head.gammas(packed.index)
+    head.gammas(packed.numbers)
 
     def decode() -> Any:
         index = BitReader(head.bytes())

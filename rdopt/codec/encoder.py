@@ -14,33 +14,17 @@ from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import EMBED, HEAD, Architecture, Key, matrix_shapes
 from rdopt.codec.coders.constriction import encode_indices
-from rdopt.codec.coders.order import Order
 from rdopt.codec.grids.lloyd import LloydLevels, write_levels
-from rdopt.codec.grids.trellis import TrellisPath
 from rdopt.codec.streams.container import pack
 from rdopt.codec.streams.gains import Gains, pack_gains
-from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, coded_bits, write_index
-from rdopt.codec.streams.paths import pack_trellis
+from rdopt.codec.streams.index import LLOYD, SCALAR, MatrixCodes, bits_of, coded_bits, write_index
 from rdopt.codec.streams.scales import pack_scales, plain_size
 from rdopt.codec.streams.stored import pack_stored
 from rdopt.codec.streams.structured import Structured, pack_structured
 from rdopt.codec.streams.uncoded import pack_uncoded
 from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis import TrellisPlan
 from rdopt.codec.tables.uniform import UniformPlan, table_classes, write_tables
-from rdopt.config.schema import EntropyCoder
 from rdopt.transforms.stored.rotations import StoredRotations
-
-
-class MatrixCodes(NamedTuple):
-    """The indices of all matrices as streams, what the index says of them, and their ideal code length in bits."""
-
-    method: int
-    codes: bytes
-    tables: bytes
-    spreads: list[Spreads]
-    numbers: tuple[int, ...]
-    bits: float
 
 
 class Coded(NamedTuple):
@@ -126,19 +110,6 @@ def code_lloyd(
     """Entropy-codes indices on Lloyd-Max grids, whose levels follow the lengths of the strings."""
     coded = code_scalar(matrices, plan, threads)
     return coded._replace(method=LLOYD, numbers=(*coded.numbers, *write_levels(levels)))
-
-
-def code_trellis(
-    paths: Sequence[TrellisPath],
-    orders: Sequence[Order],
-    plan: TrellisPlan,
-    states: int,
-    threads: int,
-    entropy_coder: EntropyCoder,
-) -> MatrixCodes:
-    """Entropy-codes paths through the trellis; see `pack_trellis`."""
-    packed = pack_trellis(paths, orders, plan, states, threads, entropy_coder)
-    return MatrixCodes(TRELLIS, packed.codes, packed.tables, plan.spreads, packed.index, packed.bits)
 
 
 def assemble(

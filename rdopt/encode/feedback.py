@@ -6,9 +6,10 @@ the step per column a_j = c / L_jj makes every column's error weigh the same: Wa
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from rdopt.codec.grids.uniform import round_dead_zone
+from rdopt.codec.tables.classes import rank1_spreads
 
 BLOCK = 64  # columns whose errors are fed back at once; those behind them by one matrix product
 
@@ -57,3 +58,24 @@ def quantize_feedback(
             Y[: j - low] -= np.outer(M[j, low:j], z[j])
         E[low:high] -= col[low:high, None] * z[low:high]
     return np.ascontiguousarray(z.T)
+
+
+def coordinate_spreads(
+    values: Num[np.ndarray, "out in"],
+    error: Float[np.ndarray, "out in"],
+    L: Float[np.ndarray, "in in"],
+    M: Float[np.ndarray, "out out"] | None,
+    row: Float[np.ndarray, " out"],
+    col: Float[np.ndarray, " in"],
+) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+    """`rank1_spreads` of the coordinates that feedback rounded, which predict indices better than these themselves.
+
+    Args:
+        values: what the coordinates were rounded to, in steps.
+        error: W - W^, which holds what is left over: the coordinates are values + M^T error L in steps.
+        L, M: lower Cholesky factors of input and output moment; no M without feedback over the rows.
+        row, col: step factors.
+    """
+    left = error @ L if M is None else M.T @ error @ L
+    rows = row if M is None else row * np.diagonal(M)
+    return rank1_spreads(values + left / np.outer(rows, col * np.diagonal(L)))

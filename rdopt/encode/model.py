@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rdopt.checkpoint.families import Key
 from rdopt.codec.coders.order import Order
-from rdopt.codec.encoder import Coded, Encoded, MatrixCodes, assemble, code_lloyd, code_scalar, code_trellis
+from rdopt.codec.encoder import Coded, Encoded, assemble, code_lloyd, code_scalar
+from rdopt.codec.streams.index import MatrixCodes
+from rdopt.codec.streams.paths import pack_trellis
 from rdopt.codec.tables.classes import RowsCols
 from rdopt.codec.tables.uniform import choose_plan
 from rdopt.config.progress import Tick
@@ -73,7 +75,7 @@ def _through_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     model = quantize_trellis(source, c, encode, progress)
     orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
     paths = list(model.paths.values())
-    codes = code_trellis(paths, orders, model.plan, encode.states, encode.threads, encode.coder)
+    codes = pack_trellis(paths, orders, model.plan, encode.states, encode.threads, encode.coder)
     return _coded(source, c, codes)._replace(
         gains=model.gains,
         components=model.components,

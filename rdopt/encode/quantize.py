@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
-from rdopt.codec.tables.classes import coordinate_spreads, rank1_spreads
+from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig, GridName
-from rdopt.encode.feedback import quantize_feedback, quantize_rounding
+from rdopt.encode.feedback import coordinate_spreads, quantize_feedback, quantize_rounding
 from rdopt.rate.grids import GRIDS
 from rdopt.transforms.aligned import Block
 

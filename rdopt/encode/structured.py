@@ -56,7 +56,10 @@ def _cost_table() -> Float[np.ndarray, " knots"]:
 
 
 def log2_spreads(x: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out in"]:
-    """log2(rho_i kappa_j) of the Gaussian of rank-1 spreads under which x is likeliest."""
+    """log2(rho_i kappa_j) of the Gaussian of rank-1 spreads under which x is likeliest.
+
+    Unlike those of `codec.tables.classes` the scales have no floor of half a count: x may lie far below a step.
+    """
     power = np.square(x)
     kappa2 = np.maximum(power.mean(axis=0), _SMALLEST)
     rho2 = np.ones(len(x))

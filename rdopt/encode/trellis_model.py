@@ -17,12 +17,13 @@ from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath, trellis_step
 from rdopt.codec.streams.gains import Gains, quantize_gains
 from rdopt.codec.streams.structured import Structured, component, dequantize_structured
-from rdopt.codec.tables.classes import RowsCols, coordinate_spreads, rank1_spreads
+from rdopt.codec.tables.classes import RowsCols, rank1_spreads
 from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import quantize_columns
 from rdopt.encode.drift import Prefix
+from rdopt.encode.feedback import coordinate_spreads
 from rdopt.encode.gain_fit import gain_precision, unbiased_gains
 from rdopt.encode.quantize import Grid
 from rdopt.encode.source import Source

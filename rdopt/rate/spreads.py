@@ -4,7 +4,8 @@ Of Gaussian entries with such spreads the likeliest scales are means of what the
 
     rho_i^2 = mean_j x_ij^2 / kappa_j^2,   kappa_j^2 = mean_i x_ij^2 / rho_i^2,
 
-each the other's fixed point; the encoder iterates them in float64 (`rdopt.codec.tables.classes`).
+each the other's fixed point; the encoder iterates them in float64 (`rdopt.codec.tables.classes`), here one round, with
+floors that gradients pass smoothly, is enough.
 """
 
 import jax

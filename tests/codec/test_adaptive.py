@@ -31,7 +31,7 @@ def paths_of(shapes, states=8):
 
 def unpacked(packed, plan, shapes):
     head = BitWriter()
-    head.gammas(packed.index)
+    head.gammas(packed.numbers)
     return unpack_trellis(packed.codes, packed.tables, plan.spreads, BitReader(head.bytes()), shapes, 1)
 
 
@@ -98,9 +98,9 @@ def test_an_unknown_coder_number_is_refused():
     paths = paths_of([(20, 5)])
     plan = fit_plan(paths)
     packed = pack_trellis(paths, ["columns"], plan, 8, 1)
-    index = (*packed.index[:3], len(CODERS), *packed.index[4:])
+    index = (*packed.numbers[:3], len(CODERS), *packed.numbers[4:])
     with pytest.raises(ValueError, match="entropy coder number 3"):
-        unpacked(packed._replace(index=index), plan, [(20, 5)])
+        unpacked(packed._replace(numbers=index), plan, [(20, 5)])
 
 
 def test_spreads_beyond_any_table_are_refused_as_a_sentence():
@@ -111,7 +111,7 @@ def test_spreads_beyond_any_table_are_refused_as_a_sentence():
     packed = pack_trellis(paths, ["columns"], fit_plan(paths), 8, 1)
     with pytest.raises(ValueError, match=r"2\^40 steps"):
         wide = plan._replace(precision=1, spreads=[s._replace(row=s.row // 4) for s in plan.spreads])
-        unpacked(packed._replace(index=(3, *packed.index[1:])), wide, [(20, 5)])
+        unpacked(packed._replace(numbers=(3, *packed.numbers[1:])), wide, [(20, 5)])
 
 
 def test_starting_contexts_are_the_conditional_probabilities_of_the_tables():

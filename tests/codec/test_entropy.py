@@ -19,7 +19,7 @@ from rdopt.codec.coders.constriction import (
     unpack_lists,
 )
 from rdopt.codec.grids.steps import STEPS_PER_OCTAVE, exp_steps, log_steps
-from rdopt.codec.tables.classes import Spreads, classes_of, pack_spreads, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.classes import Spreads, classes_of, log2_spread, pack_spreads, quantize_spreads, rank1_spreads
 from rdopt.codec.tables.frequencies import (
     PRECISION,
     ideal_bits,
@@ -37,7 +37,6 @@ from rdopt.codec.tables.uniform import (
     UniformShape,
     choose_plan,
     derived_table,
-    middle,
     read_tables,
     table_classes,
     write_tables,
@@ -158,7 +157,7 @@ trimmed = counts_lists.map(lambda c: np.trim_zeros(c, "b"))
 def test_the_tables_of_a_file_read_back(found, shape, derive):
     explicit = frozenset(found if not derive else list(found)[::2])
     tables = {
-        key: normalize(counts) if key in explicit else derived_table(shape, middle(key, 4, 2), len(counts))
+        key: normalize(counts) if key in explicit else derived_table(shape, log2_spread(key, 4, 2), len(counts))
         for key, counts in found.items()
     }
     again = read_tables(write_tables(UniformPlan(4, 2, shape, [], tables, explicit, 0.0)), 4, 2)
@@ -180,12 +179,12 @@ def test_arbitrary_bytes_are_tables_or_a_value_error(data):
 @pytest.mark.parametrize("key", [-9, 0, 11])
 def test_derived_tables_are_the_blend_integrated_over_the_bins(blend, key):
     shape = UniformShape(blend, UNIFORM_SCALES // 2)
-    octaves = Fraction(*middle(key, 4, 1))
+    octaves = Fraction(*log2_spread(key, 4, 1))
     s, w, size = 2.0 ** float(octaves), blend / UNIFORM_BLENDS, 200
     edges = np.arange(size) + 0.5
     tail = w * np.exp(-edges / s * np.sqrt(2)) + (1 - w) * 2 * scipy.stats.norm.sf(edges / s)
     mass = np.concatenate([1 - tail[:1], -np.diff(tail)])
-    freq = derived_table(shape, middle(key, 4, 1), size)
+    freq = derived_table(shape, log2_spread(key, 4, 1), size)
     assert freq.sum() == 1 << PRECISION and freq.min() >= 1
     np.testing.assert_allclose(freq[1:] - 1, ((1 << PRECISION) - size) * mass[1:], atol=1.1)
 

@@ -17,7 +17,6 @@ from rdopt.codec.tables.trellis import (
     SPREAD_PRECISIONS,
     TrellisPlan,
     fit_plan,
-    log2_spread,
     rate_table,
     read_shapes,
     starting_plan,
@@ -46,7 +45,7 @@ def packed(scale=3.0):
 
 def unpacked(found, plan, index=None, threads=1, shapes=SHAPES, **streams):
     out = BitWriter()
-    out.gammas(found.index if index is None else index)
+    out.gammas(found.numbers if index is None else index)
     codes, tables = streams.get("codes", found.codes), streams.get("tables", found.tables)
     return unpack_trellis(codes, tables, plan.spreads, BitReader(out.bytes()), shapes, threads)
 
@@ -137,7 +136,7 @@ def test_codes_of_another_length_are_a_value_error():
 
 def test_an_index_of_another_trellis_is_a_value_error():
     _, plan, found = packed()
-    precision, states, *rest = found.index
+    precision, states, *rest = found.numbers
     assert (precision, states) == (SPREAD_PRECISIONS.index(plan.precision), 8)
     for index, match in (((99, 8, *rest), "precision"), ((precision, 7, *rest), "7 states"), ((precision,), "ends")):
         with pytest.raises(ValueError, match=match):
@@ -175,7 +174,7 @@ def test_the_trellis_sees_the_code_lengths_of_the_integer_tables():
         for grid in range(2):
             row = 2 * place + grid
             freq = np.diff(coder.start[row].astype(np.int64))[: coder.symbols[row] - 1]
-            if log2_spread(key, plan.precision)[0] >= 5 * max(plan.precision, 1):
+            if key >= 5 * max(plan.precision, 1):
                 assert not bits[key - low, grid].any()
                 continue
             common = np.flatnonzero(freq > 100)

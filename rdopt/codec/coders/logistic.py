@@ -1,8 +1,8 @@
 """Entropy coding of lists of smooth integers: a linear prediction, a logistic law around it, rANS.
 
-The prediction of an entry is an integer linear form of features known to the decoder, the spread of the law follows
-the errors made so far in the list (as in lossless audio coding, Robinson 1994), and the frequencies come from
-correctly rounded decimals and integer products: encoder and decoder form the same integers on every machine.
+Lossless audio coders predict and code residuals likewise (Robinson 1994). The prediction of an entry is an integer
+linear form of features known to the decoder, the spread of the law follows the errors made so far in the list, and the
+frequencies come from correctly rounded decimals and integer products: the same integers on every machine.
 """
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext

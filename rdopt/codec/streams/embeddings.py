@@ -51,7 +51,7 @@ def pack_embeddings(
     orders: list[Order] = ["columns" for _ in paths]
     packed = pack_trellis(paths, orders, plan, states, threads, entropy_coder)
     index = BitWriter()
-    index.gammas(packed.index)
+    index.gammas(packed.numbers)
     scales = pack_lists(rows) + pack_lists(cols) + pack_spreads(plan.spreads)
     parts = index.bytes(), scales, packed.tables
     return b"".join((_HEADER.pack(*map(len, parts)), *parts, packed.codes))

@@ -9,9 +9,29 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rdopt.codec.coders.bits import BitReader, BitWriter
+from rdopt.codec.tables.classes import Spreads
 
 SCALAR, TRELLIS, LLOYD = 0, 1, 2  # how the matrices of a file are coded
 _MATRIX_STREAMS = ("codes", "tables", "scales", "structured", "gains", "transforms")
+
+
+class MatrixCodes(NamedTuple):
+    """The indices of all matrices as streams.
+
+    Attributes:
+        method: SCALAR, TRELLIS or LLOYD.
+        codes, tables: the streams of these names.
+        spreads: of each matrix.
+        numbers: what the index says of them.
+        bits: their ideal code length.
+    """
+
+    method: int
+    codes: bytes
+    tables: bytes
+    spreads: list[Spreads]
+    numbers: tuple[int, ...]
+    bits: float
 
 
 class Index(NamedTuple):

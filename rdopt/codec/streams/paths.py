@@ -16,8 +16,9 @@ from rdopt.codec.coders.order import Order, from_lanes, to_lanes
 from rdopt.codec.coders.rans import INTERLEAVED_LANES, Blank, Coder, Lanes, bits_of_lanes
 from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
-from rdopt.codec.tables.classes import Spreads
-from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, log2_spread, read_shapes, write_shapes
+from rdopt.codec.streams.index import TRELLIS, MatrixCodes
+from rdopt.codec.tables.classes import Spreads, log2_spread
+from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, read_shapes, write_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EntropyCoder
 
@@ -32,15 +33,6 @@ class Piece(NamedTuple):
     matrix: int
     first: int
     last: int
-
-
-class Packed(NamedTuple):
-    """Streams and index of the coded matrices, and their ideal code length in bits."""
-
-    codes: bytes
-    tables: bytes
-    index: tuple[int, ...]
-    bits: float
 
 
 def segments(shapes: Sequence[tuple[int, int]]) -> list[list[Piece]]:
@@ -71,7 +63,7 @@ def pack_trellis(
     states: int,
     threads: int,
     entropy_coder: EntropyCoder = "rans",
-) -> Packed:
+) -> MatrixCodes:
     """Entropy-codes the paths of all matrices.
 
     Raises:
@@ -98,9 +90,11 @@ def pack_trellis(
         bits = list(pool.map(lambda x: _bits(x, lengths, tables), lanes))
     orders_code = sum((order == "diagonals") << i for i, order in enumerate(orders))
     number = list(CODERS).index(entropy_coder)
-    return Packed(
+    return MatrixCodes(
+        TRELLIS,
         b"".join(codes),
         write_shapes(plan),
+        plan.spreads,
         (SPREAD_PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
         float(sum(bits)),
     )

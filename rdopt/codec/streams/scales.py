@@ -5,6 +5,7 @@ steps of its channel and a matrix from those that share its input.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 
 from rdopt.checkpoint.families import Key, MatrixShapes
 from rdopt.codec.coders.constriction import pack_lists
@@ -42,22 +43,16 @@ def unpack_scales(
     Raises:
         ValueError: damaged bytes.
     """
-    heights = {key: shape[0] for key, shape in shapes.items()}
-    ins = {key: shape[1] for key, shape in shapes.items()}
-    families = [[(part[key], key) for key in f] for part in (heights, widths, heights, ins) for f in _families(part)]
-    unpacked, rest = unpack_families(data, [(len(f), f[0][0]) for f in families])
+    heights, ins = ({key: shape[i] for key, shape in shapes.items()} for i in range(2))
+    parts = heights, widths, heights, ins
+    unpacked, rest = unpack_families(data, [(len(f), part[f[0]]) for part in parts for f in _families(part)])
     if rest:
         raise ValueError("the scales do not end with their last value")
-    lists = iter(zip(families, unpacked, strict=True))
-
-    def part(like: Mapping[Key, int]) -> dict[Key, Ints]:
-        values: dict[Key, Ints] = {}
-        for _ in _families(like):
-            family, some = next(lists)
-            values |= {key: x for (_, key), x in zip(family, some, strict=True)}
-        return {key: values[key] for key in like}
-
-    rows, cols, row_spreads, col_spreads = part(heights), part(widths), part(heights), part(ins)
+    lists = chain.from_iterable(unpacked)
+    found = [{key: next(lists) for family in _families(part) for key in family} for part in parts]
+    rows, cols, row_spreads, col_spreads = (
+        {key: values[key] for key in part} for part, values in zip(parts, found, strict=True)
+    )
     return rows, cols, {key: Spreads(row_spreads[key], col_spreads[key]) for key in shapes}
 
 

@@ -109,8 +109,8 @@ def unpack_structured(data: bytes, shapes: MatrixShapes) -> dict[Key, Structured
     rest, structured = data[source.bytes_read :], {}
     for key, (rank, shift) in sizes.items():
         lists, rest = unpack_families(rest, [(1, n) for n in shapes[key] for _ in range(rank)])
-        factors = np.split(np.arange(2 * rank), 2)
-        left, right = (np.stack([lists[i][0] for i in part], axis=1).astype(np.int64) for part in factors)
+        halves = lists[:rank], lists[rank:]
+        left, right = (np.stack([x for (x,) in half], axis=1).astype(np.int64) for half in halves)
         if max(np.abs(left).max(), np.abs(right).max()) > MAX_FACTOR:
             raise ValueError("a factor is out of range")
         structured[key] = Structured(left, right, shift)

@@ -30,7 +30,8 @@ def rank1_spreads(
     """Row and column scales (rho, kappa) with rho_i^2 kappa_j^2 ~ z_ij^2, float64, floored away from zero.
 
     Alternating maximum likelihood of a Gaussian with variance rho_i^2 kappa_j^2: each scale squared is the mean
-    of z^2 over the other one squared.
+    of z^2 over the other one squared. Floors are those of counts, since z are indices or coordinates that become some;
+    `encode.structured` prices real residuals, without that floor, `rate.spreads` is for gradients in float32.
     """
     power = np.square(z, dtype=np.float64)
     # An all-zero row or column would get scale zero; half a count keeps its logarithm finite.
@@ -44,27 +45,6 @@ def rank1_spreads(
     return np.sqrt(rho2), np.sqrt(kappa2)
 
 
-def coordinate_spreads(
-    values: Num[np.ndarray, "out in"],
-    error: Float[np.ndarray, "out in"],
-    L: Float[np.ndarray, "in in"],
-    M: Float[np.ndarray, "out out"] | None,
-    row: Float[np.ndarray, " out"],
-    col: Float[np.ndarray, " in"],
-) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
-    """`rank1_spreads` of the coordinates that feedback rounded, which predict indices better than these themselves.
-
-    Args:
-        values: what the coordinates were rounded to, in steps.
-        error: W - W^, which holds what is left over: the coordinates are values + M^T error L in steps.
-        L, M: lower Cholesky factors of input and output moment; no M without feedback over the rows.
-        row, col: step factors.
-    """
-    left = error @ L if M is None else M.T @ error @ L
-    rows = row if M is None else row * np.diagonal(M)
-    return rank1_spreads(values + left / np.outer(rows, col * np.diagonal(L)))
-
-
 def quantize_spreads(
     rho: Float[np.ndarray, " out"], kappa: Float[np.ndarray, " in"], precision: int
 ) -> Spreads:
@@ -74,6 +54,11 @@ def quantize_spreads(
         return Spreads(np.zeros(rho.size, np.int32), np.full(kappa.size, overall, np.int32))
     row = np.rint(precision * np.log2(rho)).astype(np.int32)
     return Spreads(row, np.rint(precision * np.log2(kappa)).astype(np.int32))
+
+
+def log2_spread(key: int, precision: int, width: int = 1) -> tuple[int, int]:
+    """log2 of the spread in the middle of `width` neighbouring classes, an exact fraction (numerator, denominator)."""
+    return 2 * key * width + width - 1, 2 * max(precision, 1)
 
 
 def classes_of(spreads: Spreads) -> Int[np.ndarray, "out in"]:

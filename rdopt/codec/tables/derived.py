@@ -21,9 +21,9 @@ _DIGITS = 25
 def derived_frequencies(
     bounds: Sequence[Decimal], log2_spread: tuple[int, int], scale: int, blend: int, *, escape: bool
 ) -> Int[np.ndarray, " symbols"]:
-    """Frequencies of the bins of |x|, each at least 1, summing to 2^PRECISION or a little less.
+    """Frequencies of the bins of |x|, each at least 1, summing to 2^PRECISION.
 
-    What rounding down leaves of the total is the caller's to give to a symbol.
+    What rounding down leaves of the total goes to the zero bin, with an escape to the most frequent symbol.
 
     Args:
         bounds: the upper ends of the bins, ascending.
@@ -40,7 +40,9 @@ def derived_frequencies(
         masses = [1 - tails[0], *(tails[k - 1] - tails[k] for k in range(1, len(tails)))]
         whole = Decimal(1) if escape else 1 - tails[-1]
         masses += [tails[-1]] * escape
-        return np.array([1 + int(room * max(m, Decimal(0)) / whole) for m in masses], np.int64)
+        freq = np.array([1 + int(room * max(m, Decimal(0)) / whole) for m in masses], np.int64)
+    freq[np.argmax(freq) if escape else 0] += (1 << PRECISION) - freq.sum()
+    return freq
 
 
 def _blended_tail(t: Decimal, weight: Decimal) -> Decimal:

@@ -18,7 +18,15 @@ from jaxtyping import Float, Int
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
 from rdopt.codec.coders.rans import Coder, make_coder
 from rdopt.codec.grids.trellis import RateTerm, TrellisPath
-from rdopt.codec.tables.classes import RowsCols, Spreads, classes_of, pack_spreads, quantize_spreads, rank1_spreads
+from rdopt.codec.tables.classes import (
+    RowsCols,
+    Spreads,
+    classes_of,
+    log2_spread,
+    pack_spreads,
+    quantize_spreads,
+    rank1_spreads,
+)
 from rdopt.codec.tables.derived import BLEND_UNIT, SCALE_UNIT, approximate_tails, derived_frequencies
 from rdopt.codec.tables.frequencies import PRECISION
 
@@ -53,37 +61,35 @@ class TrellisShape(NamedTuple):
 OctaveShapes = dict[tuple[int, int], TrellisShape]  # (octave, grid) -> shape
 
 
-def octave_of(log2_spread: tuple[int, int]) -> int:
+def octave_of(spread: tuple[int, int]) -> int:
     """Which shapes a class uses: floor(log2 spread), clipped to OCTAVES."""
-    return max(OCTAVES[0], min(OCTAVES[1], log2_spread[0] // log2_spread[1]))
+    return max(OCTAVES[0], min(OCTAVES[1], spread[0] // spread[1]))
 
 
-def raw_bits(log2_spread: tuple[int, int]) -> int:
+def raw_bits(spread: tuple[int, int]) -> int:
     """Low bits of an index that are coded raw: at spreads of many steps they are as good as uniform."""
-    return max(0, log2_spread[0] // log2_spread[1] - _FINE)
+    return max(0, spread[0] // spread[1] - _FINE)
 
 
-def table_size(log2_spread: tuple[int, int]) -> int:
+def table_size(spread: tuple[int, int]) -> int:
     """Symbols of a table before its escape."""
-    octave = log2_spread[0] // log2_spread[1] + 1 - raw_bits(log2_spread)
+    octave = spread[0] // spread[1] + 1 - raw_bits(spread)
     return max(2, (_REACH << max(octave, 0)) >> (1 + max(-octave, 0)))
 
 
 @cache
-def table(shape: TrellisShape, grid: int, log2_spread: tuple[int, int]) -> Int[np.ndarray, " symbols"]:
+def table(shape: TrellisShape, grid: int, spread: tuple[int, int]) -> Int[np.ndarray, " symbols"]:
     """Frequencies of |k| >> raw_bits and of the escape, summing to 2^PRECISION, each at least 1.
 
     Args:
         shape: of the class's octave.
         grid: 0 or 1.
-        log2_spread: of the class, an exact fraction (numerator, denominator).
+        spread: log2 of that of the class, as `log2_spread` gives it.
     """
-    size, raw = table_size(log2_spread), raw_bits(log2_spread)
+    size, raw = table_size(spread), raw_bits(spread)
     zero = Decimal(shape.zero + 1) / (8 if grid == 0 else 16)
     bounds = [zero if k == 1 else Decimal(2 * k - 1 - grid) for k in range(1 << raw, (size + 1) << raw, 1 << raw)]
-    freq = derived_frequencies(bounds, log2_spread, shape.scale - _PLAIN, shape.blend, escape=True)
-    freq[np.argmax(freq)] += (1 << PRECISION) - freq.sum()
-    return freq
+    return derived_frequencies(bounds, spread, shape.scale - _PLAIN, shape.blend, escape=True)
 
 
 def masses(
@@ -187,11 +193,6 @@ class TrellisPlan(NamedTuple):
         place = np.zeros(keys[-1] - keys[0] + 1, np.int16)
         place[np.array(keys) - keys[0]] = np.arange(len(keys))
         return place[classes_of(self.spreads[matrix]) - keys[0]]
-
-
-def log2_spread(key: int, precision: int) -> tuple[int, int]:
-    """log2 of the spread of a class as an exact fraction."""
-    return key, max(precision, 1)
 
 
 def starting_plan(spreads: Sequence[RowsCols]) -> TrellisPlan:

@@ -21,6 +21,7 @@ from rdopt.codec.tables.classes import (
     RowsCols,
     Spreads,
     classes_of,
+    log2_spread,
     pack_spreads,
     quantize_spreads,
     rank1_spreads,
@@ -46,26 +47,19 @@ class UniformShape(NamedTuple):
     scale: int
 
 
-def middle(key: int, precision: int, width: int) -> tuple[int, int]:
-    """log2 of the spread in the middle of a class, as an exact fraction (numerator, denominator)."""
-    return 2 * key * width + width - 1, 2 * max(precision, 1)
-
-
 @cache
-def derived_table(shape: UniformShape, log2_spread: tuple[int, int], size: int) -> Int[np.ndarray, " size"]:
+def derived_table(shape: UniformShape, spread: tuple[int, int], size: int) -> Int[np.ndarray, " size"]:
     """Frequencies of |z| = 0..size-1 of one class, summing to 2^PRECISION, each at least 1.
 
     Args:
         shape: of the file.
-        log2_spread: of the class, as `middle` gives it.
+        spread: log2 of that of the class, as `log2_spread` gives it.
         size: 1 + the largest magnitude, at most MAX_DERIVED.
     """
     if not 1 <= size <= MAX_DERIVED:
         raise ValueError(f"a derived table of {size} symbols, the limit is {MAX_DERIVED}")
     bounds = [k + Decimal("0.5") for k in range(size)]
-    freq = derived_frequencies(bounds, log2_spread, shape.scale - UNIFORM_SCALES // 2, shape.blend, escape=False)
-    freq[0] += (1 << PRECISION) - freq.sum()
-    return freq
+    return derived_frequencies(bounds, spread, shape.scale - UNIFORM_SCALES // 2, shape.blend, escape=False)
 
 
 def approximate_bits(
@@ -148,7 +142,7 @@ def read_tables(data: bytes, precision: int, width: int) -> Tables:
                 raise ValueError(f"the table of class {key} exceeds its total")
             tables[key] = np.array([*freq, rest], np.int64)
         else:
-            tables[key] = derived_table(shape, middle(key, precision, width), size)
+            tables[key] = derived_table(shape, log2_spread(key, precision, width), size)
     return tables
 
 
@@ -196,7 +190,7 @@ def _plan(counts: dict[int, np.ndarray], spreads: list[Spreads], precision: int,
     for key, row in counts.items():
         derived = None
         if len(row) <= MAX_DERIVED:
-            derived = derived_table(shape, middle(key, precision, width), len(row))
+            derived = derived_table(shape, log2_spread(key, precision, width), len(row))
         own = normalize(row)
         own_bits = ideal_bits(row, own)
         if derived is None or own_bits + _described(own) < ideal_bits(row, derived):
@@ -252,7 +246,7 @@ def _best_shape(counts: dict[int, np.ndarray], precision: int, width: int) -> tu
     dense = np.zeros((len(rows), max(map(len, rows.values()))))
     for i, row in enumerate(rows.values()):
         dense[i, : len(row)] = row
-    octaves = np.array([a / b for a, b in (middle(key, precision, width) for key in rows)])
+    octaves = np.array([a / b for a, b in (log2_spread(key, precision, width) for key in rows)])
     bits_of = [approximate_bits(scale, 2.0**octaves, dense) for scale in range(UNIFORM_SCALES)]
     shapes = (UniformShape(*x) for x in product(range(UNIFORM_BLENDS), range(UNIFORM_SCALES)))
     bits = {shape: bits_of[shape.scale][shape.blend] for shape in shapes}
