@@ -167,7 +167,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     make_model(folder / "model")
     make_text(folder / "text.jsonl")
-    words = ("--text", folder / "text.jsonl", *TEXT, *WINDOWS, "--analyze.bits", "4,8")
+    words = ("--text", folder / "text.jsonl", *TEXT, *WINDOWS, "--max-tokens", "1024", "--analyze.bits", "4,8")
     command = ("analyze", folder / "model", "--bases", BASES, *words)
     assert rdopt(*command, "--out", folder / "whole") == 0
     return folder, command
