@@ -1,4 +1,7 @@
-"""A model and a slope to the bytes of a file: quantize, choose the tables, code, pack."""
+"""A model and a slope to the bytes of a file: quantize, choose the tables, code, pack.
+
+Searches, finetuning and what outlives a kill are `encode.py`'s affair.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,7 @@
-"""A compressed file as transformers' own torch model."""
+"""A compressed file as transformers' own torch model.
+
+A file for another program, such as GGUF, would be a module beside this one, made from `codec.decoder.decode_file`.
+"""
 
 import tempfile
 from pathlib import Path

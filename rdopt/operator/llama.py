@@ -1,7 +1,8 @@
 """The Llama forward pass: RMSNorm, RoPE (plain and llama3), grouped-query attention, SwiGLU.
 
-Follows transformers' modeling_llama, _mistral, _qwen2 and _qwen3; the compute type is the parameters' type.
-Float32 products ask for the highest precision, because a GPU would otherwise round them to TF32.
+Follows transformers' modeling_llama, _mistral, _qwen2 and _qwen3; which matrices a block has is said in
+checkpoint/families.py MATRICES. The compute type is the parameters' type. Float32 products ask for the highest
+precision, because a GPU would otherwise round them to TF32.
 """
 
 from __future__ import annotations
