@@ -45,9 +45,3 @@ def test_the_fourier_basis_holds_the_energies_and_phases_of_numpys_rfft(n, seed)
 @pytest.mark.parametrize("basis", [dct, fourier])
 def test_a_constant_row_has_one_coefficient(basis):
     np.testing.assert_allclose(np.ones(7) @ basis(7), [np.sqrt(7), *[0] * 6], atol=1e-14)
-
-
-@pytest.mark.parametrize("basis", [dct, fourier])
-def test_no_width_below_one_has_a_basis(basis):
-    with pytest.raises(ValueError, match="a width of 0"):
-        basis(0)
