@@ -7,7 +7,8 @@ encoder finds. Finished cells lie in --cells.
     python scripts/ablate_transforms.py --cells cells --json transforms.json --plots plots \\
         --model ref-llama:docs_valid.txt:blank2
 
-scripts/results/transforms.json comes from this for ref-llama and from `--arms telling` for its other models.
+scripts/results/transforms.json comes from this for ref-llama and from `--arms telling` for its other models; its rows
+of the two parametrisations of rotations from `--arms parametrisations`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from peers.benchmark import Benchmark
 from peers.report import OWN_ARM, Cell, curves
 from peers.table import ArmVariant, add_arguments, run_table
 from scipy.stats import spearmanr
-from transform_arms.arms import FIXED_ARMS, LEARNED_ARMS, TELLING_ARMS, TransformArms
+from transform_arms.arms import FIXED_ARMS, LEARNED_ARMS, PARAMETRISATION_ARMS, TELLING_ARMS, TransformArms
 from transform_arms.plots import plot_transforms
 
 from rdopt.config.schema import EncodeConfig
@@ -32,12 +33,13 @@ from rdopt.sweep.curves import bd_rate, saved_bits_with_error
 _LAMS = (5.0, 6.0, 8.0, 24.0, 70.0, 200.0, 600.0)
 _COMPARED_AT = (1.5, 2.0, 3.0, 4.0)
 _BEYOND = (0.0, 0.002, 0.005)  # bits/weight between relaxed costs whose order is counted
+ARM_LISTS = {"telling": TELLING_ARMS, "parametrisations": PARAMETRISATION_ARMS}
 ArmCosts = Mapping[tuple[str, float], float]  # (arm, slope) -> J
 
 
 def chosen(which: str) -> list[str]:
     """The arms that are measured."""
-    return list(TELLING_ARMS) if which == "telling" else TransformArms.names()
+    return list(ARM_LISTS.get(which) or TransformArms.names())
 
 
 def arm_variants(benchmark: Benchmark, which: str, encode: EncodeConfig, steps: int) -> Iterator[ArmVariant]:
@@ -152,7 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.set_defaults(targets=list(_LAMS))
-    parser.add_argument("--arms", choices=("all", "telling"), default="all", help="all, or the most telling ones")
+    parser.add_argument(
+        "--arms", choices=("all", *ARM_LISTS), default="all",
+        help="all, the most telling ones, or rotations learned by Cayley against butterflies of Givens angles",
+    )
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of every training")
     parser.add_argument("--states", type=int, default=8, help="states of the trellis")
     parser.add_argument("--plots", type=Path, default=None, help="folder of the plots")

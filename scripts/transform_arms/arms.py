@@ -91,6 +91,9 @@ TELLING_ARMS = (
     "identity", "hadamard", "pca", "joint", "residual rotation alone", "all gauges",
     "all gauges + a layer of stored pairs",
 )
+PARAMETRISATION_ARMS = (
+    "identity", "hadamard", "pca", "joint", "both rotations, Cayley", "both rotations, butterflies",
+)
 
 
 class TransformArms:
