@@ -9,57 +9,20 @@ are left out: their solve grows with the cube of the width.
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from outputs import check_new, exit_code, write_json
+from synthetic_llama import llama_config, write_synthetic
 
-from rdopt.checkpoint.families import architecture_from_config, expected_tensors
 from rdopt.checkpoint.folder import open_checkpoint
-from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.config.errors import UserError
 
 _LIMIT_GIB = 8.0  # GiB that a model of this size has to fit in
-_SPREAD = 0.5  # of the logarithm of the columns' spreads
-_LARGE, _FACTOR = 1e-5, 20.0  # share of the entries that are outliers, and how large
-
-
-def config_of(args: argparse.Namespace) -> dict[str, Any]:
-    """config.json of the synthetic model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": args.hidden,
-        "intermediate_size": args.ffn,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": args.heads,
-        "num_key_value_heads": args.kv_heads,
-        "vocab_size": args.vocab,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-    }
-
-
-def synthetic(config: dict[str, Any], seed: int) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    """Tensors one at a time, float32; the output of a matrix keeps the power of its input."""
-    for i, (name, shape) in enumerate(expected_tensors(architecture_from_config(config)).items()):
-        rng = np.random.default_rng((seed, i))
-        if len(shape) == 1:
-            yield name, np.exp(0.1 * rng.standard_normal(shape, np.float32))
-            continue
-        W = rng.standard_normal(shape, np.float32) * np.exp(_SPREAD * rng.standard_normal(shape[1], np.float32))
-        W.ravel()[rng.integers(W.size, size=math.ceil(_LARGE * W.size))] *= _FACTOR
-        yield name, W * np.float32(0.5 / math.sqrt(shape[1]))
 
 
 def peak_gib() -> float:
@@ -72,11 +35,9 @@ def run(args: argparse.Namespace) -> None:
     """Makes the model, analyzes it, prints the peak."""
     check_new((args.json,))
     args.work.mkdir(parents=True, exist_ok=True)
-    model, config = args.work / "model", config_of(args)
-    if not model.exists():
-        print(f"writing {model}", flush=True)
-        demo = carried_files(open_checkpoint("demo").folder)  # for its tokenizer
-        write_checkpoint(model, config, synthetic(config, args.seed), dtype="bfloat16", files=demo, shard_bytes=1e9)
+    model = args.work / "model"
+    config = llama_config(args.hidden, args.ffn, args.layers, args.heads, args.kv_heads, args.vocab)
+    write_synthetic(model, config, args.seed)
     parameters, begun = open_checkpoint(model).num_parameters, time.perf_counter()
     words = ["analyze", model, "--out", args.work / "analysis", "--bases", args.bases, "--analyze.bits", args.bits,
              "--sequences", args.sequences, "--seq-len", args.context, "--context", args.context,

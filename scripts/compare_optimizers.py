@@ -35,7 +35,8 @@ from optimizers.spectra import Spectra, chance_gain
 from outputs import check_new, exit_code, write_json
 from peers.benchmark import model_and_text
 
-from rdopt.calibration.subject import corpus_moments, open_subject
+from rdopt.calibration.backward import second_moments
+from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config
@@ -78,7 +79,7 @@ def measure_model(spec: str, args: argparse.Namespace) -> ModelSpectra:
     """Spectra and savings of MODEL[:TEXT:SPLIT]."""
     model, text = model_and_text(spec, args.context, args.sequences)
     subject, corpus = open_subject(Config(model=model, text=text))
-    moments = corpus_moments(subject, corpus, text)
+    moments = second_moments(subject.params, subject.arch, corpus.calibration, seed=text.seed)
     figures, terms, weights = {}, {}, matrix_weights(subject.params)
     for name, aligned in in_coordinates(subject, moments).items():
         rows = matrix_spectra(aligned)

@@ -27,10 +27,10 @@ from rdopt.calibration.tokens import fingerprint, token_batch
 from rdopt.checkpoint.families import MATRICES, coded_weights
 from rdopt.config.load import config_yaml
 from rdopt.config.progress import Tick
-from rdopt.config.schema import Config, TrainConfig
+from rdopt.config.schema import Config, RunConfig, TrainConfig
 from rdopt.rate.grids import GRIDS
 from rdopt.runs import folder as run_folder
-from rdopt.runs.moments import moments_of
+from rdopt.runs.moments import MOMENTS, moments_of
 from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
@@ -170,7 +170,7 @@ def _open(
     # What `measure_training` needs at the end is refused now.
     token_batch(corpus.selection, config.text.seq_len, 1, config.text.seed, part="selection")
     run_folder.open_run(out, config, "train", pool)
-    moments = moments_of(out, subject, corpus, config.text, progress)
+    moments = moments_of(out / MOMENTS, subject, corpus, config, progress)
     problem, settings = make_problem(subject, moments, config)
     settled, starts, tie = config.train, {}, None
     for name in dict.fromkeys((config.train.init, *(config.train.rivals or ()))):
@@ -237,7 +237,7 @@ def _finish(context: _RunContext, inputs: _Inputs, ranked: Sequence[Candidate], 
 
 def fingerprints(subject: Subject, corpus: Corpus, config: Config) -> dict[str, str]:
     """Hashes of everything that a training result depends on."""
-    text = config_yaml(replace(config, model=""))
+    text = config_yaml(replace(config, model="", run=RunConfig()))
     return {
         "weights": subject.fingerprint,
         "text": corpus.fingerprint,

@@ -7,6 +7,7 @@ token, so its sigma is the diagonal of the token frequencies; the G of a head is
 diag(p) - p p^T, whose diagonal is known without sampling.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,18 +30,22 @@ class EmbeddingMoments(NamedTuple):
     S: Float[np.ndarray, "d d"]
 
 
+# One array a block: stacked in memory, or read when it is indexed.
+OfBlocks = Sequence[Float[np.ndarray, "..."]] | Float[np.ndarray, "layers ..."]
+
+
 class Moments(NamedTuple):
     """Second moments of a model on a calibration text, float64.
 
     Attributes:
-        sigma: input group (attn, o, mlp, down) -> (layers, in, in).
-        G: matrix -> (layers, out, out); (layers, out) diagonals for very wide gate and up.
+        sigma: input group (attn, o, mlp, down) -> (in, in) of every block.
+        G: matrix -> (out, out) of every block; (out,), the diagonal, for very wide gate and up.
         tokens: how many tokens they are the mean of.
         embed: those of the embedding and the head.
     """
 
-    sigma: dict[str, Float[np.ndarray, "layers in in"]]
-    G: dict[str, Float[np.ndarray, "layers ..."]]
+    sigma: Mapping[str, OfBlocks]
+    G: Mapping[str, OfBlocks]
     tokens: int
     embed: EmbeddingMoments | None = None
 

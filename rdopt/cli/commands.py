@@ -18,6 +18,18 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def run_moments(args: argparse.Namespace, config: Config) -> None:
+    """rdopt moments."""
+    from rdopt.calibration.subject import open_subject
+    from rdopt.runs.moments import moments_of
+
+    begun = time.perf_counter()
+    subject, corpus = open_subject(config)
+    moments_of(args.out, subject, corpus, config, ticker(say, "second moments: pass"))
+    say(f"second moments of {corpus.calibration.size} tokens in {time.perf_counter() - begun:.0f} s")
+    say(f"wrote {args.out}; next: rdopt encode MODEL --moments {args.out} --out FILE, with the same text")
+
+
 def run_train(args: argparse.Namespace, config: Config) -> None:
     """rdopt train."""
     from rdopt.align.hosts import abort_on_error, is_primary, join
@@ -44,7 +56,7 @@ def train_aloud(args: argparse.Namespace, config: Config) -> None:
         """J by an encoding."""
         return hard_cost(aligned, config.encode, config.train.lam).J
 
-    tick = ticker(say, "second moments: sequence")
+    tick = ticker(say, "second moments: pass")
     trained = train(config, args.out, report=milestones(say, 20), progress=tick, trial=trial)
     if trained.tie:
         say(trained.tie)
@@ -61,7 +73,7 @@ def run_export(args: argparse.Namespace, config: Config) -> None:
     """rdopt export."""
     from rdopt.runs.export import KL_LIMIT, export
 
-    exported = export(args.run, args.out)
+    exported = export(args.run, args.out, config.run)
     say(
         f"KL(original || aligned) {exported.kl:.2e} nats/token in float32 (limit {KL_LIMIT:g}); "
         f"rounded to bfloat16 {exported.kl_bf16:.2e}"
@@ -84,7 +96,9 @@ def run_encode(args: argparse.Namespace, config: Config) -> None:
     refuse_text_of_run(args)
     begun = time.perf_counter()
     tuning = milestones(say, 20, "finetune: ")
-    prepared, encoded, tuned = encode(args.source, args.out, config, ticker(say, "encode:"), tuning)
+    prepared, encoded, tuned = encode(
+        args.source, args.out, config, ticker(say, "encode: matrix"), tuning, ticker(say, "second moments: pass")
+    )
     seconds = time.perf_counter() - begun
     figures = {**encode_figures(args.out, args.source, prepared, encoded), "seconds": seconds}
     write_figures(report, figures)

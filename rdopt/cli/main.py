@@ -13,6 +13,7 @@ from rdopt.config.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 COMMANDS = {
+    "moments": commands.run_moments,
     "train": commands.run_train,
     "export": commands.run_export,
     "encode": commands.run_encode,

@@ -1,4 +1,4 @@
-"""The command line: nine commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
+"""The command line: ten commands, short flags for the usual keys, --SECTION.KEY VALUE for every other."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,9 +29,12 @@ SHORT = {
     "stride": "evaluate.stride",
     "max-tokens": "evaluate.max_tokens",
     "bases": "analyze.bases",
+    "memory": "run.memory",
+    "moments": "run.moments",
 }
 TEXT = ("text", "split-on", "seq-len", "sequences", "seed")
 WINDOWS = ("context", "stride", "max-tokens")
+MACHINE = ("memory", "moments")
 
 TOY = {
     "seeds": (int, "signals and MLPs, of which the errors are taken (6)"),
@@ -62,11 +65,15 @@ def build_parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"rdopt {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    moments = _command(commands, "moments", "measure second moments", "rdopt moments demo --out runs/moments")
+    _model(moments)
+    moments.add_argument("--out", required=True, type=Path, help="folder to make; an unfinished one is continued")
+    _keys(moments, (*TEXT, "memory"))
     train = _command(commands, "train", "learn transforms", "rdopt train demo --out runs/a --lam 50")
     _model(train)
     train.add_argument("--out", required=True, type=Path, help="run folder; an unfinished one is continued")
     train.add_argument("--lam", help="bits/weight that one nat/token of distortion is worth")
-    _keys(train, (*TEXT, "steps", "init"))
+    _keys(train, (*TEXT, "steps", "init", *MACHINE))
     _place(train)
     export = _command(commands, "export", "write the aligned model", "rdopt export runs/a --out aligned")
     export.add_argument("run", type=Path, help="finished run of rdopt train")
@@ -81,7 +88,7 @@ def build_parser() -> Parser:
     size.add_argument("--target-bpw", metavar="VALUE", help="bits/weight of the file instead")
     size.add_argument("--target-kl", metavar="VALUE", help="KL on the selection text instead")
     size.add_argument("--target-ppl", metavar="VALUE", help="its perplexity instead")
-    _keys(encode, (*TEXT, "grid", "finetune", "threads", *WINDOWS))
+    _keys(encode, (*TEXT, "grid", "finetune", "threads", *WINDOWS, *MACHINE))
     decode = _command(commands, "decode", "file to plain folder", "rdopt decode a.rdopt.safetensors --out decoded")
     decode.add_argument("file", type=Path)
     decode.add_argument("--out", required=True, type=Path, help="folder to make")
@@ -93,14 +100,14 @@ def build_parser() -> Parser:
     evaluate.add_argument("candidate", help="file of rdopt encode, or a model folder")
     evaluate.add_argument("--reference", required=True, help="demo, a Hugging Face folder, or a hub name")
     evaluate.add_argument("--json", type=Path, help="file to write the figures to")
-    _keys(evaluate, (*TEXT, *WINDOWS))
+    _keys(evaluate, (*TEXT, *WINDOWS, "memory"))
     sweep = _command(
         commands, "sweep", "a rate-distortion curve", "rdopt sweep demo --out runs/demo --lams 10,30,100,300,1000"
     )
     _model(sweep)
     sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
     sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
-    _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS))
+    _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS, *MACHINE))
     _study(commands)
     return top
 
@@ -119,7 +126,7 @@ def _study(commands: argparse._SubParsersAction) -> None:
     analyze.add_argument(
         "--trajectory", type=Path, help="folder of step-* that train_demo_lm.py --keep-checkpoints left for this model"
     )
-    _keys(analyze, ("bases", *TEXT, "steps", *WINDOWS))
+    _keys(analyze, ("bases", *TEXT, "steps", *WINDOWS, *MACHINE))
     look = _command(commands, "inspect", "what a file, run or folder holds", "rdopt inspect a.rdopt.safetensors")
     look.add_argument("path")
     look.add_argument("--json", type=Path, help="file to write the figures to")
@@ -153,10 +160,10 @@ def _place(parser: Parser) -> None:
 
 
 def _keys(parser: Parser, flags: Sequence[str]) -> None:
-    helps = {option.name: option.text for option in options()}
+    helps = {option.name: option.text.replace("%", "%%") for option in options()}
     for flag in flags:
-        many = "+" if flag == "text" else None
-        parser.add_argument(f"--{flag}", nargs=many, help=helps[SHORT[flag]], metavar="VALUE")
+        many, shown = ("+", "T") if flag == "text" else (None, "VALUE")
+        parser.add_argument(f"--{flag}", nargs=many, help=helps[SHORT[flag]], metavar=shown)
 
 
 def overrides_of(args: argparse.Namespace, rest: Sequence[str]) -> list[tuple[str, str]]:

@@ -3,8 +3,9 @@
 import lzma
 import struct
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.checkpoint.families import (
+    EMBED,
+    FINAL_NORM,
+    HEAD,
     INPUT_OF,
+    MATRICES,
     Architecture,
     Key,
     MatrixShapes,
     architecture_from_config,
+    block_shapes,
     expected_tensors,
     group_widths,
     matrix_shapes,
@@ -31,7 +37,7 @@ from rdopt.codec.streams.embeddings import unpack_embeddings
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import Gains, unpack_gains
 from rdopt.codec.streams.index import LLOYD, SCALAR, TRELLIS, bits_of, read_index
-from rdopt.codec.streams.paths import DecodedMatrix, unpack_trellis
+from rdopt.codec.streams.paths import DecodedMatrix, TrellisReader
 from rdopt.codec.streams.scales import unpack_scales
 from rdopt.codec.streams.stored import unpack_stored
 from rdopt.codec.streams.structured import dequantize_structured, unpack_structured
@@ -76,8 +82,175 @@ class Decoded(NamedTuple):
     stored: StoredRotations | None
 
 
+class MatrixParts(NamedTuple):
+    """One decoded matrix.
+
+    Attributes:
+        indices: integers, (out, in).
+        plain: float32 weights before gains.
+        weights: float32 weights, in the coordinates of the stored transforms if any.
+        bits: of its codes; ideal ones, where matrices share a string of words.
+    """
+
+    indices: Int[np.ndarray, "out in"]
+    plain: Float[np.ndarray, "out in"]
+    weights: Float[np.ndarray, "out in"]
+    bits: float
+
+
+class MatrixReader:
+    """Reads the coded matrices of a file when they are asked for.
+
+    Args:
+        streams: of the file.
+        index: its index behind the hashes.
+        shapes: of every matrix, in the order of the file.
+        widths: of every input group.
+        threads: decoding threads, 0 for all cores; the result does not depend on it.
+
+    Raises:
+        ValueError: damaged streams.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, bytes],
+        index: bytes,
+        shapes: MatrixShapes,
+        widths: Mapping[Key, int],
+        threads: int = 0,
+    ) -> None:
+        self.c, method, self.parameters, source = read_index(index)
+        self._rows, self._cols, spreads = unpack_scales(streams["scales"], shapes, widths)
+        self._components = unpack_structured(streams["structured"], shapes)
+        self._places, self._threads = {key: i for i, key in enumerate(shapes)}, threads
+        opened, step_of = METHODS[method]
+        self._coding = opened(streams, [spreads[key] for key in shapes], source, shapes, threads)
+        self._step, self.gains = step_of(self.c), unpack_gains(streams["gains"], shapes)
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, MatrixParts]:
+        """Some of the matrices, fastest in the order of the file.
+
+        Raises:
+            ValueError: damaged streams.
+        """
+        wanted = list(keys)
+        coded = dict(zip(wanted, self._coding([self._places[key] for key in wanted]), strict=True))
+
+        def parts(key: Key) -> MatrixParts:
+            layer, name = key
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
+                values, col = coded[key].values, self._cols[layer, INPUT_OF[name]]
+                plain = dequantize_structured(values, self._components.get(key), self._rows[key], col, self._step)
+                W = plain if self.gains is None else self.gains.apply(key, plain)
+            if not np.isfinite(W).all():
+                raise ValueError(f"matrix {name} of layer {layer} has weights that are not finite")
+            return MatrixParts(coded[key].indices, plain, W, coded[key].bits)
+
+        with ThreadPoolExecutor(self._threads or None) as pool:
+            return dict(zip(wanted, pool.map(parts, wanted), strict=True))
+
+
+class OpenFile:
+    """A file whose blocks are decoded when they are asked for.
+
+    Args:
+        data: the container's bytes.
+        name: how errors call it.
+        threads: decoding threads, 0 for all cores; the result does not depend on it.
+
+    Attributes:
+        arch, config, files: architecture, config.json, the carried files by name.
+        bits: where the file's bits went.
+        matrices: reads the coded matrices.
+        stored: its stored transforms, if any.
+        ends: "embed", "final_norm" and, unless tied, "head", float32.
+
+    Raises:
+        UserError: damaged, altered, or of another version; of a damaged block when it is asked for.
+    """
+
+    def __init__(self, data: bytes, name: str = "the file", threads: int = 0) -> None:
+        self._name, self._threads = name, threads
+        streams, index = unpack(data, name)
+        with self._refusing():
+            self.config, self.files = unpack_files(streams["files"])
+            self.arch = architecture_from_config(self.config)
+            shapes = matrix_shapes(self.arch)
+            self.matrices = MatrixReader(streams, index, shapes, group_widths(self.arch), threads)
+            self.stored = unpack_stored(streams["transforms"], self.arch)
+            beside: dict[str, np.ndarray] = {}
+            if streams["embeddings"]:
+                beside |= unpack_embeddings(streams["embeddings"], self.arch, self.matrices.c, threads)
+            coded = {self.arch.tensor_name(*key) for key in shapes} | set(beside)
+            self._beside = beside | dict(unpack_uncoded(streams["uncoded"], self.arch, coded))
+        self.bits = bits_of(data, streams)
+        names = {"embed": EMBED, "final_norm": FINAL_NORM, "head": HEAD}
+        self.ends = {k: self._beside[tensor] for k, tensor in names.items() if tensor in self._beside}
+        self._last: tuple[int, dict[str, np.ndarray]] | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Of the original model."""
+        return self.matrices.parameters
+
+    def parts(self, layer: int) -> dict[str, MatrixParts]:
+        """The matrices of one block, by name."""
+        with self._refusing():
+            read = self.matrices.read([(layer, name) for name in MATRICES])
+        return {name: x for (_, name), x in read.items()}
+
+    def layer(self, layer: int) -> dict[str, Float[np.ndarray, "..."]]:
+        """The parameters of one block by short name, float32, as the network has them."""
+        if self._last is None or self._last[0] != layer:
+            self._last = layer, self.undone(layer, self.parts(layer))
+        return self._last[1]
+
+    def undone(self, layer: int, parts: Mapping[str, MatrixParts]) -> dict[str, Float[np.ndarray, "..."]]:
+        """A block whose matrices were read, without the stored transforms."""
+        arch, stored = self.arch, self.stored
+
+        def undone(name: str) -> np.ndarray:
+            W = parts[name].weights
+            return W if stored is None else undo_stored(stored, layer, name, INPUT_OF[name], W)
+
+        with ThreadPoolExecutor(self._threads or None) as pool:
+            matrices = dict(zip(MATRICES, pool.map(undone, MATRICES), strict=True))
+        others = (short for short in block_shapes(arch) if short not in matrices)
+        return matrices | {short: self._beside[arch.tensor_name(layer, short)] for short in others}
+
+    def tensors(self) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+        """(checkpoint name, float32 array) of every weight, block by block, in the order of `expected_tensors`."""
+        arch = self.arch
+        yield EMBED, self.ends["embed"]
+        for layer in range(arch.num_layers):
+            block = self.layer(layer)
+            yield from ((arch.tensor_name(layer, short), block[short]) for short in block_shapes(arch))
+        yield FINAL_NORM, self.ends["final_norm"]
+        if not arch.tied:
+            yield HEAD, self.ends["head"]
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except _DAMAGE as error:
+            raise UserError(f"{self._name} does not decode ({error}); encode the model again.") from error
+
+
+def open_file(path: Path, threads: int = 0) -> OpenFile:
+    """Opens a file; its blocks are decoded when they are asked for.
+
+    Raises:
+        UserError: no file, or a damaged one.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name one written by rdopt encode.")
+    return OpenFile(path.read_bytes(), str(path), threads)
+
+
 def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decoded:
-    """Decodes a container.
+    """Decodes a container into memory.
 
     Args:
         data: its bytes.
@@ -87,11 +260,32 @@ def decode_model(data: bytes, name: str = "the file", threads: int = 0) -> Decod
     Raises:
         UserError: damaged, altered, or of another version.
     """
-    streams, index = unpack(data, name)
-    try:
-        return _decode(data, streams, index, threads)
-    except _DAMAGE as error:
-        raise UserError(f"{name} does not decode ({error}); encode the model again.") from error
+    file, tensors, parts = OpenFile(data, name, threads), {}, {}
+    arch = file.arch
+    for layer in range(arch.num_layers):
+        matrices = file.parts(layer)
+        parts |= {(layer, name): x for name, x in matrices.items()}
+        block = file.undone(layer, matrices)
+        tensors |= {arch.tensor_name(layer, short): x for short, x in block.items()}
+    tensors |= {EMBED: file.ends["embed"], FINAL_NORM: file.ends["final_norm"]}
+    tensors |= {HEAD: file.ends["head"]} if "head" in file.ends else {}
+    ideal, codes = sum(x.bits for x in parts.values()), file.bits["codes"]
+    # Matrices may share strings of words: each gets its share of the real bits.
+    shares = {key: x.bits / ideal if ideal else 1 / len(parts) for key, x in parts.items()}
+    return Decoded(
+        tensors={k: tensors[k] for k in expected_tensors(arch)},
+        arch=arch,
+        config=file.config,
+        files=file.files,
+        bits=file.bits,
+        c=file.matrices.c,
+        parameters=file.parameters,
+        code_bits={key: codes * share for key, share in shares.items()},
+        indices={key: x.indices for key, x in parts.items()},
+        plain={key: x.plain for key, x in parts.items()},
+        gains=file.matrices.gains,
+        stored=file.stored,
+    )
 
 
 def decode_file(path: Path, threads: int = 0) -> Decoded:
@@ -107,9 +301,9 @@ def decode(
     *,
     dtype: str = "float32",
     threads: int = 0,
-    card: Callable[[Decoded], str] | None = None,
-) -> Decoded:
-    """Decodes a file into a plain Hugging Face folder.
+    card: Callable[[OpenFile], str] | None = None,
+) -> OpenFile:
+    """Decodes a file into a plain Hugging Face folder, block by block.
 
     Args:
         path: the file.
@@ -121,127 +315,40 @@ def decode(
     Raises:
         UserError: a damaged file or an existing output.
     """
-    decoded = decode_file(path, threads)
-    files = decoded.files if card is None else {**decoded.files, "README.md": card(decoded).encode()}
-    write_checkpoint(out, decoded.config, decoded.tensors.items(), dtype=dtype, files=files)
-    return decoded
+    file = open_file(path, threads)
+    files = file.files if card is None else {**file.files, "README.md": card(file).encode()}
+    write_checkpoint(out, file.config, file.tensors(), dtype=dtype, files=files)
+    return file
 
 
-class Matrices(NamedTuple):
-    """Decoded matrices, by (layer, matrix).
-
-    Attributes:
-        c: base step.
-        parameters: of the original model.
-        coded: indices, values and bits.
-        gains: of the file, if any.
-        plain: float32 weights before gains.
-        weights: float32 weights, in the coordinates of the stored transforms if any.
-    """
-
-    c: float
-    parameters: int
-    coded: dict[Key, DecodedMatrix]
-    gains: Gains | None
-    plain: dict[Key, Float[np.ndarray, "out in"]]
-    weights: dict[Key, Float[np.ndarray, "out in"]]
+ReadCodes = Callable[[Sequence[int]], list[DecodedMatrix]]  # from places in the file to matrices
 
 
-def decode_matrices(
-    streams: Mapping[str, bytes], index: bytes, shapes: MatrixShapes, widths: Mapping[Key, int], threads: int = 0
-) -> Matrices:
-    """The coded matrices from their streams.
-
-    Args:
-        streams: of the file.
-        index: its index behind the hashes.
-        shapes: of every matrix, in the order of the file.
-        widths: of every input group.
-        threads: decoding threads, 0 for all cores.
-
-    Raises:
-        ValueError: damaged streams.
-    """
-    c, method, parameters, source = read_index(index)
-    rows, cols, spreads = unpack_scales(streams["scales"], shapes, widths)
-    components = unpack_structured(streams["structured"], shapes)
-    read, step_of = METHODS[method]
-    matrices = read(streams, [spreads[key] for key in shapes], source, shapes, threads)
-    coded = dict(zip(shapes, matrices, strict=True))
-    step = step_of(c)
-    gains = unpack_gains(streams["gains"], shapes)
-
-    def weight(key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """A matrix before and after its gains."""
-        layer, name = key
-        with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
-            values, col = coded[key].values, cols[layer, INPUT_OF[name]]
-            plain = dequantize_structured(values, components.get(key), rows[key], col, step)
-            W = plain if gains is None else gains.apply(key, plain)
-        if not np.isfinite(W).all():
-            raise ValueError(f"matrix {key[1]} of layer {key[0]} has weights that are not finite")
-        return plain, W
-
-    with ThreadPoolExecutor(threads or None) as pool:
-        pairs = dict(zip(shapes, pool.map(weight, shapes), strict=True))
-    plain = {key: pair[0] for key, pair in pairs.items()}
-    return Matrices(c, parameters, coded, gains, plain, {key: pair[1] for key, pair in pairs.items()})
-
-
-def _decode(data: bytes, streams: dict[str, bytes], index: bytes, threads: int) -> Decoded:
-    config, files = unpack_files(streams["files"])
-    arch = architecture_from_config(config)
-    matrices = decode_matrices(streams, index, matrix_shapes(arch), group_widths(arch), threads)
-    stored = unpack_stored(streams["transforms"], arch)
-
-    def undone(key: Key) -> np.ndarray:
-        """A matrix without the stored transforms."""
-        W = matrices.weights[key]
-        return W if stored is None else undo_stored(stored, *key, INPUT_OF[key[1]], W)
-
-    with ThreadPoolExecutor(threads or None) as pool:
-        names = [arch.tensor_name(*key) for key in matrices.weights]
-        weights = dict(zip(names, pool.map(undone, matrices.weights), strict=True))
-    if streams["embeddings"]:
-        weights |= unpack_embeddings(streams["embeddings"], arch, matrices.c, threads)
-    weights |= dict(unpack_uncoded(streams["uncoded"], arch, weights))
-    return Decoded(
-        tensors={k: weights[k] for k in expected_tensors(arch)},
-        arch=arch,
-        config=config,
-        files=files,
-        bits=bits_of(data, streams),
-        c=matrices.c,
-        parameters=matrices.parameters,
-        code_bits={key: x.bits for key, x in matrices.coded.items()},
-        indices={key: x.indices for key, x in matrices.coded.items()},
-        plain=matrices.plain,
-        gains=matrices.gains,
-        stored=stored,
-    )
-
-
-def _read_scalar(
+def _open_scalar(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
-) -> list[DecodedMatrix]:
+) -> ReadCodes:
     """Matrices on a uniform grid: an index is its value."""
-    return _read_plan(streams, spreads, index, shapes, threads)[0]
+    return _open_plan(streams, spreads, index, shapes, threads)[0]
 
 
-def _read_lloyd(
+def _open_lloyd(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
-) -> list[DecodedMatrix]:
+) -> ReadCodes:
     """Matrices whose levels are described behind their lengths."""
-    matrices, precision = _read_plan(streams, spreads, index, shapes, threads)
+    plain, precision = _open_plan(streams, spreads, index, shapes, threads)
     levels = read_levels(index)
-    values = [lloyd_values(x.indices, s, precision, levels) for x, s in zip(matrices, spreads, strict=True)]
-    return [x._replace(values=v) for x, v in zip(matrices, values, strict=True)]
+
+    def read(places: Sequence[int]) -> list[DecodedMatrix]:
+        found = zip(places, plain(places), strict=True)
+        return [x._replace(values=lloyd_values(x.indices, spreads[i], precision, levels)) for i, x in found]
+
+    return read
 
 
-def _read_plan(
+def _open_plan(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
-) -> tuple[list[DecodedMatrix], int]:
-    """(the matrices with their indices as values, precision of the spreads)."""
+) -> tuple[ReadCodes, int]:
+    """(what reads matrices with their indices as values, precision of the spreads)."""
     precision, width = index.gammas(2)
     if width < 1:
         raise ValueError("a class of no width")
@@ -254,14 +361,19 @@ def _read_plan(
         z = decode_indices(streams["codes"][ends[i] - lengths[i] : ends[i]], classes, tables)
         return DecodedMatrix(z, z, 8.0 * lengths[i])
 
-    with ThreadPoolExecutor(threads or None) as pool:
-        return list(pool.map(one, range(len(shapes)))), precision
+    def read(places: Sequence[int]) -> list[DecodedMatrix]:
+        with ThreadPoolExecutor(threads or None) as pool:
+            return list(pool.map(one, places))
+
+    return read, precision
 
 
-def _read_trellis(
+def _open_trellis(
     streams: Mapping[str, bytes], spreads: list[Spreads], index: BitReader, shapes: MatrixShapes, threads: int
-) -> list[DecodedMatrix]:
-    return unpack_trellis(streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads)
+) -> ReadCodes:
+    return TrellisReader(
+        streams["codes"], streams["tables"], spreads, index, list(shapes.values()), threads
+    ).read
 
 
 def _scalar_step(c: float) -> float:
@@ -271,12 +383,12 @@ def _scalar_step(c: float) -> float:
 class Method(NamedTuple):
     """How a file's matrices are read, and the step that their values count in, from the base step."""
 
-    read: Callable[[Mapping[str, bytes], list[Spreads], BitReader, MatrixShapes, int], list[DecodedMatrix]]
+    open: Callable[[Mapping[str, bytes], list[Spreads], BitReader, MatrixShapes, int], ReadCodes]
     step: Callable[[float], float]
 
 
 METHODS = {
-    SCALAR: Method(_read_scalar, _scalar_step),
-    TRELLIS: Method(_read_trellis, trellis_step),
-    LLOYD: Method(_read_lloyd, lloyd_step),
+    SCALAR: Method(_open_scalar, _scalar_step),
+    TRELLIS: Method(_open_trellis, trellis_step),
+    LLOYD: Method(_open_lloyd, lloyd_step),
 }

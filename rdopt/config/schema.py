@@ -75,8 +75,8 @@ class TextConfig(_Section):
 
     section: ClassVar[str] = "text"
     sources: tuple[str, ...] = _option(
-        ("builtin",), "text files or folders (.txt, .jsonl, .gz), or builtin: Python's own docstrings")
-    split_on: SplitOn = _option("file", "what ends a document: a line, one or two blank lines, or the file")
+        ("builtin",), "files or folders (.txt, .jsonl, .gz), or builtin")
+    split_on: SplitOn = _option("file", "what ends a document: line, blank, blank2 or file")
     seq_len: int = _option(256, "tokens in a calibration sequence", low=2)
     calibration_sequences: int = _option(256, "calibration sequences", low=1)
     seed: int = _option(0, "which sequences are drawn", low=0)
@@ -137,7 +137,7 @@ class EncodeConfig(_Section):
     target_ppl: float | None = _option(None, "perplexity on the selection text, instead of a slope", above=1)
     finetune: int = _option(0, "steps that train what is not coded on KL; 0: none", low=0)
     grid: GridName = _option(
-        "trellis", "with error feedback: trellis, Lloyd-Max or uniform (feedback) grid; round: uniform without it")
+        "trellis", "trellis, lloyd (Lloyd-Max), feedback (uniform) or round")
     states: int = _option(8, "states of the trellis: 1 (no trellis), 4, 8, 16, 32 or 64", low=1, high=64)
     rdo: float = _option(
         0.4, "weight of the rate in trellis or Lloyd-Max grid, as a share of the slope at high rate; 0: error alone",
@@ -226,6 +226,16 @@ class AnalyzeConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunConfig(_Section):
+    """What a command may take of the machine; no result depends on it."""
+
+    section: ClassVar[str] = "run"
+    memory: float | None = _option(
+        None, "GiB of blocks and streams kept; null: 60 % of all", above=0)
+    moments: str | None = _option(None, "folder of rdopt moments; null: measured")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Section):
     """One run: a model and a section a stage."""
 
@@ -236,6 +246,7 @@ class Config(_Section):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 @cache

@@ -17,11 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import MATRICES_OF, Architecture
-from rdopt.operator.llama import STAGES, embed_tokens, rope_tables, run_stage
+from rdopt.checkpoint.spill import Spill
+from rdopt.operator.llama import STAGES, rope_tables, run_stage
 from rdopt.transforms.aligned import Aligned
 
 PRODUCERS = ("o", "down")  # the matrices behind which the residual stream adds up, and their input groups
 _BATCH = 8
+_SHARE = 4  # of the budget may be taken by activations
 
 
 class Sums(NamedTuple):
@@ -52,11 +54,34 @@ class Prefix:
     def __init__(self, aligned: Aligned, tokens: Int[np.ndarray, "n length"], damping: float):
         self._aligned, self._damping = aligned, damping
         starts = range(0, len(tokens), _BATCH)
-        streams = [np.asarray(embed_tokens(aligned.ends, tokens[i : i + _BATCH])) for i in starts]
-        # (residual stream, input of the group) of the original and of the quantized model, batch by batch.
-        self._states = [[(x, x) for x in streams] for _ in range(2)]
-        self._tokens = tokens.size
+        # (original or quantized model, batch) -> its residual stream and the input of the group, one above the other.
+        self._states = Spill(aligned.subject.cache.budget // _SHARE)
+        self._batches, self._tokens = len(starts), tokens.size
+        embed = np.asarray(aligned.ends["embed"])
+        for batch, start in enumerate(starts):
+            x = embed[tokens[start : start + _BATCH]]
+            for model in range(2):
+                self._keep(model, batch, x, x)
         self._layer, self._behind = 0, 0  # the first `_behind` groups of block `_layer` have had their inputs
+
+    @property
+    def layer(self) -> int:
+        """The block before which, or in which, it stands."""
+        return self._layer
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What to go on from before a block: the residual streams of both models."""
+        places = ((model, batch) for model in range(2) for batch in range(self._batches))
+        held = {f"{model}.{batch}": self._read(model, batch)[0] for model, batch in places}
+        return {**held, "layer": np.array([self._layer])}
+
+    def go_on(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes up a state."""
+        for model in range(2):
+            for batch in range(self._batches):
+                x = state[f"{model}.{batch}"]
+                self._keep(model, batch, x, x)
+        self._layer, self._behind = int(state["layer"].item()), 0
 
     def sums(self, layer: int, group: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> Sums:
         """Goes on to the input of a group and measures there.
@@ -76,7 +101,8 @@ class Prefix:
             self._go(stage, done)
         self._behind = wanted
         total: list[np.ndarray] | None = None
-        for (x, a), (x_hat, a_hat) in zip(*self._states, strict=True):
+        for batch in range(self._batches):
+            (x, a), (x_hat, a_hat) = (self._read(model, batch) for model in range(2))
             pairs = [(a_hat, a_hat), (a, a_hat), *([(x - x_hat, a_hat)] if group in PRODUCERS else [])]
             products = [np.asarray(_product(u, v), np.float64) for u, v in pairs]
             total = products if total is None else [t + f for t, f in zip(total, products, strict=True)]
@@ -96,7 +122,7 @@ class Prefix:
         inverse = np.linalg.inv(S + self._damping * np.trace(S) / len(S) * np.eye(len(S)))
         corrected = {}
         for name in MATRICES_OF[group]:
-            W = np.asarray(self._aligned.block(layer).params[name], np.float64)
+            W = np.asarray(self._aligned.layer(layer)[name], np.float64)
             moved = W @ (C - S)
             corrected[name] = W + (moved if R is None else moved + R) @ inverse
         return corrected
@@ -108,12 +134,18 @@ class Prefix:
         self._layer, self._behind = layer + 1, 0
 
     def _go(self, stage: str, done: Mapping[str, Float[np.ndarray, "_ _"]]) -> None:
-        p = {k: jnp.asarray(v) for k, v in self._aligned.block(self._layer).params.items()}
+        p = {k: jnp.asarray(v) for k, v in self._aligned.layer(self._layer).items()}
         p_hat = {**p, **{k: jnp.asarray(v, jnp.float32) for k, v in done.items()}}
-        for states, weights in zip(self._states, (p, p_hat), strict=True):
-            for i, (stream, inputs) in enumerate(states):
-                moved = _stage(weights, stream, inputs, self._aligned.arch, stage)
-                states[i] = (np.asarray(moved[0]), np.asarray(moved[1]))
+        for model, weights in enumerate((p, p_hat)):
+            for batch in range(self._batches):
+                self._keep(model, batch, *_stage(weights, *self._read(model, batch), self._aligned.arch, stage))
+
+    def _keep(self, model: int, batch: int, stream: Array | np.ndarray, inputs: Array | np.ndarray) -> None:
+        self._states.keep((model, batch), np.concatenate([np.asarray(stream), np.asarray(inputs)], axis=-1))
+
+    def _read(self, model: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        both, width = self._states.read((model, batch)), self._aligned.arch.hidden_size
+        return both[..., :width], both[..., width:]
 
 
 @partial(jax.jit, static_argnames=("arch", "stage"))

@@ -28,6 +28,7 @@ from rdopt.operator.params import Params
 from rdopt.transforms.aligned import Aligned
 
 _BISECTIONS = 60
+_AT_ONCE = 4096  # rows whose errors are in memory at once
 _LEAST = 1e-30  # a token that is never predicted: no row is free
 # Text comes in clumps: what 65 536 tokens hold a few times, another part of the same text held three times more often
 # (measured on docstrings). All tokens together get at most a tenth of the text.
@@ -75,8 +76,9 @@ def embedding_distortion(aligned: Aligned, decoded: Params) -> float:
     f = smoothed(moments.frequency, aligned.moments.tokens)
     for name, rows, metric in (("embed", f, moments.G), ("head", moments.fisher, moments.S)):
         original, rounded = (x.get(name, x["embed"]) for x in (aligned.ends, decoded))
-        E = np.asarray(original, np.float64) - rounded
-        total += float(rows @ np.sum((E @ metric) * E, axis=1))
+        for some in (slice(i, i + _AT_ONCE) for i in range(0, len(rows), _AT_ONCE)):
+            E = np.asarray(original[some], np.float64) - rounded[some]
+            total += float(rows[some] @ np.sum((E @ metric) * E, axis=1))
     return total / 2
 
 

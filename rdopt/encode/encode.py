@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_corpus, load_subject
+from rdopt.calibration.subject import Corpus, Subject, load_corpus, load_subject
 from rdopt.checkpoint.atomic import refuse_existing
 from rdopt.codec.encoder import Encoded
 from rdopt.codec.streams.container import write_container
@@ -20,7 +20,7 @@ from rdopt.evaluate.divergence import Reference
 from rdopt.evaluate.perplexity import windows
 from rdopt.rate.steps import base_step
 from rdopt.runs.export import open_trained
-from rdopt.runs.moments import moments_of
+from rdopt.runs.moments import MOMENTS, moments_of
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import load_alignment
 from rdopt.transforms.gauges.coordinates import gauges_of
@@ -35,42 +35,44 @@ class Prepared(NamedTuple):
     corpus: Corpus
 
 
-def prepare(path: Path, config: Config, progress: Tick | None = None) -> Prepared:
+def prepare(path: Path, config: Config, work: Path, progress: Tick | None = None) -> Prepared:
     """Reads a run folder or a model folder.
 
     Args:
         path: a finished run of rdopt train, or a Hugging Face folder (exported or not).
         config: its text measures the moments of a folder; a run brings its own text.
-        progress: called with (sequences, of how many) while moments are measured.
+        work: folder where they, and what is done of the file, are kept meanwhile.
+        progress: called with (passes through a block, of how many) while moments are measured.
 
     Raises:
         UserError: neither, or unfinished.
     """
     if (path / "run.json").is_file():
-        return _prepare_run(path, config.encode, progress)
-    subject = load_subject(path if path.is_dir() else str(path))
+        return _prepare_run(path, config, work, progress)
+    subject = load_subject(path if path.is_dir() else str(path), config.run.memory)
     folder = subject.checkpoint.folder
     corpus = load_corpus(config.text, folder, subject.arch.vocab_size)
-    moments = corpus_moments(subject, corpus, config.text, progress)
+    moments = moments_of(work / MOMENTS, subject, corpus, config, progress)
     alignment = load_alignment(folder) if (folder / "transforms.json").is_file() else None
     stored = None if alignment is None else alignment.stored
     aligned = Aligned(subject=subject, moments=moments, stored=stored, tokens=corpus.calibration)
     parameters = None if alignment is None else int(alignment.original["parameters"])
-    return Prepared(make_source(aligned, config.encode, parameters), config, subject, corpus)
+    return Prepared(make_source(aligned, config.encode, parameters, work), config, subject, corpus)
 
 
-def _prepare_run(path: Path, encode: EncodeConfig, progress: Tick | None) -> Prepared:
-    config, subject, corpus, alignment = open_trained(path)
+def _prepare_run(path: Path, asked: Config, work: Path, progress: Tick | None) -> Prepared:
+    config, subject, corpus, alignment = open_trained(path, asked.run)
+    encode = asked.encode
     if encode.lam is None and not encode.targeted:
         encode = replace(encode, lam=config.train.lam)
     aligned = Aligned(
         subject=subject,
-        moments=moments_of(path, subject, corpus, config.text, progress),
+        moments=moments_of(path / MOMENTS, subject, corpus, config, progress),
         gauges=gauges_of(alignment.records),
         stored=alignment.stored,
         tokens=corpus.calibration,
     )
-    return Prepared(make_source(aligned, encode), replace(config, encode=encode), subject, corpus)
+    return Prepared(make_source(aligned, encode, work=work), replace(config, encode=encode), subject, corpus)
 
 
 def encode_source(
@@ -126,7 +128,12 @@ def make_judge(subject: Subject, corpus: Corpus, config: Config, folder: Path | 
 
 
 def encode(
-    path: Path, out: Path, config: Config, progress: Tick | None = None, report: Report | None = None
+    path: Path,
+    out: Path,
+    config: Config,
+    progress: Tick | None = None,
+    report: Report | None = None,
+    measuring: Tick | None = None,
 ) -> tuple[Prepared, Encoded, Finetuned | None]:
     """Encodes a run or a folder into a file.
 
@@ -134,8 +141,9 @@ def encode(
         path: a run of rdopt train or a model folder.
         out: the file to be, never overwritten.
         config: slope or target, grid, text.
-        progress: called with (done, of how many) while moments and matrices are worked on.
+        progress: called with (matrices done, of how many).
         report: called after every step of finetuning; its checkpoints lie beside the file until it is written.
+        measuring: called with (passes through a block done, of how many) while moments are measured.
 
     Returns:
         what was encoded, the file's bytes and parts, and what finetuning found.
@@ -144,13 +152,14 @@ def encode(
         UserError: bad input, a target out of reach, or an existing output.
     """
     refuse_existing(out)
-    prepared = prepare(path, config, progress)
+    work = out.with_name(out.name + ".work")
+    prepared = prepare(path, config, work, measuring)
     settings = prepared.config.encode
-    judge, folder = None, out.with_name(out.name + ".finetune")
+    judge, folder = None, work / "finetune"
     if settings.finetune or settings.target_kl is not None or settings.target_ppl is not None:
         judge = make_judge(prepared.subject, prepared.corpus, prepared.config, folder)
     lam = settings.lam or prepared.config.train.lam
     encoded, tuned = encode_source(prepared.source, settings, lam, judge, progress, report)
     write_container(out, encoded.data)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     return prepared, encoded, tuned

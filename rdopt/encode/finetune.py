@@ -25,7 +25,7 @@ from rdopt.codec.streams.gains import GAIN_PRECISIONS, Gains, choose_precision, 
 from rdopt.codec.streams.uncoded import sixteen_bit
 from rdopt.evaluate.divergence import Reference, compare, token_kl
 from rdopt.operator.llama import embed_tokens, head_logits, linear, rope_tables, run_blocks
-from rdopt.operator.params import Params
+from rdopt.operator.params import Params, stacked
 from rdopt.runs.states import StateStore
 from rdopt.transforms.stored.rotation import Rotation
 from rdopt.transforms.stored.rotations import StoredRotations
@@ -402,7 +402,7 @@ def finetune(
 
     before = kl(gains, params)
     fixed = REDUNDANT_COLUMNS if stored is None else ()
-    models = Distillation(with_rotations(params, arch, stored), arch, selection.params, selection.arch, fixed)
+    models = Distillation(with_rotations(params, arch, stored), arch, stacked(selection.params), selection.arch, fixed)
     start = starting_point(params, arch, gains)
     best = distill(models, tokens, settings, start, finest_kl, devices=devices, store=store, report=report).values
     changed, rows, cols = rounded_params(params, best), log_gains(best, "rows"), log_gains(best, "cols")

@@ -34,7 +34,7 @@ from rdopt.codec.tables.uniform import UniformPlan, choose_plan, refit_plan
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK
-from rdopt.encode.quantize import Grid, quantize_model
+from rdopt.encode.quantize import Grid, metric_of, quantize_model
 from rdopt.transforms.aligned import Block
 from rdopt.transforms.kernels import kernel
 
@@ -158,14 +158,15 @@ def quantize_lloyd(
         progress: called with (matrices done, of how many) over both passes.
     """
     held = list(blocks)
+    metrics = [metric_of(block, encode) for block in held]
     first = quantize_model(held, grid, c, encode, lambda done, of: progress(done, 2 * of) if progress else None)
     keys = list(first)
 
     def inputs(key: Key):
         """(W, L, row, col) of one matrix, float64 steps."""
-        group = (key[0], INPUT_OF[key[1]])
-        col = exp_steps(grid.cols[group]).astype(np.float64) * c
-        return held[key[0]].params[key[1]], grid.factors[group], exp_steps(grid.rows[key]).astype(np.float64), col
+        layer, group = key[0], INPUT_OF[key[1]]
+        col = exp_steps(grid.cols[layer, group]).astype(np.float64) * c
+        return held[layer].params[key[1]], metrics[layer].L[group], exp_steps(grid.rows[key]).astype(np.float64), col
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
         fits = list(threads.map(lambda key: rank1_spreads(coordinates(first[key], *inputs(key))), keys))

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdopt.calibration.subject import load_subject, open_subject
-from rdopt.checkpoint.families import Architecture
-from rdopt.codec.decoder import decode_file
+from rdopt.checkpoint.families import Architecture, block_shapes
+from rdopt.codec.decoder import OpenFile, open_file
 from rdopt.codec.encoder import Encoded, structure_saved
 from rdopt.config.schema import Config
 from rdopt.encode.embeddings import embedding_distortion
 from rdopt.encode.encode import Prepared
 from rdopt.evaluate.divergence import Comparison, as_eval_json, compare, noise_floor_bf16
-from rdopt.operator.params import Params, params_from_tensors
+from rdopt.operator.params import Params, PerBlock
 from rdopt.runs.export import reference_of
 from rdopt.transforms.aligned import Aligned, distortion
 
@@ -25,11 +25,20 @@ class Measured(NamedTuple):
     noise_floor: float
 
 
+def file_params(file: OpenFile) -> Params:
+    """The weights of a file, those of a block decoded when they are indexed."""
+
+    def parameter(short: str) -> PerBlock:
+        return PerBlock(file.arch.num_layers, lambda layer: file.layer(layer)[short])
+
+    return {**file.ends, "blocks": {short: parameter(short) for short in block_shapes(file.arch)}}
+
+
 def read_model(path: str) -> tuple[Params, Architecture]:
-    """What is to be measured, in memory: a file of rdopt encode, a Hugging Face folder, or a hub name."""
+    """What is to be measured, its blocks not yet read: a file of rdopt encode, a Hugging Face folder, or a hub name."""
     if Path(path).is_file():
-        decoded = decode_file(Path(path))
-        return params_from_tensors(decoded.tensors, decoded.arch), decoded.arch
+        file = open_file(Path(path))
+        return file_params(file), file.arch
     subject = load_subject(path)
     return subject.params, subject.arch
 

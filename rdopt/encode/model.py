@@ -6,13 +6,13 @@ Searches, finetuning and what outlives a kill are `encode.py`'s affair.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from rdopt.checkpoint.families import Key
-from rdopt.codec.coders.order import Order
+from rdopt.checkpoint.families import INPUT_OF, Key
 from rdopt.codec.encoder import Coded, Encoded, assemble, code_lloyd, code_scalar
 from rdopt.codec.streams.index import MatrixCodes
 from rdopt.codec.streams.paths import pack_trellis
 from rdopt.codec.tables.classes import RowsCols
 from rdopt.codec.tables.uniform import choose_plan
+from rdopt.config.parallel import bounded_map
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig, GridName
 from rdopt.encode.embeddings import code_embeddings
@@ -61,11 +61,11 @@ def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: T
     matrices = list(indices.values())
 
     def spreads(key: Key) -> RowsCols:
-        W = source.block(key[0]).params[key[1]]
-        return index_spreads(W, source.grid, key, indices[key], c, encode.grid)
+        W, L = source.block(key[0]).params[key[1]], source.metric(key[0]).L[INPUT_OF[key[1]]]
+        return index_spreads(W, L, source.grid, key, indices[key], c, encode.grid)
 
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        fits = list(threads.map(spreads, indices))
+        fits = list(bounded_map(threads, spreads, indices))
     return _coded(source, c, code_scalar(matrices, choose_plan(matrices, fits), encode.threads))
 
 
@@ -76,9 +76,7 @@ def _on_lloyd_grids(source: Source, c: float, encode: EncodeConfig, progress: Ti
 
 def _through_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     model = quantize_trellis(source, c, encode, progress)
-    orders: list[Order] = ["diagonals" if key in source.grid.outputs else "columns" for key in model.paths]
-    paths = list(model.paths.values())
-    codes = pack_trellis(paths, orders, model.plan, encode.states, encode.threads, encode.coder)
+    codes = pack_trellis(model.paths, model.paths.orders, model.plan, encode.states, encode.threads, encode.coder)
     return _coded(source, c, codes)._replace(
         gains=model.gains,
         components=model.components,

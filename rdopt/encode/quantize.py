@@ -6,6 +6,7 @@ a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (Wate
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,17 +26,45 @@ class Grid(NamedTuple):
     """The part of a model's grids that lambda does not change.
 
     Attributes:
-        factors: (layer, group) -> L, lower Cholesky factor of the damped input moment.
-        outputs: (layer, matrix) -> M, lower Cholesky factor of the damped moment of the output's gradient, where
-            errors are fed back over the rows too.
         rows: (layer, matrix) -> integer log steps of the rows, from 1 / M_ii or 1 / sqrt(G_ii).
         cols: (layer, group) -> integer log steps of the columns, from 1 / L_jj.
+        two_sided: the matrices whose errors are fed back over the rows too.
     """
 
-    factors: dict[Key, Float[np.ndarray, "in in"]]
-    outputs: dict[Key, Float[np.ndarray, "out out"]]
     rows: dict[Key, Int[np.ndarray, " out"]]
     cols: dict[Key, Int[np.ndarray, " in"]]
+    two_sided: set[Key]
+
+
+class Metric(NamedTuple):
+    """What errors cost in a block, factored; float64.
+
+    Attributes:
+        L: input group -> lower Cholesky factor of the damped second moment of the input.
+        M: matrix -> lower Cholesky factor of the damped moment of the output's gradient, where errors are fed back
+            over the rows too.
+    """
+
+    L: dict[str, Float[np.ndarray, "in in"]]
+    M: dict[str, Float[np.ndarray, "out out"]]
+
+
+def metric_of(block: Block, encode: EncodeConfig) -> Metric:
+    """Factors the moments of a block.
+
+    Args:
+        block: as its matrices are quantized.
+        encode: grid kind, damping, metric of the output.
+
+    Raises:
+        UserError: a moment is singular.
+    """
+    two_sided = GRIDS[encode.grid].feeds_rows and encode.output == "full"
+    full = [name for name in MATRICES if two_sided and block.G[name].ndim == 2 and np.trace(block.G[name]) > 0]
+    return Metric(
+        {group: damped_cholesky(block.sigma[group], encode.damping) for group in MATRICES_OF},
+        {name: damped_cholesky(block.G[name], encode.output_damping) for name in full},
+    )
 
 
 def column_weights(L: Float[np.ndarray, "n n"], grid: GridName) -> Float[np.ndarray, " n"]:
@@ -50,18 +79,15 @@ def make_grid(blocks: Iterable[Block], encode: EncodeConfig) -> Grid:
         blocks: of the model as its matrices are quantized, in order.
         encode: grid kind, damping, metric of the output.
     """
-    grid = Grid({}, {}, {}, {})
-    two_sided = GRIDS[encode.grid].feeds_rows and encode.output == "full"
+    grid = Grid({}, {}, set())
     for layer, block in enumerate(blocks):
-        for group in MATRICES_OF:
-            L = damped_cholesky(block.sigma[group], encode.damping)
-            grid.factors[layer, group] = L
+        metric = metric_of(block, encode)
+        for group, L in metric.L.items():
             grid.cols[layer, group] = log_steps(1.0 / column_weights(L, encode.grid))
         for name in MATRICES:
-            G = block.G[name]
-            if two_sided and G.ndim == 2 and np.trace(G) > 0:
-                grid.outputs[layer, name] = damped_cholesky(G, encode.output_damping)
-                weights = np.diagonal(grid.outputs[layer, name])
+            if name in metric.M:
+                grid.two_sided.add((layer, name))
+                weights = np.diagonal(metric.M[name])
             else:
                 weights = np.sqrt(damped_weights(block.diag_G(name), encode.damping))
             grid.rows[layer, name] = log_steps(1.0 / weights)
@@ -87,32 +113,36 @@ def quantize_model(
     Returns:
         (layer, matrix) -> int16 or int32 indices.
     """
-    weights = {(layer, name): block.params[name] for layer, block in enumerate(blocks) for name in MATRICES}
-
-    def one(key: Key) -> Int[np.ndarray, "out in"]:
-        """Indices of one matrix."""
-        layer, name = key
-        group = (layer, INPUT_OF[name])
-        row = exp_steps(grid.rows[key]).astype(np.float64)
-        col = exp_steps(grid.cols[group]).astype(np.float64) * c
-        W = weights[key]
-        if GRIDS[encode.grid].feeds_columns:
-            z = quantize_feedback(W, grid.factors[group], row, col, encode.dead_zone)
-        else:
-            z = quantize_rounding(W, row, col, encode.dead_zone)
-        return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
-
+    total = len(MATRICES) * (1 + max(layer for layer, _ in grid.rows))
     indices = {}
     with ThreadPoolExecutor(encode.threads or None) as threads:
-        for done, (key, z) in enumerate(zip(weights, threads.map(one, weights), strict=True), 1):
-            indices[key] = z
-            if progress is not None:
-                progress(done, len(weights))
+        for layer, block in enumerate(blocks):
+            one = partial(_quantized, block, metric_of(block, encode), grid, layer, c, encode)
+            for name, z in zip(MATRICES, threads.map(one, MATRICES), strict=True):
+                indices[layer, name] = z
+                if progress is not None:
+                    progress(len(indices), total)
     return indices
+
+
+def _quantized(
+    block: Block, metric: Metric, grid: Grid, layer: int, c: float, encode: EncodeConfig, name: str
+) -> Int[np.ndarray, "out in"]:
+    """Indices of one matrix."""
+    group = INPUT_OF[name]
+    row = exp_steps(grid.rows[layer, name]).astype(np.float64)
+    col = exp_steps(grid.cols[layer, group]).astype(np.float64) * c
+    W = block.params[name]
+    if GRIDS[encode.grid].feeds_columns:
+        z = quantize_feedback(W, metric.L[group], row, col, encode.dead_zone)
+    else:
+        z = quantize_rounding(W, row, col, encode.dead_zone)
+    return z.astype(np.int16) if np.abs(z).max(initial=0) < 2**15 else z
 
 
 def index_spreads(
     W: Float[np.ndarray, "out in"],
+    L: Float[np.ndarray, "in in"],
     grid: Grid,
     key: Key,
     z: Int[np.ndarray, "out in"],
@@ -127,6 +157,6 @@ def index_spreads(
     if not GRIDS[kind].feeds_columns:
         return rank1_spreads(W / np.outer(row, col))
     decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
-    return coordinate_spreads(z, W - decoded, grid.factors[group], None, row, col)
+    return coordinate_spreads(z, W - decoded, L, None, row, col)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,8 +13,8 @@ from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.uncoded import pack_files
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.quantize import Grid, make_grid
-from rdopt.transforms.aligned import Aligned, Block, distortion
+from rdopt.encode.quantize import Grid, Metric, make_grid, metric_of
+from rdopt.transforms.aligned import Aligned, Block, ahead, distortion
 from rdopt.transforms.stored.rotations import StoredRotations
 
 
@@ -29,6 +30,8 @@ class Source:
         parameters: number of parameters of the original model (the denominator of bpw_all).
         signal: 1/2 tr(G W sigma W^T) summed over the matrices, nats/token.
         tokens: calibration sequences, where the drift of the activations can be corrected.
+        encode: what the grid was made by.
+        work: folder beside the file to be, where what is done of it is kept.
         chosen: matrix -> the rows that are coded, where it is a part of the model only.
     """
 
@@ -39,8 +42,9 @@ class Source:
     parameters: int
     signal: float
     tokens: Int[np.ndarray, "n length"] | None = None
+    encode: EncodeConfig
+    work: Path | None = None
     chosen: Mapping[str, Int[np.ndarray, " some"]] = field(default_factory=dict)
-    _blocks: dict[int, Block] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def arch(self) -> Architecture:
@@ -56,13 +60,17 @@ class Source:
         """One block as its matrices are quantized."""
         if not self.chosen:
             return self.aligned.coded(layer)
-        if layer not in self._blocks:
-            self._blocks[layer] = self.aligned.coded(layer).rows(self.chosen)
-        return self._blocks[layer]
+        cache = self.aligned.subject.cache
+        return cache.get(self, ("part", layer), lambda: self.aligned.coded(layer).rows(self.chosen))
 
     def blocks(self) -> Iterator[Block]:
         """All of them in order."""
-        return map(self.block, range(self.arch.num_layers))
+        return ahead(self.block, self.arch.num_layers)
+
+    def metric(self, layer: int) -> Metric:
+        """What errors cost in one block, factored."""
+        cache = self.aligned.subject.cache
+        return cache.get(self, ("metric", layer), lambda: metric_of(self.block(layer), self.encode))
 
     def original(self, key: Key) -> Float[np.ndarray, "out in"]:
         """One matrix as the network has it; of a part, which has no network, as it is coded."""
@@ -78,13 +86,16 @@ class Source:
         return W if self.stored is None else undo_stored(self.stored, *key, INPUT_OF[key[1]], W)
 
 
-def make_source(aligned: Aligned, encode: EncodeConfig, parameters: int | None = None) -> Source:
+def make_source(
+    aligned: Aligned, encode: EncodeConfig, parameters: int | None = None, work: Path | None = None
+) -> Source:
     """Prepares a model for encoding at any slope.
 
     Args:
         aligned: the model, with its moments.
         encode: the encoder's configuration.
         parameters: of the original, where `aligned.subject` is not it but an exported folder.
+        work: see `Source`.
 
     Raises:
         UserError: weights or moments are not finite.
@@ -94,11 +105,12 @@ def make_source(aligned: Aligned, encode: EncodeConfig, parameters: int | None =
         for name in MATRICES:
             if not np.isfinite(block.params[name]).all():
                 raise UserError(f"{aligned.arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
-    layers = range(aligned.arch.num_layers)
     return Source(
         aligned=aligned,
         files=pack_files(aligned.config, carried_files(checkpoint.folder)),
-        grid=make_grid(map(aligned.coded, layers), encode),
+        grid=make_grid(aligned.coded_blocks(), encode),
+        encode=encode,
+        work=work,
         weights=coded_weights(aligned.arch),
         parameters=checkpoint.num_parameters if parameters is None else parameters,
         signal=distortion(aligned.blocks(), None),
@@ -114,10 +126,11 @@ def part_of(source: Source, chosen: Mapping[str, Int[np.ndarray, " some"]], enco
         chosen: matrix -> the rows.
         encode: the encoder's configuration.
     """
-    part = replace(source, chosen=chosen, tokens=None)
+    part = replace(source, chosen=chosen, tokens=None, work=None)
     return replace(
         part,
         grid=make_grid(part.blocks(), encode),
+        encode=encode,
         weights=sum(block.params[name].size for block in part.blocks() for name in MATRICES),
         signal=distortion(part.blocks(), None),
     )

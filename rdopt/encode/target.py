@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rdopt.checkpoint.families import MATRICES, group_widths, matrix_shapes
-from rdopt.codec.decoder import decode_matrices
+from rdopt.codec.decoder import MatrixReader
 from rdopt.codec.encoder import Coded, Encoded, coded_index, coded_streams
 from rdopt.codec.streams.stored import pack_stored
 from rdopt.config.errors import UserError
@@ -21,6 +21,7 @@ from rdopt.encode.source import Source, part_of
 from rdopt.operator.params import Params
 
 TOLERANCE = 0.02
+_PATIENCE = 3  # trials behind which the tolerance will do: KL jumps by some percent between neighbouring base steps
 SHARE = 10
 _FEWEST = 48  # rows of a matrix that the search looks at, at least
 T = TypeVar("T")
@@ -74,12 +75,12 @@ def search_step(
     log_c, slope = math.log2(start), goal.slope
     best: tuple[float, T] | None = None
     last: tuple[float, float] | None = None
-    for _ in range(trials):
+    for trial in range(1, trials + 1):
         result = encode(2.0**log_c)
         miss = value(result) - goal.value
         if best is None or abs(miss) < abs(best[0]):
             best = (miss, result)
-        if abs(miss) <= goal.aim:
+        if abs(miss) <= goal.aim or (trial >= _PATIENCE and abs(best[0]) <= goal.tolerance):
             break
         if last is not None and log_c != last[0]:
             secant = (miss - last[1]) / (log_c - last[0])
@@ -120,7 +121,8 @@ class Part(NamedTuple):
         whole, chosen = self.whole, self.source.chosen
         index = coded_index(coded, self.source.parameters)
         shapes = {key: (len(chosen[key[1]]), n) for key, (_, n) in matrix_shapes(whole.arch).items()}
-        decoded = decode_matrices(coded_streams(coded, whole.arch), index, shapes, group_widths(whole.arch)).weights
+        reader = MatrixReader(coded_streams(coded, whole.arch), index, shapes, group_widths(whole.arch))
+        decoded = {key: x.weights for key, x in reader.read(shapes).items()}
         network = whole.aligned.network()
         blocks = dict(network["blocks"])
         for name, rows in chosen.items():

@@ -6,8 +6,11 @@ Relaxed objectives are trusted to rank coordinates only as far as this agrees.
 from dataclasses import replace
 from typing import NamedTuple
 
-from rdopt.checkpoint.families import group_widths, matrix_shapes
-from rdopt.codec.decoder import decode_matrices
+import numpy as np
+from jaxtyping import Float
+
+from rdopt.checkpoint.families import MATRICES, Key, group_widths, matrix_shapes
+from rdopt.codec.decoder import MatrixParts, MatrixReader
 from rdopt.codec.encoder import coded_index, coded_streams
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.model import code_matrices
@@ -48,7 +51,15 @@ def hard_cost(aligned: Aligned, encode: EncodeConfig, lam: float) -> HardCost:
     side = 8 * sum(len(data) for name, data in streams.items() if name != "codes")
     shapes, widths = matrix_shapes(source.arch), group_widths(source.arch)
     index = coded_index(coded, source.parameters)
-    decoded = decode_matrices(streams, index, shapes, widths, quick.threads).weights
-    D = distortion(source.blocks(), lambda layer, name: decoded[layer, name])
+    reader = MatrixReader(streams, index, shapes, widths, quick.threads)
+    held: dict[int, dict[Key, MatrixParts]] = {}  # of the last layer asked for
+
+    def decoded(layer: int, name: str) -> Float[np.ndarray, "out in"]:
+        if layer not in held:
+            held.clear()
+            held[layer] = reader.read([(layer, other) for other in MATRICES])
+        return held[layer][layer, name].weights
+
+    D = distortion(source.blocks(), decoded)
     rate = (coded.indices.bits + side) / source.weights
     return HardCost(coded.indices.bits / source.weights, rate, D, rate + lam * D)

@@ -1,4 +1,4 @@
-"""KL(P_reference || P_candidate) per token and both models' losses, batch by batch on the device.
+"""KL(P_reference || P_candidate) per token and both models' losses, block by block and then slice by slice of the text.
 
 The sum is formed from terms p f(d), d = log p - log q, f(d) = d + exp(-d) - 1 >= 0: equal to sum p d because
 q sums to one, but without cancellation, so float32 logits give KLs far below 1e-8 nats.
@@ -7,23 +7,24 @@ q sums to one, but without cancellation, so float32 logits give KLs far below 1e
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.errors import UserError
 from rdopt.evaluate.perplexity import Perplexity, per_token, perplexity
-from rdopt.operator.llama import logits
-from rdopt.operator.params import Params
+from rdopt.operator.blockwise import Through, forward, last_stream, padded_batches
+from rdopt.operator.llama import block, head_logits
+from rdopt.operator.params import Params, map_params
 
-Against = Callable[..., tuple[Array, Array]]
-CACHE_BYTES = 2**30
+Score = Callable[..., tuple[Array, Array]]
+SLICE_BYTES = 2**26  # of float32 logits on the device at once, in each of a handful of arrays
 
 _SERIES = 0.1  # below this |d| the Taylor series of f is more exact than float32 arithmetic
 
@@ -77,13 +78,13 @@ class Comparison:
 
 
 class Reference:
-    """The original model on the evaluation windows; its log-probabilities are computed once when they fit.
+    """The original model on the evaluation windows, run once: what is kept is the stream behind its last block.
 
     Args:
-        params, arch: the original model.
-        inputs, scored: token windows and which of their tokens are targets; see `windows`.
+        params, arch: the original model, its blocks in memory or read when they are indexed.
+        inputs: token windows, (N, context) int.
+        scored: (N, context), True where a token is a target; see `windows`.
         batch: windows per device call.
-        cache_bytes: keep the float32 log-probabilities below this size, else compute them per comparison.
 
     Raises:
         UserError: a token outside the vocabulary, a window too long for the model, or a NaN loss.
@@ -91,27 +92,19 @@ class Reference:
 
     def __init__(
         self,
-        params: Params,
+        params: Mapping[str, Any],
         arch: Architecture,
         inputs: Int[np.ndarray, "N context"],
         scored: Bool[np.ndarray, "N context"],
         batch: int,
-        cache_bytes: int = CACHE_BYTES,
     ):
         _check_windows(arch, inputs, scored, batch)
-        self.arch, self.batch = arch, batch
-        self.params: Params = jax.device_put(params)
+        self.params, self.arch, self.batch = params, arch, batch
         self.inputs, self.scored = np.asarray(inputs, np.int32), np.asarray(scored, bool)
         self.counts = self.scored.sum(axis=1)
-        size = 4 * inputs.size * arch.vocab_size
-        self._cache: list[Array] | None = [] if size < cache_bytes else None
-        losses = []
-        for tokens in _batches(self.inputs, batch):
-            logp = _log_probabilities(self.params, tokens, arch)
-            losses.append(_loss(logp, tokens))
-            if self._cache is not None:
-                self._cache.append(logp)
-        self.nll = _sequence_sums(losses, self.scored)
+        self._last = last_stream(params, self.inputs, arch, batch)
+        head, parts = _head(params, arch), zip(self._slices(self._last[:, :-1]), self._labels(), strict=True)
+        self.nll = self._sums(self._windows(_nll(head, x, labels, arch) for x, labels in parts))
         _refuse_nan(self.nll, "reference")
 
     @property
@@ -119,14 +112,51 @@ class Reference:
         """Of the reference itself."""
         return perplexity(self.nll, self.counts)
 
-    def log_probabilities(self) -> Iterator[tuple[Int[np.ndarray, "batch T"], Float[Array, "batch targets V"]]]:
-        """Token batches, the last zero-padded, and the reference's log-probabilities of each next token."""
-        for i, tokens in enumerate(_batches(self.inputs, self.batch)):
-            cached = None if self._cache is None else self._cache[i]
-            yield tokens, _log_probabilities(self.params, tokens, self.arch) if cached is None else cached
+    def against(
+        self, params: Mapping[str, Any], arch: Architecture, through: Through = forward, score: Score | None = None
+    ) -> Comparison:
+        """Scores a candidate: one block at a time, then both heads on some positions at a time.
+
+        Args:
+            params, arch: the candidate.
+            through: runs one of its blocks.
+            score: compares predictions; `_score` by default.
+        """
+        last = last_stream(params, self.inputs, arch, self.batch, through)
+        head, other = _head(self.params, self.arch), _head(params, arch)
+        rows = zip(self._slices(self._last[:, :-1]), self._slices(last[:, :-1]), self._labels(), strict=True)
+        scored = [(score or _score)(head, other, x, y, labels, self.arch, arch) for x, y, labels in rows]
+        losses, divergences = (self._windows(part[i] for part in scored) for i in range(2))
+        nll = self._sums(losses)
+        _refuse_nan(nll, "candidate")
+        return Comparison(
+            counts=self.counts,
+            nll_reference=self.nll,
+            nll_candidate=nll,
+            kl_sums=self._sums(divergences),
+            kl=divergences[self.scored[:, 1:]],
+        )
+
+    def _slices(self, x: Shaped[np.ndarray, "N targets ..."]) -> Iterator[np.ndarray]:
+        """Some positions at a time, as many as SLICE_BYTES of logits allow; the last ones padded."""
+        count = x.shape[0] * x.shape[1]
+        return padded_batches(
+            x.reshape(count, *x.shape[2:]), max(1, min(count, SLICE_BYTES // (4 * self.arch.vocab_size)))
+        )
+
+    def _labels(self) -> Iterator[np.ndarray]:
+        return self._slices(self.inputs[:, 1:])
+
+    def _windows(self, slices: Iterable[Array]) -> Float[np.ndarray, "N targets"]:
+        """Figures of positions in slices as rows, one a window."""
+        count, context = self.inputs.shape
+        return np.concatenate([np.asarray(x) for x in slices])[: count * (context - 1)].reshape(count, context - 1)
+
+    def _sums(self, values: Float[np.ndarray, "N targets"]) -> Float[np.ndarray, " N"]:
+        return np.where(self.scored[:, 1:], values.astype(np.float64), 0.0).sum(axis=1)
 
 
-def compare(reference: Reference, params: Params, arch: Architecture) -> Comparison:
+def compare(reference: Reference, params: Mapping[str, Any], arch: Architecture) -> Comparison:
     """Scores a candidate on the reference's windows.
 
     Compiled once per architecture and shape, so candidates of a sweep cost one forward pass each.
@@ -139,31 +169,13 @@ def compare(reference: Reference, params: Params, arch: Architecture) -> Compari
             f"The models' vocabularies differ ({reference.arch.vocab_size} and {arch.vocab_size} tokens), so "
             "KL is undefined; compare models of one tokenizer."
         )
-    return _compare(reference, params, arch, _against)
-
-
-def _compare(reference: Reference, params: Params, arch: Architecture, against: Against) -> Comparison:
-    params = jax.device_put(params)
-    losses, divergences = [], []
-    for tokens, logp in reference.log_probabilities():
-        loss, kl = against(params, tokens, logp, arch)
-        losses.append(loss)
-        divergences.append(kl)
-    nll = _sequence_sums(losses, reference.scored)
-    _refuse_nan(nll, "candidate")
-    return Comparison(
-        counts=reference.counts,
-        nll_reference=reference.nll,
-        nll_candidate=nll,
-        kl_sums=_sequence_sums(divergences, reference.scored),
-        kl=_rows(divergences, len(nll))[reference.scored[:, 1:]],
-    )
+    return reference.against(params, arch)
 
 
 def noise_floor_bf16(reference: Reference) -> float:
     """Mean KL, nats per token, of the model against its own bfloat16 forward pass: no KL below it matters."""
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), reference.params)
-    return _compare(reference, rounded, reference.arch, _against_rounded).kl_mean
+    rounded = map_params(lambda x: np.asarray(x).astype(jnp.bfloat16), reference.params)
+    return reference.against(rounded, reference.arch, _forward_rounded, _score_rounded).kl_mean
 
 
 def as_eval_json(comparison: Comparison, noise_floor: float, context: int, stride: int) -> dict[str, Any]:
@@ -192,40 +204,39 @@ def token_kl(logp: Float[Array, "*n V"], logq: Float[Array, "*n V"]) -> Float[Ar
     return jnp.sum(jnp.where(close, p * series, p * (d - 1) + q), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="arch")
-def _log_probabilities(params: Params, tokens: Array, arch: Architecture) -> Array:
-    return jax.nn.log_softmax(logits(params, tokens, arch)[:, :-1], axis=-1)
+def log_probabilities(ends: Params, x: Float[Array, "n d"], arch: Architecture) -> Float[Array, "n V"]:
+    """What a model predicts, from the stream behind its last block; float32."""
+    return jax.nn.log_softmax(head_logits(ends, x[None], arch)[0], axis=-1)
 
 
-@jax.jit
-def _loss(logp: Array, tokens: Array) -> Array:
-    return -jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+def _loss(logp: Float[Array, "n V"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    return -jnp.take_along_axis(logp, labels[:, None], axis=-1)[:, 0]
 
 
-def _score(params: Params, tokens: Array, logp: Array, arch: Architecture) -> tuple[Array, Array]:
-    logq = _log_probabilities(params, tokens, arch)
-    return _loss(logq, tokens), token_kl(logp, logq)
+@partial(jax.jit, static_argnames="arch")
+def _nll(head: Params, x: Array, labels: Array, arch: Architecture) -> Array:
+    return _loss(log_probabilities(head, x, arch), labels)
 
 
-_against = jax.jit(_score, static_argnames="arch")
+def _score_slice(
+    head: Params, other: Params, x: Array, y: Array, labels: Array, arch: Architecture, other_arch: Architecture
+) -> tuple[Array, Array]:
+    """(loss of the candidate, KL) of some positions; x and y are the streams of reference and candidate."""
+    logp, logq = log_probabilities(head, x, arch), log_probabilities(other, y, other_arch)
+    return _loss(logq, labels), token_kl(logp, logq)
+
+
+_ARCHS = ("arch", "other_arch")
+_score: Score = jax.jit(_score_slice, static_argnames=_ARCHS)
 # XLA may keep float32 between fused bfloat16 operations; then the floor would depend on the batch size.
-_against_rounded = jax.jit(_score, static_argnames="arch", compiler_options={"xla_allow_excess_precision": False})
+_EXACT_TYPES = {"xla_allow_excess_precision": False}
+_score_rounded: Score = jax.jit(_score_slice, static_argnames=_ARCHS, compiler_options=_EXACT_TYPES)
+_forward_rounded = jax.jit(block, static_argnames="arch", compiler_options=_EXACT_TYPES)
 
 
-def _batches(inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """Equal batches, the last padded with rows of token 0, so that one compilation serves all."""
-    for start in range(0, len(inputs), batch):
-        rows = inputs[start : start + batch]
-        yield np.pad(rows, ((0, batch - len(rows)), (0, 0)))
-
-
-def _rows(batches: list[Array], n: int) -> Float[np.ndarray, "N targets"]:
-    return np.concatenate([np.asarray(values) for values in batches])[:n]
-
-
-def _sequence_sums(batches: list[Array], scored: np.ndarray) -> Float[np.ndarray, " N"]:
-    values = _rows(batches, len(scored)).astype(np.float64)
-    return np.where(scored[:, 1:], values, 0.0).sum(axis=1)
+def _head(params: Mapping[str, Any], arch: Architecture) -> Params:
+    """What makes predictions of the stream behind the last block, on the device."""
+    return jax.device_put({k: params[k] for k in ("final_norm", "embed" if arch.tied else "head")})
 
 
 def _check_windows(arch: Architecture, inputs: np.ndarray, scored: np.ndarray, batch: int) -> None:

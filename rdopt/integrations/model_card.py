@@ -4,11 +4,11 @@ The front matter follows the Hugging Face hub's model card metadata.
 """
 
 from rdopt.checkpoint.families import coded_weights
-from rdopt.codec.decoder import Decoded
+from rdopt.codec.decoder import OpenFile
 from rdopt.codec.streams.index import coded_bits
 
 
-def decoded_card(decoded: Decoded) -> str:
+def decoded_card(decoded: OpenFile) -> str:
     """The card of a decoded file, Markdown with a final newline; every figure is taken from the file's bytes."""
     weights, bits, model_type = coded_weights(decoded.arch), sum(decoded.bits.values()), decoded.arch.model_type
     bpw, bpw_all = coded_bits(decoded.bits) / weights, bits / decoded.parameters

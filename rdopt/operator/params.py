@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,39 @@ from rdopt.config.errors import UserError
 Params = dict[str, Any]
 
 
-def load_params(checkpoint: Checkpoint) -> Params:
-    """Every weight of a checkpoint as float32 numpy arrays.
+@dataclass(frozen=True)
+class PerBlock(Sequence[Float[np.ndarray, "..."]]):
+    """One array of every block, each made when it is indexed: stands where a stack would lie in memory."""
+
+    layers: int
+    read: Callable[[int], Float[np.ndarray, ...]]
+
+    def __len__(self) -> int:
+        return self.layers
+
+    def __getitem__(self, layer: Any) -> Any:
+        return self.read(range(self.layers)[layer])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all blocks stacked."""
+        return (self.layers, *self[0].shape)
+
+
+def lazy_params(checkpoint: Checkpoint) -> Params:
+    """A checkpoint's weights, float32, with those of the blocks left in the file until they are indexed.
 
     Raises:
         UserError: a tensor is missing, truncated or not finite, or a tied head differs from the embedding.
     """
     arch = checkpoint.arch
+
+    def tensor(short: str, layer: int) -> Float[np.ndarray, ...]:
+        return checkpoint.tensor(arch.tensor_name(layer, short))
+
     params: Params = {
         "embed": checkpoint.tensor(EMBED),
-        "blocks": {short: _stacked(checkpoint, short, shape) for short, shape in block_shapes(arch).items()},
+        "blocks": {short: PerBlock(arch.num_layers, partial(tensor, short)) for short in block_shapes(arch)},
         "final_norm": checkpoint.tensor(FINAL_NORM),
     }
     if not arch.tied:
@@ -38,6 +63,46 @@ def load_params(checkpoint: Checkpoint) -> Params:
             "set tie_word_embeddings to false in config.json or remove the tensor."
         )
     return params
+
+
+def load_params(checkpoint: Checkpoint) -> Params:
+    """Every weight of a checkpoint as float32 numpy arrays.
+
+    Raises:
+        UserError: see `lazy_params`.
+    """
+    return stacked(lazy_params(checkpoint))
+
+
+def stacked(params: Mapping[str, Any]) -> Params:
+    """All weights in memory at once, for what runs the whole network in one program."""
+    return {**params, "blocks": {short: _stack(held) for short, held in params["blocks"].items()}}
+
+
+def read_block(params: Mapping[str, Any], layer: int) -> dict[str, Float[np.ndarray, ...]]:
+    """The parameters of one block by short name."""
+    return {short: np.asarray(held[layer]) for short, held in params["blocks"].items()}
+
+
+def map_params(change: Callable[[np.ndarray], np.ndarray], params: Mapping[str, Any]) -> Params:
+    """The model with every array changed, those of the blocks when they are indexed."""
+
+    def view(held: Any) -> PerBlock:
+        return PerBlock(len(held), lambda layer: change(held[layer]))
+
+    ends = {k: change(x) for k, x in params.items() if k != "blocks"}
+    return {**ends, "blocks": {short: view(held) for short, held in params["blocks"].items()}}
+
+
+def _stack(held: Any) -> Float[np.ndarray, "L ..."]:
+    if not isinstance(held, PerBlock):
+        return np.asarray(held)
+    first = np.asarray(held[0])
+    stack = np.empty((len(held), *first.shape), first.dtype)
+    stack[0] = first
+    for layer in range(1, len(held)):
+        stack[layer] = held[layer]
+    return stack
 
 
 def params_from_tensors(tensors: Mapping[str, Float[np.ndarray, " ..."]], arch: Architecture) -> Params:
@@ -62,11 +127,3 @@ def params_to_tensors(params: Params, arch: Architecture) -> Iterator[tuple[str,
     yield FINAL_NORM, np.asarray(params["final_norm"])
     if not arch.tied:
         yield HEAD, np.asarray(params["head"])
-
-
-def _stacked(checkpoint: Checkpoint, short: str, shape: tuple[int, ...]) -> Float[np.ndarray, "L ..."]:
-    layers = checkpoint.arch.num_layers
-    stacked = np.empty((layers, *shape), np.float32)
-    for layer in range(layers):
-        stacked[layer] = checkpoint.tensor(checkpoint.arch.tensor_name(layer, short))
-    return stacked

@@ -1,9 +1,9 @@
 """`rdopt export`: the aligned model as a plain checkpoint, with the transforms that lead back to the original."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import ml_dtypes
 import numpy as np
 
@@ -13,10 +13,10 @@ from rdopt.checkpoint.families import Architecture
 from rdopt.checkpoint.write import carried_files, write_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
-from rdopt.config.schema import Config
+from rdopt.config.schema import Config, RunConfig
 from rdopt.evaluate.divergence import Reference, compare
 from rdopt.evaluate.perplexity import windows
-from rdopt.operator.params import Params
+from rdopt.operator.params import Params, map_params, stacked
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.files import AlignmentFiles, architecture_of_original, load_alignment, save_alignment
 from rdopt.transforms.gauges.coordinates import gauges_of
@@ -41,8 +41,12 @@ class Run(NamedTuple):
     alignment: AlignmentFiles
 
 
-def open_trained(run: Path) -> Run:
+def open_trained(run: Path, machine: RunConfig) -> Run:
     """Reads a run folder, its model and its text.
+
+    Args:
+        run: the folder.
+        machine: what the command at hand may take; not what the training was given.
 
     Raises:
         UserError: the run is unfinished, or its model is not the one it was trained on.
@@ -51,7 +55,7 @@ def open_trained(run: Path) -> Run:
         raise UserError(f"{run} is no run of rdopt train; name the folder given to its --out.")
     if not (run / "done").is_file():
         raise UserError(f"the run in {run} is not finished; start rdopt train again with the same arguments.")
-    config = load_config(run / "config.yaml")
+    config = replace(load_config(run / "config.yaml"), run=machine)
     alignment = load_alignment(run)
     subject, corpus = open_subject(config)
     if alignment.original["fingerprint"] != subject.fingerprint:
@@ -82,24 +86,28 @@ def check_alignment(reference: Reference, aligned: Aligned) -> float:
     return kl
 
 
-def export(run: Path, out: Path) -> Exported:
+def export(run: Path, out: Path, machine: RunConfig) -> Exported:
     """Writes the aligned checkpoint of a run, float32, and its transforms.
 
     Args:
         run: a finished run folder.
         out: a new folder that plain transformers loads.
+        machine: what it may take.
 
     Raises:
         UserError: the run is unfinished, the fold is not exact, or `out` exists.
     """
-    config, subject, corpus, alignment = open_trained(run)
+    config, subject, corpus, alignment = open_trained(run, machine)
     aligned = Aligned(subject=subject, gauges=gauges_of(alignment.records))
     reference = reference_of(subject, corpus, config)
     kl = check_alignment(reference, aligned)
-    brain = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), aligned.network())
-    rounded = compare(reference, brain, aligned.arch).kl_mean
+    rounded = compare(reference, map_params(_brain, aligned.network()), aligned.arch).kl_mean
     write_aligned(out, aligned, alignment)
     return Exported(kl, rounded)
+
+
+def _brain(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def write_aligned(out: Path, aligned: Aligned, alignment: AlignmentFiles) -> None:
@@ -128,5 +136,5 @@ def restore(folder: Path) -> tuple[Params, Architecture]:
     aligned = load_subject(folder)
     alignment = load_alignment(folder)
     arch = architecture_of_original(aligned.arch, alignment.original)
-    return unfold(aligned.params, arch, gauges_of(alignment.records), alignment.gains), arch
+    return unfold(stacked(aligned.params), arch, gauges_of(alignment.records), alignment.gains), arch
 

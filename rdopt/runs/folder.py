@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rdopt import __version__
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
-from rdopt.config.schema import Config
+from rdopt.config.schema import Config, RunConfig
 
 CONFIG, FACTS, METRICS, DONE = "config.yaml", "run.json", "metrics.jsonl", "done"
 PARTIAL = "run.json.partial"
@@ -42,14 +43,14 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[Any]) -> bo
             raise UserError(f"{out} holds a {facts['kind']} run; choose another folder for this {kind}.")
         if (out / DONE).exists() and kind != "sweep":
             raise UserError(f"{out} holds a finished run; remove it or choose another name.")
-        if (out / CONFIG).read_text(encoding="utf-8") != config_yaml(config):
+        if (out / CONFIG).read_text(encoding="utf-8") != _text(config):
             raise UserError(
                 f"{out} was started with another configuration ({_changed(out, config)}); "
                 "start it the same way, or choose another folder."
             )
     out.mkdir(parents=True, exist_ok=True)
     if not resumed:
-        (out / CONFIG).write_text(config_yaml(config), encoding="utf-8")
+        (out / CONFIG).write_text(_text(config), encoding="utf-8")
     part = out / PARTIAL
     part.write_text(json.dumps(_facts(config, kind, devices), indent=2) + "\n", encoding="utf-8")
     part.replace(out / FACTS)
@@ -67,9 +68,14 @@ def _facts(config: Config, kind: str, devices: Sequence[Any]) -> dict[str, Any]:
     }
 
 
+def _text(config: Config) -> str:
+    """What a run is known by: everything but what it may take of the machine."""
+    return config_yaml(replace(config, run=RunConfig()))
+
+
 def _changed(out: Path, config: Config) -> str:
     before = (out / CONFIG).read_text(encoding="utf-8").splitlines()
-    now = config_yaml(config).splitlines()
+    now = _text(config).splitlines()
     lines = [line.strip() for line in before if line not in now and not line.strip().startswith("#")]
     return "it had " + ", ".join(lines[:3]) if lines else "keys were added"
 

@@ -1,36 +1,48 @@
 """The second moments of a run: measured once on its calibration text and kept in its folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+from rdopt.calibration.backward import measure_moments
 from rdopt.calibration.moments import Moments
-from rdopt.calibration.subject import Corpus, Subject, corpus_moments, load_moments, save_moments
-from rdopt.config.schema import TextConfig
+from rdopt.calibration.store import MomentStore, open_moments
+from rdopt.calibration.subject import Corpus, Subject
+from rdopt.config.memory import memory_budget
+from rdopt.config.progress import Tick
+from rdopt.config.schema import Config
 
-MOMENTS = "moments.safetensors"
+MOMENTS = "moments"
+_STREAMS = 4  # a share of the budget goes to residual streams while moments are measured
+
+
+def moments_key(subject: Subject, corpus: Corpus, seed: int) -> str:
+    """What moments are measured on: the model, its calibration sequences and the seed of the labels."""
+    return f"{subject.fingerprint} {corpus.fingerprint} {seed}"
 
 
 def moments_of(
-    folder: Path,
-    subject: Subject,
-    corpus: Corpus,
-    text: TextConfig,
-    progress: Callable[[int, int], None] | None = None,
+    folder: Path, subject: Subject, corpus: Corpus, config: Config, progress: Tick | None = None
 ) -> Moments:
     """The moments of a model on its calibration text.
 
     Args:
-        folder: of the run; kept there under MOMENTS, those of another model or text are measured again.
+        folder: of the moments, unless `run.moments` names another; those of another model or text are measured again,
+            unfinished ones go on.
         subject: the model.
         corpus: its text.
-        text: the text's configuration, whose seed draws the labels.
-        progress: called with (sequences, of how many) while they are measured.
+        config: the text's seed, which draws the labels, and the memory that may be used.
+        progress: called with (passes through a block, of how many) while they are measured.
+
+    Raises:
+        UserError: the folder that `run.moments` names holds no finished moments of this model and text.
     """
-    key = f"{subject.fingerprint} {corpus.fingerprint} {text.seed}"
-    path = folder / MOMENTS
-    moments = load_moments(path, key)
-    if moments is None:
-        path.unlink(missing_ok=True)
-        moments = corpus_moments(subject, corpus, text, progress)
-        save_moments(path, moments, key)
-    return moments
+    tokens, layers, key = corpus.calibration, subject.arch.num_layers, moments_key(subject, corpus, config.text.seed)
+    if config.run.moments is not None:
+        return open_moments(Path(config.run.moments), layers, key)
+    store = MomentStore(folder, layers, key, tokens.size)
+    store.open()
+    if not store.complete:
+        budget = memory_budget(config.run.memory) // _STREAMS
+        measure_moments(
+            subject.params, subject.arch, tokens, store, seed=config.text.seed, budget=budget, progress=progress
+        )
+    return store.moments()

@@ -27,7 +27,7 @@ from rdopt.rate.steps import lam_of_base_step
 from rdopt.runs.export import check_alignment, reference_of, write_aligned
 from rdopt.runs.figures import dumps
 from rdopt.runs.folder import Metrics, finish_run, open_run
-from rdopt.runs.moments import moments_of
+from rdopt.runs.moments import MOMENTS, moments_of
 from rdopt.runs.states import StateStore
 from rdopt.sweep.arms import ARMS
 from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_name, save_point
@@ -54,7 +54,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     subject, corpus = open_subject(config)
     open_run(out, config, "sweep", pool)
     say(f"model {config.model}: {coded_weights(subject.arch) / 1e6:.2f} M weights to code, {corpus.description}")
-    moments = moments_of(out, subject, corpus, config.text, ticker(say, "second moments: sequence"))
+    moments = moments_of(out / MOMENTS, subject, corpus, config, ticker(say, "second moments: pass"))
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
     bench = Bench(config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out)

@@ -1,13 +1,14 @@
 """A model in coordinates: its weights and second moments behind the gauges and the stored rotations, block by block.
 
 Everything that looks at a model in other coordinates takes this one value and asks for its blocks in order. A block is
-folded in float64 when it is asked for the first time and kept: to hold fewer blocks than a model has, `_once` is the
-place, and `calibration.streamed.lazy_params` reads weights when they are asked for.
+read and folded in float64 when it is asked for, and kept as long as the budget of the subject's cache allows; of blocks
+that are asked for in order the next one is made while the last one is worked on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,9 +25,9 @@ from rdopt.checkpoint.families import (
     Architecture,
     block_shapes,
 )
-from rdopt.operator.params import Params
+from rdopt.operator.params import Params, PerBlock, read_block
 from rdopt.transforms.gauges.coordinates import Gauges
-from rdopt.transforms.gauges.fold import fold, fold_block, fold_block_moments, fold_end_moments, fold_ends
+from rdopt.transforms.gauges.fold import NORMS, fold_block, fold_block_moments, fold_end_moments, fold_ends
 from rdopt.transforms.stored.rotations import StoredRotations
 
 
@@ -60,6 +61,7 @@ class Block(NamedTuple):
 
 
 UNMEASURED = Moments({}, {}, 0)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +81,6 @@ class Aligned:
     gauges: Gauges | None = None
     stored: StoredRotations | None = None
     tokens: Int[np.ndarray, "n length"] | None = None
-    _held: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def arch(self) -> Architecture:
@@ -94,9 +95,13 @@ class Aligned:
         plain = self.gauges is None and self.stored is None
         return dict(config) if plain else {**config, "tie_word_embeddings": self.arch.tied}
 
+    def layer(self, layer: int) -> Mapping[str, Float[np.ndarray, "..."]]:
+        """The parameters of one block in the coordinates in which the network runs, without its moments."""
+        return self._once(("layer", layer), lambda: self._folded(layer))
+
     def block(self, layer: int) -> Block:
         """One block in the coordinates in which the network runs."""
-        return self._once(layer, lambda: self._folded(layer))
+        return self._once(layer, lambda: self._measured(layer))
 
     def coded(self, layer: int) -> Block:
         """One block as its matrices are quantized: behind the stored rotations too."""
@@ -107,7 +112,11 @@ class Aligned:
 
     def blocks(self) -> Iterator[Block]:
         """All blocks in order."""
-        return map(self.block, range(self.arch.num_layers))
+        return ahead(self.block, self.arch.num_layers)
+
+    def coded_blocks(self) -> Iterator[Block]:
+        """All blocks in order, as their matrices are quantized."""
+        return ahead(self.coded, self.arch.num_layers)
 
     @property
     def ends(self) -> Params:
@@ -137,32 +146,44 @@ class Aligned:
             yield HEAD, np.asarray(ends["head"])
 
     def network(self) -> Params:
-        """All weights at once, blocks stacked, for what runs the whole network; float32."""
-        params, gauges = self.subject.params, self.gauges
-        if gauges is None:
-            return params
-        return self._once("network", lambda: fold(params, self.subject.arch, gauges)[0])
+        """All weights for what runs the network, float32, those of a block made when it is indexed."""
 
-    def _folded(self, layer: int) -> Block:
+        def parameter(short: str) -> PerBlock:
+            return PerBlock(self.arch.num_layers, lambda layer: self.layer(layer)[short])
+
+        return {**self.ends, "blocks": {short: parameter(short) for short in block_shapes(self.arch)}}
+
+    def _folded(self, layer: int) -> Mapping[str, Float[np.ndarray, "..."]]:
+        params, gauges = read_block(self.subject.params, layer), self.gauges
+        return params if gauges is None else _contiguous(fold_block(params, layer, self.subject.arch, gauges))
+
+    def _measured(self, layer: int) -> Block:
         arch, gauges, moments = self.subject.arch, self.gauges, self.moments
-        params = {k: np.asarray(x[layer]) for k, x in self.subject.params["blocks"].items()}
+        params = self.layer(layer)
         sigma, G = ({k: x[layer] for k, x in part.items()} for part in (moments.sigma, moments.G))
-        if gauges is None:
+        if gauges is None or moments is UNMEASURED:
             return Block(params, sigma, G)
-        folded = fold_block(params, layer, arch, gauges)
-        if moments is not UNMEASURED:
-            sigma, G = fold_block_moments(sigma, G, params, layer, arch, gauges)
-        return _contiguous(Block(folded, sigma, G))
+        norms = {k: self.subject.params["blocks"][k][layer] for k in NORMS}
+        return Block(params, *map(_contiguous, fold_block_moments(sigma, G, norms, layer, arch, gauges)))
 
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._held:
-            self._held[key] = make()
-        return self._held[key]
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        return self.subject.cache.get(self, key, make)
 
 
-def _contiguous(block: Block) -> Block:
+def ahead(make: Callable[[int], T], count: int) -> Iterator[T]:
+    """make(0), make(1), ..., each made while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(make, 0)
+        for i in range(1, count + 1):
+            made = following.result()
+            if i < count:
+                following = thread.submit(make, i)
+            yield made
+
+
+def _contiguous(arrays: Mapping[str, Float[np.ndarray, "..."]]) -> dict[str, Float[np.ndarray, "..."]]:
     # Products of matrices depend in their last bits on the order in memory: one order everywhere.
-    return Block(*({k: np.ascontiguousarray(x) for k, x in part.items()} for part in block))
+    return {k: np.ascontiguousarray(x) for k, x in arrays.items()}
 
 
 def _turned(block: Block, layer: int, stored: StoredRotations) -> Block:
@@ -175,7 +196,7 @@ def _turned(block: Block, layer: int, stored: StoredRotations) -> Block:
     for group, names in MATRICES_OF.items():
         sides = stored.sides(layer, names[0], block.params[names[0]].shape)
         sigma[group] = sigma[group] if sides.inputs is None else sides.inputs.moment(sigma[group])
-    return _contiguous(Block(params, sigma, G))
+    return Block(*map(_contiguous, (params, sigma, G)))
 
 
 def matrix_distortion(

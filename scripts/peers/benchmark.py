@@ -17,13 +17,14 @@ from jaxtyping import Int
 
 from peers.model import DecodedModel
 from peers.report import Cell
-from rdopt.calibration.subject import corpus_moments, load_moments, open_subject, save_moments
+from rdopt.calibration.subject import open_subject
 from rdopt.calibration.tokens import fingerprint
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EvaluateConfig, TextConfig
 from rdopt.evaluate.divergence import Comparison, Reference, compare, noise_floor_bf16
 from rdopt.evaluate.perplexity import windows
 from rdopt.runs.export import reference_of
+from rdopt.runs.moments import moments_of
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 
@@ -156,12 +157,7 @@ def open_benchmark(model: str, text: TextConfig, evaluate: EvaluateConfig, folde
     name = Path(model).name
     mark = f"{evaluate.context}.{evaluate.stride}.{evaluate.max_tokens}"
     key = "-".join((subject.fingerprint, corpus.fingerprint, fingerprint(corpus.test), mark))
-    path, inputs = folder / f"{name}--moments.safetensors", f"{subject.fingerprint}-{corpus.fingerprint}"
-    moments = load_moments(path, inputs)
-    if moments is None:
-        path.unlink(missing_ok=True)
-        moments = corpus_moments(subject, corpus, text)
-        save_moments(path, moments, inputs)
+    moments = moments_of(folder / f"{name}--moments", subject, corpus, config)
     chosen = min(SELECTION_TOKENS, evaluate.max_tokens)
     picked = windows(corpus.selection, evaluate.context, evaluate.stride, chosen)
     return Benchmark(

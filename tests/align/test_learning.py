@@ -49,7 +49,7 @@ from rdopt.encode.model import encode_model
 from rdopt.encode.source import make_source
 from rdopt.encode.wavefront import quantize_wavefront
 from rdopt.operator.llama import logits
-from rdopt.operator.params import load_params
+from rdopt.operator.params import load_params, stacked
 from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
@@ -285,7 +285,7 @@ def test_the_three_distortions_and_the_encoded_files_kl_agree_in_nats_per_token(
     encode = EncodeConfig(grid="feedback")
     # The gains are folded in training; the file is of the same coordinates.
     aligned = Aligned(subject=subject, moments=moments, gauges=Gauges(np.eye(subject.arch.hidden_size)))
-    params, arch = aligned.network(), aligned.arch
+    params, arch = stacked(aligned.network()), aligned.arch
     source = make_source(aligned, encode)
     encoded = encode_model(source, lam, encode)
     decoded = decode_model(encoded.data)
@@ -401,7 +401,7 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
     folded, folded_arch = fold(subject.params, subject.arch, gauges)
     forward = jax.jit(logits, static_argnames="arch")
     np.testing.assert_allclose(
-        forward(folded, tokens, folded_arch), forward(subject.params, tokens, subject.arch), atol=1e-3
+        forward(folded, tokens, folded_arch), forward(stacked(subject.params), tokens, subject.arch), atol=1e-3
     )
 
 

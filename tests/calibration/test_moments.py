@@ -7,10 +7,12 @@ import pytest
 import scipy.special
 from tiny_sources import stacked_distortion
 
-from rdopt.calibration.backward import second_moments
-from rdopt.calibration.subject import load_moments, save_moments
+from rdopt.calibration import backward
+from rdopt.calibration.backward import measure_moments, second_moments
+from rdopt.calibration.store import MomentStore, open_moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.config.errors import UserError
 from rdopt.operator.llama import block, embed_tokens, head_logits, linear, logits, rope_tables
 from rdopt.operator.params import load_params
 
@@ -46,15 +48,17 @@ def brute_force(params, arch, tokens, labels):
     return tuple({k: np.asarray(v, np.float64) for k, v in part.items()} for part in (inputs, grads))
 
 
-def sampled_labels(params, arch, tokens, seed, start=0):
-    key = jax.random.fold_in(jax.random.key(seed), start)
-    return jax.random.categorical(key, run(params, tokens, arch))
+def sampled_labels(params, arch, tokens, seed):
+    """A draw of every position by a key of its own."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens.size))
+    scores = run(params, tokens, arch)
+    return jax.vmap(jax.random.categorical)(keys, scores.reshape(tokens.size, -1)).reshape(tokens.shape)
 
 
 @pytest.mark.parametrize(("family", "changes"), [("qwen2", {"tie_word_embeddings": True})])
 def test_moments_are_means_of_outer_products_of_inputs_and_output_gradients(tiny_llama, family, changes):
     params, arch, tokens = tiny(tiny_llama, family, **changes)
-    found = second_moments(params, arch, tokens, seed=3, batch=4)
+    found = second_moments(params, arch, tokens, seed=3)
     inputs, grads = brute_force(params, arch, tokens, sampled_labels(params, arch, tokens, 3))
     assert found.tokens == tokens.size
     for (layer, name), x in inputs.items():
@@ -69,53 +73,82 @@ def test_moments_are_means_of_outer_products_of_inputs_and_output_gradients(tiny
 
 def test_moments_have_the_shapes_of_the_matrices_and_are_float64(tiny_llama):
     params, arch, tokens = tiny(tiny_llama)
-    found = second_moments(params, arch, tokens, batch=4)
+    found = second_moments(params, arch, tokens)
     for name in MATRICES:
         layers, out, width = params["blocks"][name].shape
-        assert found.sigma[INPUT_OF[name]].shape == (layers, width, width)
-        assert found.G[name].shape == (layers, out, out)
-    assert all(v.dtype == np.float64 for part in found[:2] for v in part.values())
+        assert np.shape(found.sigma[INPUT_OF[name]]) == (layers, width, width)
+        assert np.shape(found.G[name]) == (layers, out, out)
+    assert all(np.asarray(v).dtype == np.float64 for part in found[:2] for v in part.values())
     for sigma in found.sigma.values():
         assert np.linalg.eigvalsh(sigma).min() > -1e-6 * np.trace(sigma[0])
 
 
-def test_input_moments_do_not_depend_on_the_batch_and_output_moments_only_by_the_draw_of_labels(tiny_llama):
-    """Labels are drawn batch by batch: with one batch size the same seed gives the same moments."""
+def test_moments_do_not_depend_on_the_memory_they_may_take(tiny_llama, tmp_path, monkeypatch):
+    """Streams in memory or on disk, logits of all positions or of seven at once: labels belong to positions."""
     params, arch, _ = tiny(tiny_llama)
-    tokens = np.random.default_rng(2).integers(0, arch.vocab_size, (64, 16)).astype(np.int32)
-    seen = []
-    whole, again = (second_moments(params, arch, tokens, batch=64) for _ in range(2))
-    parts = second_moments(params, arch, tokens, batch=16, progress=lambda *x: seen.append(x))
-    assert seen == [(16, 64), (32, 64), (48, 64), (64, 64)]
-    for group, sigma in whole.sigma.items():
-        np.testing.assert_allclose(parts.sigma[group], sigma, atol=1e-6 * np.trace(sigma[0]))
-        np.testing.assert_array_equal(again.sigma[group], sigma)
-    for name, G in whole.G.items():
-        np.testing.assert_array_equal(again.G[name], G)
-        for layer in range(arch.num_layers):
-            total = whole.diag_G(name, layer).sum()
-            assert parts.diag_G(name, layer).sum() == pytest.approx(total, rel=0.15)
+    tokens = np.random.default_rng(2).integers(0, arch.vocab_size, (20, 16)).astype(np.int32)
+    seen, stores = [], [MomentStore(tmp_path / name, arch.num_layers, "key", tokens.size) for name in ("a", "b")]
+    measure_moments(params, arch, tokens, stores[0], progress=lambda *x: seen.append(x))
+    passes = 2 * arch.num_layers + 1
+    assert seen == [(i, passes) for i in range(1, passes + 1)]
+    monkeypatch.setattr(backward, "_LOGIT_BYTES", 7 * 4 * arch.vocab_size)
+    measure_moments(params, arch, tokens, stores[1], budget=0)
+    one, two = (store.moments() for store in stores)
+    for part, other in zip(one[:2], two[:2], strict=True):
+        for name, held in part.items():
+            for x, y in zip(held, other[name], strict=True):
+                np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max())
+    assert one.embed is not None and two.embed is not None
+    for x, y in zip(one.embed, two.embed, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_measurement_that_was_killed_goes_on_and_ends_with_the_same_moments(tiny_llama, tmp_path, kept):
+    params, arch, tokens = tiny(tiny_llama)
+    whole, broken = (MomentStore(tmp_path / name, arch.num_layers, "key", tokens.size) for name in ("a", "b"))
+    measure_moments(params, arch, tokens, whole)
+
+    def kill(done, total):
+        if done == arch.num_layers + 1 + kept:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_moments(params, arch, tokens, broken, progress=kill)
+    assert not broken.complete and len(broken.missing) == arch.num_layers - kept
+    begun = []
+    measure_moments(params, arch, tokens, broken, progress=lambda done, total: begun.append(done))
+    assert broken.complete and len(begun) == (arch.num_layers - kept) * 2 + 1
+    for path in sorted(whole.folder.iterdir()):
+        assert path.read_bytes() == (broken.folder / path.name).read_bytes(), path.name
 
 
 def test_another_seed_draws_other_labels(tiny_llama):
     params, arch, tokens = tiny(tiny_llama)
     one, two = (second_moments(params, arch, tokens, seed=s) for s in (0, 1))
     np.testing.assert_array_equal(one.sigma["attn"], two.sigma["attn"])
-    assert np.abs(one.G["down"] - two.G["down"]).max() > 1e-3 * np.abs(one.G["down"]).max()
+    assert np.abs(np.subtract(one.G["down"], two.G["down"])).max() > 1e-3 * np.abs(one.G["down"]).max()
 
 
-def test_moments_are_read_back_only_for_what_they_were_measured_on(tiny_llama, tmp_path):
+def test_moments_are_taken_only_for_what_they_were_measured_on(tiny_llama, tmp_path):
     params, arch, tokens = tiny(tiny_llama)
-    found = second_moments(params, arch, tokens)
-    save_moments(tmp_path / "m", found, "key")
-    again = load_moments(tmp_path / "m", "key")
-    assert again is not None and again.tokens == found.tokens
-    for part, expected in zip(again[:2], found[:2], strict=True):
-        assert set(part) == set(expected)
-        for name, value in expected.items():
-            np.testing.assert_array_equal(part[name], value)
-    assert load_moments(tmp_path / "m", "other") is None
-    assert load_moments(tmp_path / "absent", "key") is None
+    store = MomentStore(tmp_path / "m", arch.num_layers, "key", tokens.size)
+    with pytest.raises(UserError, match="holds no second moments; make them there by rdopt moments"):
+        open_moments(store.folder, arch.num_layers, "key")
+    measure_moments(params, arch, tokens, store)
+    again, expected = open_moments(store.folder, arch.num_layers, "key"), second_moments(params, arch, tokens)
+    assert again.tokens == expected.tokens
+    for part, held in zip(again[:2], expected[:2], strict=True):
+        assert set(part) == set(held)
+        for name, value in held.items():
+            np.testing.assert_array_equal(np.stack(list(part[name])), value)
+    with pytest.raises(UserError, match="of another model, text or seed"):
+        open_moments(store.folder, arch.num_layers, "other")
+    (store.folder / "block-00000.safetensors").unlink()
+    with pytest.raises(UserError, match=f"is unfinished .1 of {arch.num_layers} blocks are missing"):
+        open_moments(store.folder, arch.num_layers, "key")
+    MomentStore(store.folder, arch.num_layers, "other", tokens.size).open()
+    assert not list(store.folder.glob("*.safetensors"))
 
 
 def measured_kl(params, noisy, arch, tokens):

@@ -28,7 +28,7 @@ from tiny_runs import (
 from rdopt import __version__
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.cli import commands
-from rdopt.codec.decoder import decode_file
+from rdopt.codec.decoder import decode_file, open_file
 from rdopt.integrations.model_card import decoded_card
 from rdopt.integrations.transformers_loader import load_compressed
 from rdopt.operator.llama import logits
@@ -273,7 +273,35 @@ def test_a_file_loads_as_a_torch_model_with_the_operators_logits(world):
 def test_a_model_card_tells_what_the_file_costs(world):
     file = world / "a.rdopt.safetensors"
     figures = strict_json(world / "a.rdopt.json")
-    card = decoded_card(decode_file(file))
+    card = decoded_card(open_file(file))
     for figure in (f"{figures['bpw']:.3f}", f"{figures['bpw_all']:.3f}", f"{file.stat().st_size} bytes"):
         assert figure in card
     assert "| KL(original, this) | not measured |" in card
+
+
+def test_moments_made_once_serve_any_number_of_files_and_no_other_text(world, tmp_path, capsys):
+    text = ("--text", world / "text.jsonl", *TEXT)
+    assert rdopt("moments", world / "model", "--out", tmp_path / "m", *text) == 0
+    for lam in (30, 100):
+        for name, more in (("with", ("--moments", tmp_path / "m")), ("without", ())):
+            out = tmp_path / f"{name}-{lam}.rdopt.safetensors"
+            assert rdopt("encode", world / "model", "--out", out, "--lam", lam, *text, *WINDOWS, *more) == 0
+        files = (tmp_path / f"{name}-{lam}.rdopt.safetensors" for name in ("with", "without"))
+        assert len({sha256(file) for file in files}) == 1
+    assert not list(tmp_path.glob("*.work"))
+    out = tmp_path / "other.rdopt.safetensors"
+    other = ("--text", world / "text.jsonl", "--seq-len", "32", "--sequences", "8", "--moments", tmp_path / "m")
+    capsys.readouterr()
+    assert rdopt("encode", world / "model", "--out", out, *other) == 2
+    assert "holds the second moments of another model, text or seed" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("line", ["second moments: pass 3", "encode: matrix 7", "encode: matrix 21"])
+def test_a_killed_encoding_of_a_folder_goes_on_to_the_same_file(world, tmp_path, line):
+    words = ("encode", world / "model", "--lam", 60, "--text", world / "text.jsonl", *TEXT, *WINDOWS)
+    broken, whole = (tmp_path / f"{name}.rdopt.safetensors" for name in ("broken", "whole"))
+    killed_after((*words, "--out", broken), line, 0)
+    assert not broken.exists() and (tmp_path / "broken.rdopt.safetensors.work").is_dir()
+    assert rdopt(*words, "--out", broken) == 0 and rdopt(*words, "--out", whole) == 0
+    assert sha256(broken) == sha256(whole) and not list(tmp_path.glob("*.work"))

@@ -110,8 +110,8 @@ def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, ch
     assert decoded.arch == source.arch and decoded.c == np.float32(0.02)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert model.gains is not None and decoded.gains is not None
-    for (layer, name), path in model.paths.items():
-        key = (layer, name)
+    for key, path in zip(coded_matrices(source.arch.num_layers), model.paths, strict=True):
+        layer, name = key
         np.testing.assert_array_equal(decoded.indices[key], path.k)
         rows, cols = source.grid.rows[key], source.grid.cols[layer, INPUT_OF[name]]
         plain = dequantize(path.values, rows, cols, trellis_step(0.02))
@@ -245,7 +245,7 @@ def test_the_estimated_bits_are_the_real_ones_within_one_percent(demo_model, lam
     encoded = encode_model(demo_source, lam, encode)
     assert encoded.bpw_estimated == pytest.approx(encoded.bpw, rel=0.01)
     assert encoded.bits["headers"] / demo_source.weights < 0.01
-    assert demo_source.weights == sum(demo_source.aligned.network()["blocks"][k].size for k in MATRICES)
+    assert demo_source.weights == sum(W.size for k in MATRICES for W in demo_source.aligned.network()["blocks"][k])
 
 
 def test_the_real_bits_are_near_the_entropy_of_the_indices_class_by_class(demo_source):

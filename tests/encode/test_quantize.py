@@ -18,7 +18,7 @@ from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK, quantize_feedback, quantize_rounding
-from rdopt.encode.quantize import make_grid, quantize_model
+from rdopt.encode.quantize import make_grid, metric_of, quantize_model
 from rdopt.rate.steps import base_step, lam_of_base_step
 
 WIDTHS = {"attn": 20, "o": 12, "mlp": 20, "down": 70}
@@ -181,10 +181,11 @@ def model_and_moments(seed=0, layers=2):
 def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
     _, moments = model_and_moments()
     found = make_grid(blocks_of(moments), EncodeConfig(grid=grid))
-    for (layer, group), L in found.factors.items():
-        weight = np.diagonal(L) if grid == "feedback" else np.sqrt(np.diagonal(L @ L.T))
-        octaves = np.log2(exp_steps(found.cols[layer, group]) * weight)
-        assert np.abs(octaves).max() <= 0.125 + 1e-6
+    for layer, block in enumerate(blocks_of(moments)):
+        for group, L in metric_of(block, EncodeConfig(grid=grid)).L.items():
+            weight = np.diagonal(L) if grid == "feedback" else np.sqrt(np.diagonal(L @ L.T))
+            octaves = np.log2(exp_steps(found.cols[layer, group]) * weight)
+            assert np.abs(octaves).max() <= 0.125 + 1e-6
     for layer, name in coded_matrices(2):
         G = moments.G[name][layer]
         g = G if G.ndim == 1 else np.diagonal(G)
@@ -194,15 +195,17 @@ def test_steps_are_the_inverse_root_weights_to_an_eighth_octave(grid):
 
 def test_steps_of_the_trellis_are_the_inverse_pivots_of_both_metrics_to_an_eighth_octave():
     _, moments = model_and_moments()
-    found = make_grid(blocks_of(moments), EncodeConfig(output_damping=0.1))
-    assert set(found.outputs) == {key for key in coded_matrices(2) if key[1] != "gate"}
-    for (layer, name), M in found.outputs.items():
-        G = moments.G[name][layer]
+    encode = EncodeConfig(output_damping=0.1)
+    found = make_grid(blocks_of(moments), encode)
+    assert found.two_sided == {key for key in coded_matrices(2) if key[1] != "gate"}
+    metrics = [metric_of(block, encode) for block in blocks_of(moments)]
+    for layer, name in found.two_sided:
+        G, M = moments.G[name][layer], metrics[layer].M[name]
         np.testing.assert_allclose(M @ M.T, G + 0.1 * np.mean(np.diagonal(G)) * np.eye(len(G)))
         octaves = np.log2(exp_steps(found.rows[layer, name]) * np.diagonal(M))
         assert np.abs(octaves).max() <= 0.125 + 1e-6
     diagonal = make_grid(blocks_of(moments), EncodeConfig(output="diagonal"))
-    assert not diagonal.outputs
+    assert not diagonal.two_sided
     scalar = make_grid(blocks_of(moments), FEEDBACK)
     for key in coded_matrices(2):
         np.testing.assert_array_equal(diagonal.rows[key], scalar.rows[key])
@@ -220,7 +223,7 @@ def test_the_indices_of_a_model_are_those_of_its_matrices_for_any_number_of_thre
     for (layer, name), z in one.items():
         np.testing.assert_array_equal(z, four[layer, name])
         row, col = exp_steps(found.rows[layer, name]), c * exp_steps(found.cols[layer, INPUT_OF[name]])
-        W, L = params["blocks"][name][layer], found.factors[layer, INPUT_OF[name]]
+        W, L = params["blocks"][name][layer], metric_of(blocks[layer], EncodeConfig(grid=grid)).L[INPUT_OF[name]]
         expected = textbook(W, L, row.astype(float), col.astype(float)) if grid == "feedback" else None
         if expected is None:
             expected = np.rint(W / np.outer(row, col).astype(float))
@@ -277,8 +280,9 @@ def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weig
     c, damping = 0.02, 1e-9
     G = {name: np.stack([moments.diag_G(name, i) for i in range(2)]) for name in MATRICES}
     diagonal = moments._replace(G=G)
-    grid = make_grid(blocks_of(diagonal), replace(FEEDBACK, damping=damping))
-    decoded = decoded_weights(params, grid, quantize_model(blocks_of(moments, params), grid, c, FEEDBACK), c)
+    encode = replace(FEEDBACK, damping=damping)
+    grid, metrics = make_grid(blocks_of(diagonal), encode), [metric_of(x, encode) for x in blocks_of(diagonal)]
+    decoded = decoded_weights(params, grid, quantize_model(blocks_of(moments, params), grid, c, encode), c)
     weights = sum(W.size for W in params["blocks"].values())
     measured = stacked_distortion(params, decoded, diagonal)
     assert measured == pytest.approx(weights * c**2 / 24, rel=0.1)
@@ -286,6 +290,6 @@ def test_the_distortion_at_high_rate_is_a_24th_of_the_squared_base_step_per_weig
     for layer, name in coded_matrices(2):
         group = (layer, INPUT_OF[name])
         rows = exp_steps(grid.rows[layer, name]) ** 2 * diagonal.G[name][layer]
-        cols = exp_steps(grid.cols[group]) ** 2 * np.diagonal(grid.factors[group]) ** 2
+        cols = exp_steps(grid.cols[group]) ** 2 * np.diagonal(metrics[layer].L[INPUT_OF[name]]) ** 2
         exact += rows.sum() * cols.sum() * c**2 / 24
     assert measured == pytest.approx(exact, rel=0.02)

@@ -41,6 +41,7 @@ from rdopt.checkpoint.families import INPUT_OF, coded_matrices
 from rdopt.codec.grids.steps import damped_cholesky
 from rdopt.encode.feedback import quantize_feedback
 from rdopt.operator.llama import logits
+from rdopt.operator.params import stacked
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 
@@ -300,14 +301,14 @@ def test_a_peer_hits_its_size_and_touches_only_coded_matrices(model: Aligned, se
     assert coded.bpw == pytest.approx(4.0, abs=0.02 if settings.prefix == "none" else 0.1)
     assert coded.bpw_ideal <= coded.bpw
     assert np.array_equal(coded.params["embed"], model.subject.params["embed"])
-    assert np.array_equal(coded.params["blocks"]["mlp_norm"], model.subject.params["blocks"]["mlp_norm"])
+    assert np.array_equal(*(stacked(x)["blocks"]["mlp_norm"] for x in (coded.params, model.subject.params)))
     for name in ("q", "down"):
-        W, found = model.subject.params["blocks"][name], coded.params["blocks"][name]
+        W, found = (stacked(x)["blocks"][name] for x in (model.subject.params, coded.params))
         assert 0 < np.mean((W - found) ** 2) < 0.1 * np.mean(W**2)
 
 
 def test_our_allocation_halves_the_step_of_a_matrix_that_matters_four_times_as_much(model: Aligned):
-    G = {k: v.copy() for k, v in model.moments.G.items()}
+    G = {k: np.array(v) for k, v in model.moments.G.items()}
     G["gate"][1] *= 4
     settings = PeerSettings(method="rtn", steps="sensitivity")
     before = relative_steps(model, settings)
@@ -321,9 +322,10 @@ def test_the_rotated_model_is_the_same_function(model: Aligned):
     gauges = starting_gauges("hadamard", model.subject.params, model.arch, model.moments)
     rotated = Aligned(subject=model.subject, moments=model.moments, gauges=gauges)
     tokens = np.arange(20).reshape(2, 10)
-    before, after = logits(model.subject.params, tokens, model.arch), logits(rotated.network(), tokens, rotated.arch)
+    original, turned = stacked(model.subject.params), stacked(rotated.network())
+    before, after = logits(original, tokens, model.arch), logits(turned, tokens, rotated.arch)
     assert np.asarray(after) == pytest.approx(np.asarray(before), abs=1e-4)
-    assert np.abs(rotated.network()["blocks"]["q"] - model.subject.params["blocks"]["q"]).max() > 0.1
+    assert np.abs(turned["blocks"]["q"] - original["blocks"]["q"]).max() > 0.1
 
 
 def test_tuning_finds_the_best_of_each_choice_and_keeps_the_published_one_in_a_tie():

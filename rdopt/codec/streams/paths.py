@@ -4,7 +4,7 @@ The lanes of all matrices in the order of the file are cut into segments of abou
 of bytes of the entropy coder. The decoder uses integers until the indices are values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from rdopt.codec.streams.index import TRELLIS, MatrixCodes
 from rdopt.codec.tables.classes import Spreads, log2_spread
 from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, read_shapes, write_shapes
 from rdopt.config.errors import UserError
+from rdopt.config.parallel import bounded_map
 from rdopt.config.schema import EntropyCoder
 
 SEGMENT_SIZE = 1 << 18
@@ -76,18 +77,17 @@ def pack_trellis(
             f"the steps are too fine to code ({error}); lower encode.lam or encode.target_bpw."
         ) from error
     coder, keys = CODERS[entropy_coder](tables), plan.keys()
-    lanes = []
-    for matrix, (path, order) in enumerate(zip(paths, orders, strict=True)):
-        classes = plan.tables_of(matrix, keys)
-        lanes.append(Lanes(to_lanes(path.k, order), to_lanes(classes, order), to_lanes(path.grids, order)))
-    cuts, lengths = segments([path.k.shape for path in paths]), coder.lengths()
+    cuts, lengths = segments([(len(s.row), len(s.col)) for s in plan.spreads]), coder.lengths()
+    bits: list[float] = []
 
-    def segment(pieces: Sequence[Piece]) -> bytes:
-        return coder.encode([Lanes._make(x[first:last] for x in lanes[i]) for i, first, last in pieces])
+    def lanes_of(matrix: int) -> Lanes:
+        path, order, classes = paths[matrix], orders[matrix], plan.tables_of(matrix, keys)
+        lanes = Lanes(to_lanes(path.k, order), to_lanes(classes, order), to_lanes(path.grids, order))
+        bits.append(_bits(lanes, lengths, tables))
+        return lanes
 
     with ThreadPoolExecutor(threads or None) as pool:
-        codes = list(pool.map(segment, cuts))
-        bits = list(pool.map(lambda x: _bits(x, lengths, tables), lanes))
+        codes = list(bounded_map(pool, coder.encode, _parts_of_segments(cuts, lanes_of)))
     orders_code = sum((order == "diagonals") << i for i, order in enumerate(orders))
     number = list(CODERS).index(entropy_coder)
     return MatrixCodes(
@@ -113,12 +113,97 @@ def _tables(plan: TrellisPlan) -> Coder:
     return plan.coder()
 
 
+def _parts_of_segments(cuts: Sequence[Sequence[Piece]], lanes_of: Callable[[int], Lanes]) -> Iterator[list[Lanes]]:
+    """The lanes of every segment, matrix by matrix; each matrix is asked for once and held while it is needed."""
+    held: dict[int, Lanes] = {}
+    for pieces in cuts:
+        for matrix, _, _ in pieces:
+            if matrix not in held:
+                held[matrix] = lanes_of(matrix)
+        yield [Lanes._make(x[first:last] for x in held[matrix]) for matrix, first, last in pieces]
+        held = {matrix: lanes for matrix, lanes in held.items() if matrix == pieces[-1].matrix}
+
+
 class DecodedMatrix(NamedTuple):
-    """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and its share of the bits."""
+    """A matrix as the entropy decoder gives it: values in steps and indices, (out, in), and bits of its codes."""
 
     values: Int[np.ndarray, "out in"]
     indices: Int[np.ndarray, "out in"]
     bits: float
+
+
+class TrellisReader:
+    """Reads matrices out of the codes, each when it is asked for; the inverse of `pack_trellis`.
+
+    Args:
+        codes, tables: the streams.
+        spreads: of every matrix.
+        index: what the method says of its streams.
+        shapes: of every matrix.
+        threads: 0 for all cores; the result does not depend on it.
+
+    Raises:
+        ValueError: damaged bytes.
+    """
+
+    def __init__(
+        self,
+        codes: bytes,
+        tables: bytes,
+        spreads: list[Spreads],
+        index: BitReader,
+        shapes: Sequence[tuple[int, int]],
+        threads: int,
+    ) -> None:
+        rank, self._states, orders_code, number = index.gammas(4)
+        if rank >= len(SPREAD_PRECISIONS) or number >= len(CODERS):
+            raise ValueError(f"spreads of precision number {rank}, entropy coder number {number}")
+        next_states(self._states)  # refuses numbers without a code
+        self._orders: list[Order] = ["diagonals" if orders_code >> i & 1 else "columns" for i in range(len(shapes))]
+        self._plan = read_shapes(tables, TrellisPlan(SPREAD_PRECISIONS[rank], spreads, {}))
+        self._keys, self._integers, self._threads = self._plan.keys(), _tables(self._plan), threads
+        self._coder = list(CODERS.values())[number](self._integers)
+        self._cuts, self._lengths = segments(shapes), self._coder.lengths()
+        self._parts = list(_split(codes, [2 * n for n in index.gammas(len(self._cuts))]))
+        self._held: dict[int, Blank] = {}  # matrices of which some segment is decoded
+        self._done: set[tuple[int, int]] = set()  # (segment, matrix) of those
+
+    def read(self, matrices: Sequence[int]) -> list[DecodedMatrix]:
+        """Some of the matrices, fastest in the order of the file; bits are the ideal code length.
+
+        Raises:
+            ValueError: damaged bytes.
+        """
+        wanted = set(matrices)
+        cuts = [
+            at for at, pieces in enumerate(self._cuts)
+            if any(piece.matrix in wanted and (at, piece.matrix) not in self._done for piece in pieces)
+        ]
+        for matrix in dict.fromkeys(piece.matrix for at in cuts for piece in self._cuts[at]):
+            if matrix not in self._held:
+                classes = to_lanes(self._plan.tables_of(matrix, self._keys), self._orders[matrix])
+                self._held[matrix] = Blank(np.zeros(classes.shape, np.int32), classes, restart(self._orders[matrix]))
+        with ThreadPoolExecutor(self._threads or None) as pool:
+            list(pool.map(self._decode, cuts))
+            found = list(pool.map(self._finished, matrices))
+        self._done |= {(at, piece.matrix) for at in cuts for piece in self._cuts[at]}
+        self._done = {pair for pair in self._done if pair[1] not in wanted}
+        for matrix in wanted:
+            self._held.pop(matrix, None)
+        return found
+
+    def _decode(self, at: int) -> None:
+        blanks = [
+            Blank(self._held[i].k[first:last], self._held[i].classes[first:last], self._held[i].restart)
+            for i, first, last in self._cuts[at]
+        ]
+        self._coder.decode(self._parts[at], blanks, next_states(self._states))
+
+    def _finished(self, matrix: int) -> DecodedMatrix:
+        (k, classes, restarts), order = self._held[matrix], self._orders[matrix]
+        values, grids = walk_lanes(k, self._states, restarts)
+        bits = _bits(Lanes(k, classes, grids), self._lengths, self._integers)
+        return DecodedMatrix(from_lanes(values, order), from_lanes(k, order), bits)
 
 
 def unpack_trellis(
@@ -129,34 +214,9 @@ def unpack_trellis(
     shapes: Sequence[tuple[int, int]],
     threads: int,
 ) -> list[DecodedMatrix]:
-    """Inverse of `pack_trellis`; raises ValueError for damaged bytes."""
-    rank, states, orders_code, number = index.gammas(4)
-    if rank >= len(SPREAD_PRECISIONS) or number >= len(CODERS):
-        raise ValueError(f"spreads of precision number {rank}, entropy coder number {number}")
-    step = next_states(states)
-    orders: list[Order] = ["diagonals" if orders_code >> i & 1 else "columns" for i in range(len(shapes))]
-    plan = read_shapes(tables, TrellisPlan(SPREAD_PRECISIONS[rank], spreads, {}))
-    keys, integers = plan.keys(), _tables(plan)
-    coder = list(CODERS.values())[number](integers)
-    cuts, lengths = segments(shapes), coder.lengths()
-    parts = list(_split(codes, [2 * n for n in index.gammas(len(cuts))]))
-    classes = [to_lanes(plan.tables_of(i, keys), order) for i, order in enumerate(orders)]
-    k = [np.zeros(x.shape, np.int32) for x in classes]
-
-    def segment(at: int) -> None:
-        blanks = [Blank(k[i][first:last], classes[i][first:last], restart(orders[i])) for i, first, last in cuts[at]]
-        coder.decode(parts[at], blanks, step)
-
-    def matrix(i: int) -> DecodedMatrix:
-        values, grids = walk_lanes(k[i], states, restart(orders[i]))
-        bits = _bits(Lanes(k[i], classes[i], grids), lengths, integers)
-        return DecodedMatrix(from_lanes(values, orders[i]), from_lanes(k[i], orders[i]), bits)
-
-    with ThreadPoolExecutor(threads or None) as pool:
-        list(pool.map(segment, range(len(cuts))))
-        decoded = list(pool.map(matrix, range(len(shapes))))
+    """All matrices at once, each with its share of the real bits; see `TrellisReader`."""
+    decoded = TrellisReader(codes, tables, spreads, index, shapes, threads).read(range(len(shapes)))
     ideal = sum(x.bits for x in decoded)
-    # Matrices share strings of words: each gets its share of the real bits.
     shares = [x.bits / ideal if ideal else 1 / len(decoded) for x in decoded]
     return [x._replace(bits=8 * len(codes) * share) for x, share in zip(decoded, shares, strict=True)]
 

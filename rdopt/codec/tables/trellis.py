@@ -40,6 +40,7 @@ MAX_CLASSES = 1 << 12
 BITS_SIZE = 192  # magnitudes whose code length the trellis looks up
 _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to choose between
 _COUNTED = 512
+_AT_ONCE = 1 << 20  # entries that are counted at once, in eight bytes each several times over
 _MOVES = [(a, b, c) for a, b, c in product((-1, 0, 1), repeat=3) if (a, b, c) != (0, 0, 0)]
 _AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
 
@@ -188,11 +189,12 @@ class TrellisPlan(NamedTuple):
                 shifts.append(raw_bits(middle))
         return make_coder(tables, shifts)
 
-    def tables_of(self, matrix: int, keys: list[int]) -> Int[np.ndarray, "out in"]:
-        """The position in `keys` of the class of every entry of a matrix."""
+    def tables_of(self, matrix: int, keys: list[int], rows: slice = slice(None)) -> Int[np.ndarray, "some in"]:
+        """The position in `keys` of the class of every entry of a matrix, or of some of its rows."""
         place = np.zeros(keys[-1] - keys[0] + 1, np.int16)
         place[np.array(keys) - keys[0]] = np.arange(len(keys))
-        return place[classes_of(self.spreads[matrix]) - keys[0]]
+        spreads = self.spreads[matrix]
+        return place[classes_of(Spreads(spreads.row[rows], spreads.col)) - keys[0]]
 
 
 def starting_plan(spreads: Sequence[RowsCols]) -> TrellisPlan:
@@ -258,11 +260,13 @@ def _counts(
     total = np.zeros(len(keys) * 2 * _COUNTED)
     bits = 0.0
     for matrix, path in enumerate(paths):
-        tables = plan.tables_of(matrix, keys).astype(np.int64)
-        shift = raw[tables]
-        high = np.minimum(np.abs(path.k).astype(np.int64) >> shift, _COUNTED - 1)
-        total += np.bincount(((2 * tables + path.grids) * _COUNTED + high).ravel(), minlength=total.size)
-        bits += float(np.count_nonzero(path.k) + shift.sum())
+        height = max(1, _AT_ONCE // path.k.shape[1])
+        for rows in (slice(i, i + height) for i in range(0, len(path.k), height)):
+            tables = plan.tables_of(matrix, keys, rows).astype(np.int64)
+            shift = raw[tables]
+            high = np.minimum(np.abs(path.k[rows]).astype(np.int64) >> shift, _COUNTED - 1)
+            total += np.bincount(((2 * tables + path.grids[rows]) * _COUNTED + high).ravel(), minlength=total.size)
+            bits += float(np.count_nonzero(path.k[rows]) + shift.sum())
     return total.reshape(len(keys), 2, _COUNTED), bits
 
 

@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rdopt.calibration.streamed import LayerStore, read_block, run_block
+from rdopt.calibration.moments import Moments
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.errors import UserError
 from rdopt.config.progress import Say
-from rdopt.operator.llama import embed_tokens
+from rdopt.operator.blockwise import run_block
+from rdopt.operator.params import read_block
 from rdopt.study.analyze.ends import end_rows, ends_in
 from rdopt.study.analyze.figures import ErrorCost, Row, error_cost, note_error, row_of, singular_concentration
 from rdopt.study.analyze.networks import Inputs, Network, Rounding
@@ -91,13 +92,23 @@ class _BlockInBasis(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockPass:
-    """The pass of one model, its params those of `lazy_params`, the store that of its moments."""
+    """The pass of one model.
+
+    Attributes:
+        params: of `lazy_params`.
+        arch: of the model.
+        bases: gauges by name.
+        networks: run beside it.
+        moments: of the model.
+        batch: sequences in a pass.
+    """
 
     params: Mapping[str, Any]
     arch: Architecture
     bases: Mapping[str, Gauges]
     networks: Sequence[Network]
-    store: LayerStore
+    moments: Moments
+    batch: int
 
     def run(self, tokens: Int[np.ndarray, "n T"], path: Path, key: str, say: Say) -> PassState:
         """Every block in order, from the state last saved for this key on; says a line a block."""
@@ -115,37 +126,39 @@ class BlockPass:
 
     def begin(self, tokens: Int[np.ndarray, "n T"]) -> PassState:
         """Embeddings and head in every basis, and the streams before the first block."""
-        rows, streams, moments = [], {}, self.store.read_ends()
+        rows, streams, moments = [], {}, self.moments.embed
+        assert moments is not None
         for basis, gauges in self.bases.items():
             ends = ends_in(dict(self.params), gauges, moments)
             rows += end_rows(ends, basis, self.networks)
-            plain = np.asarray(embed_tokens({"embed": ends.embed.W}, tokens))
+            plain = ends.embed.W[tokens]
             for network in self.networks:
                 if network.basis == basis and network.has_stream:
                     W = ends.embed.changed(network)
                     same = W is ends.embed.W
-                    streams[network] = plain if same else np.asarray(embed_tokens({"embed": W}, tokens))
+                    streams[network] = plain if same else W[tokens]
         return PassState(0, rows, [streams[network] for network in self.networks if network.has_stream])
 
     def step(self, state: PassState) -> None:
         """The next block, in place."""
         layer = state.done
-        p, moments = read_block(self.params, layer), self.store.read(layer)
+        p, measured = read_block(self.params, layer), (self.moments.sigma, self.moments.G)
+        sigma, G = ({k: x[layer] for k, x in part.items()} for part in measured)
         spectra = {name: singular_concentration(_with_gain(p, name)) for name in MATRICES}
         streamed = [network for network in self.networks if network.has_stream]
         for basis in self.bases:
-            block = self._in_basis(basis, p, layer, moments, spectra)
+            block = self._in_basis(basis, p, layer, (sigma, G), spectra)
             for i, network in enumerate(streamed):
                 if network.basis == basis:
-                    state.streams[i] = run_block(block.changed(network, layer), state.streams[i], self.arch)
+                    state.streams[i] = run_block(block.changed(network, layer), state.streams[i], self.arch, self.batch)
             state.rows += block.rows.values()
         state.done += 1
 
     def _in_basis(
-        self, basis: str, p: Mapping[str, Any], layer: int, moments: Mapping[str, Any], spectra: Mapping[str, Any]
+        self, basis: str, p: Mapping[str, Any], layer: int, moments: tuple[Any, Any], spectra: Mapping[str, Any]
     ) -> _BlockInBasis:
         weights = fold_block(p, layer, self.arch, self.bases[basis])
-        sigma, gradients = fold_block_moments(moments["sigma"], moments["G"], p, layer, self.arch, self.bases[basis])
+        sigma, gradients = fold_block_moments(*moments, p, layer, self.arch, self.bases[basis])
         inputs = {group: Inputs(S) for group, S in sigma.items()}
         G = {name: np.asarray(g, np.float32) for name, g in gradients.items()}
         whole = {name: error_cost(weights[name], inputs[INPUT_OF[name]].sigma, G[name]) for name in MATRICES}

@@ -1,7 +1,6 @@
 """`rdopt analyze`: moments, coordinates, one pass over the blocks, predictions judged."""
 
 import shutil
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,20 @@ from jaxtyping import Bool, Float, Int
 
 from rdopt.align.train import train
 from rdopt.calibration.moments import Moments
-from rdopt.calibration.streamed import LayerStore, lazy_params, streamed_moments, streams
 from rdopt.calibration.subject import load_corpus, load_subject
 from rdopt.checkpoint.families import Architecture
-from rdopt.checkpoint.folder import Checkpoint, open_checkpoint
+from rdopt.checkpoint.folder import Checkpoint
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
-from rdopt.config.progress import Say
+from rdopt.config.progress import Say, ticker
 from rdopt.config.schema import Config
 from rdopt.evaluate.divergence import token_kl
 from rdopt.evaluate.perplexity import windows
+from rdopt.operator.blockwise import last_stream
 from rdopt.operator.llama import head_logits
 from rdopt.runs import folder as run_folder
 from rdopt.runs.figures import dumps
+from rdopt.runs.moments import MOMENTS, moments_of
 from rdopt.study.analyze.blocks import BlockPass
 from rdopt.study.analyze.ends import ends_in
 from rdopt.study.analyze.networks import networks_of
@@ -55,28 +55,24 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say, *, trajec
     Raises:
         UserError: bad input, or a folder that holds something else.
     """
-    checkpoint = open_checkpoint(config.model)
-    arch, params = checkpoint.arch, lazy_params(checkpoint)
+    subject = load_subject(config.model, config.run.memory)
+    checkpoint, arch = subject.checkpoint, subject.arch
     run_folder.open_run(out, config, "analyze", jax.local_devices())
     corpus = load_corpus(config.text, checkpoint.folder, arch.vocab_size)
     tokens, scored = windows(corpus.test, config.evaluate.context, config.evaluate.stride, config.evaluate.max_tokens)
-    training = None
-    if trajectory is not None:
-        subject = load_subject(config.model)
-        training = subject, read_trajectory(trajectory, subject)
-    store = LayerStore(out / WORK, arch.num_layers)
-    if not store.complete:
-        say(f"second moments of {corpus.calibration.size} tokens, block by block")
-        store.keep_ends(streamed_moments(params, arch, corpus.calibration, store.keep, seed=config.text.seed))
-    bases = coordinate_systems(config.analyze.bases, params, arch, store, _learned(config, out, learned, checkpoint))
+    training = None if trajectory is None else read_trajectory(trajectory, subject)
+    moments = moments_of(out / WORK / MOMENTS, subject, corpus, config, ticker(say, "second moments: pass"))
+    bases = coordinate_systems(
+        config.analyze.bases, subject.params, arch, moments, _learned(config, out, learned, checkpoint)
+    )
     networks = networks_of(config.analyze.bases, config.analyze.bits, config.analyze.protected)
     say(f"{len(bases)} coordinate systems, {len(networks)} networks beside the original on {tokens.size} tokens")
-    blocks = BlockPass(params, arch, bases, networks, store)
+    blocks = BlockPass(subject.params, arch, bases, networks, moments, config.evaluate.batch)
     state = blocks.run(tokens, out / WORK / "state", config_yaml(config), say)
     kl = divergences(blocks, state.streams, tokens, scored)
     judgements = judge_all(state.rows, networks, kl, scored.sum(axis=1), config.analyze)
     if training is not None:
-        judgements += judge_trajectory(*training, config, corpus, say)
+        judgements += judge_trajectory(subject, training, config, corpus, say)
     analysis = Analysis(
         Path(config.model).name, corpus.description, int(scored.sum()), state.rows,
         {network: float(sums.sum() / scored.sum()) for network, sums in zip(networks, kl, strict=True)}, judgements,
@@ -90,13 +86,12 @@ def analyze(config: Config, out: Path, learned: Path | None, say: Say, *, trajec
 
 
 def coordinate_systems(
-    names: Sequence[str], params: Mapping[str, Any], arch: Architecture, store: LayerStore, learned: Gauges | None
+    names: Sequence[str], params: Mapping[str, Any], arch: Architecture, moments: Moments, learned: Gauges | None
 ) -> dict[str, Gauges]:
     """Gauges by name, norm gains folded into the consumers in all of them, so that none can move the L2 norm.
 
     "learned" are the coordinates of a finished training.
     """
-    moments = Moments(store.sigma(), {}, 0)
     systems = {}
     for name in names:
         gauges = learned if name == LEARNED else starting_gauges(name, dict(params), arch, moments)
@@ -134,8 +129,9 @@ def divergences(
     params, arch, networks = blocks.params, blocks.arch, blocks.networks
     last = dict(zip((network for network in networks if network.has_stream), streamed, strict=True))
     original, untied = {k: v for k, v in params.items() if k != "blocks"}, replace(arch, tied=False)
-    original, moments = jax.device_put(original), blocks.store.read_ends()
-    whole = deque(streams(params, tokens, arch), maxlen=1).pop()
+    original, moments = jax.device_put(original), blocks.moments.embed
+    assert moments is not None
+    whole = last_stream(params, tokens, arch, blocks.batch)
     sums = np.zeros((len(networks), len(tokens)))
     for basis, gauges in blocks.bases.items():
         # One basis after the other: the head of a large vocabulary is most of the memory.

@@ -1,5 +1,6 @@
 """Checkpoints of a training run as points in the space of a network's coded matrices, and the harm of noise there."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,9 +64,9 @@ def vector_of(params: Params) -> Float[np.ndarray, " N"]:
 
 def params_of(vector: Float[np.ndarray, " N"], params: Params) -> Params:
     """A network with the matrices of a vector, float32, and everything else from `params`."""
-    stacked = {k: params["blocks"][k] for k in MATRICES}
-    parts = np.split(vector, np.cumsum([W.size for W in stacked.values()])[:-1])
-    own = {k: x.reshape(W.shape).astype(np.float32) for (k, W), x in zip(stacked.items(), parts, strict=True)}
+    shapes = {k: (len(params["blocks"][k]), *params["blocks"][k][0].shape) for k in MATRICES}
+    parts = np.split(vector, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
+    own = {k: x.reshape(shape).astype(np.float32) for (k, shape), x in zip(shapes.items(), parts, strict=True)}
     return {**params, "blocks": {**params["blocks"], **own}}
 
 

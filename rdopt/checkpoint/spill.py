@@ -1,0 +1,61 @@
+"""Arrays that are needed again later: in memory as far as a budget goes, behind it in files that go with the object."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Hashable
+from pathlib import Path
+
+import numpy as np
+
+from rdopt.checkpoint.atomic import new_file
+
+
+class Spill:
+    """Arrays by key.
+
+    Args:
+        budget: bytes kept in memory; what is beyond goes to the system's folder of temporary files (TMPDIR).
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._left, self._count = budget, 0
+        self._held: dict[Hashable, np.ndarray] = {}
+        self._files: dict[Hashable, Path] = {}
+        self._folder: Path | None = None
+
+    def keep(self, key: Hashable, x: np.ndarray) -> None:
+        """Keeps an array, or replaces the one of this key.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        self.drop(key)
+        if x.nbytes <= self._left:
+            self._held[key], self._left = x, self._left - x.nbytes
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="rdopt-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._count += 1
+        path = self._folder / f"{self._count}.npy"
+        with new_file(path) as part, part.open("wb") as file:
+            np.save(file, x)
+        self._files[key] = path
+
+    def read(self, key: Hashable) -> np.ndarray:
+        """The array of a key, as it was kept."""
+        return self._held[key] if key in self._held else np.load(self._files[key])
+
+    def take(self, key: Hashable) -> np.ndarray:
+        """The same, kept no longer."""
+        x = self.read(key)
+        self.drop(key)
+        return x
+
+    def drop(self, key: Hashable) -> None:
+        """Keeps the array of a key no longer, if there is one."""
+        if key in self._held:
+            self._left += self._held.pop(key).nbytes
+        elif key in self._files:
+            self._files.pop(key).unlink()
