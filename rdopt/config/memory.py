@@ -8,14 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-SHARE = 0.6  # of the machine's memory, where nothing else is said
+MACHINE_SHARE = 0.6  # of the machine's memory, where nothing else is said
 
 
 def memory_budget(gib: float | None) -> int:
-    """Bytes of `run.memory`, or of SHARE of the machine."""
+    """Bytes of `run.memory`, or of MACHINE_SHARE of the machine."""
     if gib is not None:
         return int(gib * 2**30)
-    return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(MACHINE_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from rdopt.config.memory import SHARE, Cache, memory_budget
+from rdopt.config.memory import MACHINE_SHARE, Cache, memory_budget
 from rdopt.config.parallel import bounded_map
 
 
@@ -20,7 +20,7 @@ def kilobytes(n):
 
 def test_a_budget_is_what_is_asked_for_or_a_share_of_the_machine():
     assert memory_budget(1.5) == 3 * 2**29
-    assert 2**28 < memory_budget(None) < 2**46 and SHARE < 1
+    assert 2**28 < memory_budget(None) < 2**46 and MACHINE_SHARE < 1
 
 
 def test_the_longest_unused_is_made_again_once_the_budget_is_spent():

@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from rdopt.checkpoint.families import MATRICES
 
-Part = Literal["blocks", "embed", "head"]
+RoundedPart = Literal["blocks", "embed", "head"]
 SHARES = (0.005, 0.05)  # of the entries that noise falls on
 NOISE = 0.1  # norm of the noise over that of its matrix
 SEEDS = 3
@@ -52,7 +52,7 @@ class Rounding:
             for no protection.
     """
 
-    part: Part
+    part: RoundedPart
     bits: int
     protected: float | None = None
 
@@ -158,7 +158,7 @@ def networks_of(bases: Sequence[str], bits: Sequence[int], protected: float) -> 
         *(Network(basis) for basis in bases),
         *(
             Network(basis, Rounding(part, b, share))
-            for basis in bases for b in bits for part in get_args(Part) for share in (None, protected)
+            for basis in bases for b in bits for part in get_args(RoundedPart) for share in (None, protected)
         ),
         *(Network(bases[0], noise, seed) for seed in range(SEEDS) for noise in noises),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from rdopt.study.analyze.figures import BINS, STEP, TOP, Row
-from rdopt.study.analyze.networks import Network, Part, Rounding
+from rdopt.study.analyze.networks import Network, RoundedPart, Rounding
 from rdopt.study.predictions import Judgement
 
 # Title of a column -> its figure of a row.
@@ -28,7 +28,7 @@ COLUMNS: Mapping[str, Callable[[Row], float]] = {
     "dim G": lambda row: row["outputs"]["entropy dimension"],
     "curv": lambda row: row["curvature"],
 }
-PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[RoundedPart, ...] = get_args(RoundedPart)
 
 
 class Analysis(NamedTuple):
