@@ -138,6 +138,7 @@ class MatrixReader:
         coded = dict(zip(wanted, self._coding([self._places[key] for key in wanted]), strict=True))
 
         def parts(key: Key) -> MatrixParts:
+            """One matrix from its decoded values; ValueError where a weight is not finite."""
             layer, name = key
             with np.errstate(over="ignore", invalid="ignore"):  # refused below, as a sentence
                 values, col = coded[key].values, self._cols[layer, INPUT_OF[name]]

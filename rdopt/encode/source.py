@@ -101,10 +101,7 @@ def make_source(
         UserError: weights or moments are not finite.
     """
     checkpoint = aligned.subject.checkpoint
-    for layer, block in enumerate(aligned.blocks()):
-        for name in MATRICES:
-            if not np.isfinite(block.params[name]).all():
-                raise UserError(f"{aligned.arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
+    signal = distortion(_finite_blocks(aligned), None)  # first: the grid of weights that are no numbers is none
     return Source(
         aligned=aligned,
         files=pack_files(aligned.config, carried_files(checkpoint.folder)),
@@ -113,9 +110,18 @@ def make_source(
         work=work,
         weights=coded_weights(aligned.arch),
         parameters=checkpoint.num_parameters if parameters is None else parameters,
-        signal=distortion(aligned.blocks(), None),
+        signal=signal,
         tokens=None if encode.drift == "none" or aligned.tokens is None else aligned.tokens[: encode.drift_sequences],
     )
+
+
+def _finite_blocks(aligned: Aligned) -> Iterator[Block]:
+    """The blocks in order, each refused where a coded weight is not finite."""
+    for layer, block in enumerate(aligned.blocks()):
+        for name in MATRICES:
+            if not np.isfinite(block.params[name]).all():
+                raise UserError(f"{aligned.arch.tensor_name(layer, name)} holds NaN or infinity; mend the checkpoint.")
+        yield block
 
 
 def part_of(source: Source, chosen: Mapping[str, Int[np.ndarray, " some"]], encode: EncodeConfig) -> Source:

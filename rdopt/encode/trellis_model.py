@@ -55,9 +55,7 @@ class KeptPaths(Sequence):
 
     def keep(self, key: Key, k: Int[np.ndarray, "out in"]) -> None:
         """Keeps the indices of one matrix."""
-        largest = np.abs(k).max(initial=0)
-        narrow = next(kind for kind in (np.int8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
-        self._spill.keep(key, np.ascontiguousarray(k, narrow))
+        self._spill.keep(key, narrowed(k))
 
     def indices(self, key: Key) -> Int[np.ndarray, "out in"]:
         """The indices of one matrix in their narrow type."""
@@ -70,6 +68,13 @@ class KeptPaths(Sequence):
         order, k = self.orders[matrix], self._spill.read(self._keys[matrix]).astype(np.int32)
         values, grids = walk_lanes(to_lanes(k, order), self._states, restart(order))
         return TrellisPath(k, from_lanes(values, order), from_lanes(grids, order))
+
+
+def narrowed(k: Int[np.ndarray, "out in"]) -> Int[np.ndarray, "out in"]:
+    """Indices in the shortest signed type that holds them."""
+    largest = np.abs(k).max(initial=0)
+    shortest = next(kind for kind in (np.int8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
+    return np.ascontiguousarray(k, shortest)
 
 
 class TrellisModel(NamedTuple):
@@ -144,9 +149,7 @@ def _first_pass(
         kept = journal.read(f"first-{layer}")
         if kept is None:
             found = dict(zip(MATRICES, threads.map(partial(_roughly, first, layer), MATRICES), strict=True))
-            for name, (path, _) in found.items():
-                paths.keep((layer, name), path.k)
-            kept = {f"{name}.k": paths.indices((layer, name)) for name in MATRICES}
+            kept = {f"{name}.k": narrowed(path.k) for name, (path, _) in found.items()}
             kept |= {f"{name}.{i}": x for name, (_, spread) in found.items() for i, x in enumerate(spread)}
             journal.write(f"first-{layer}", kept)
         for name in count(MATRICES):
