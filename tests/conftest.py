@@ -97,21 +97,34 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_tokens(demo_model: Path) -> np.ndarray:
-    """(32, 128) tokens of Python's docstrings for the demo model."""
-    from rdopt.calibration.text import builtin_documents
-    from rdopt.calibration.tokens import token_batch, tokenize
-
-    stream = tokenize(demo_model, builtin_documents()[::20], 2048)
-    return token_batch(stream, 128, 32, 0)
+def demo_ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the first and the last block of the demo model: trained, and enough for laws of large numbers."""
+    demo = open_checkpoint("demo")
+    config, last = demo.config | {"num_hidden_layers": 2}, f"layers.{demo.arch.num_layers - 1}."
+    folder = tmp_path_factory.mktemp("demo") / "ends"
+    names = expected_tensors(architecture_from_config(config))
+    tensors = ((name, demo.tensor(name.replace("layers.1.", last))) for name in names)
+    write_checkpoint(folder, config, tensors, dtype="bfloat16", files=carried_files(demo.folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
-def demo_moments(demo_model: Path, demo_tokens: np.ndarray) -> Moments:
-    """Second moments of the demo model on `demo_tokens`."""
+def demo_tokens(demo_ends: Path) -> np.ndarray:
+    """(32, 64) tokens of a few modules' docstrings for the demo model."""
+    from tiny_runs import library_docstrings
+
+    from rdopt.calibration.tokens import token_batch, tokenize
+
+    stream = tokenize(demo_ends, library_docstrings(), 2048)
+    return token_batch(stream, 64, 32, 0)
+
+
+@pytest.fixture(scope="session")
+def demo_moments(demo_ends: Path, demo_tokens: np.ndarray) -> Moments:
+    """Second moments of the outer blocks of the demo model on `demo_tokens`."""
     from rdopt.operator.params import load_params
 
-    checkpoint = open_checkpoint(demo_model)
+    checkpoint = open_checkpoint(demo_ends)
     return second_moments(load_params(checkpoint), checkpoint.arch, demo_tokens)
 
 

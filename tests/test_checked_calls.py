@@ -4,6 +4,7 @@ import checked_calls
 import numpy as np
 import pytest
 from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
 
 checked = checked_calls._jaxtyped(typechecker=beartype)
@@ -60,5 +61,15 @@ def test_functions_made_anew_keep_what_they_enclose():
         return add
 
     assert [adder(a)(1) for a in range(3)] == [1, 2, 3]
-    with pytest.raises(TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         adder(1)(1.0)
+
+
+def test_annotations_that_are_strings_name_arrays_too():
+    @checked
+    def length(x: "Float[np.ndarray, 'n']", y: "Float[np.ndarray, 'n']") -> int:
+        return len(x)
+
+    assert length(np.ones(2), np.ones(2)) == 2
+    with pytest.raises(TypeCheckError):
+        length(np.ones(2), np.ones(3))

@@ -65,11 +65,15 @@ def make_model(folder: Path, seed: int = 0, **changes) -> Path:
     return folder
 
 
+def library_docstrings() -> list[str]:
+    """Docstrings of a few modules of the standard library."""
+    library = Path(sysconfig.get_path("stdlib"))
+    return [d for name in _LIBRARY for d in _docstrings(library / f"{name}.py")]
+
+
 def make_text(path: Path) -> Path:
     """Docstrings of a few modules of the standard library, one document each."""
-    library = Path(sysconfig.get_path("stdlib"))
-    documents = [d for name in _LIBRARY for d in _docstrings(library / f"{name}.py")]
-    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in library_docstrings()))
     return path
 
 

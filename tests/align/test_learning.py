@@ -262,9 +262,9 @@ def test_batches_walk_through_every_sequence_once_an_epoch():
 
 
 @pytest.fixture(scope="module")
-def demo(demo_model, demo_tokens, demo_moments):
-    """(subject, moments, tokens) of the demo model."""
-    return load_subject(demo_model), demo_moments, demo_tokens
+def demo(demo_ends, demo_tokens, demo_moments):
+    """(subject, moments, tokens) of the outer blocks of the demo model."""
+    return load_subject(demo_ends), demo_moments, demo_tokens
 
 
 def terms_of(demo, lam, **changes):

@@ -162,8 +162,8 @@ def measured_kl(params, noisy, arch, tokens):
 
 
 @pytest.mark.parametrize("size", [0.01, 0.03])
-def test_half_the_trace_predicts_the_kl_of_small_weight_errors(demo_model, demo_tokens, demo_moments, size):
-    checkpoint = open_checkpoint(demo_model)
+def test_half_the_trace_predicts_the_kl_of_small_weight_errors(demo_ends, demo_tokens, demo_moments, size):
+    checkpoint = open_checkpoint(demo_ends)
     params, arch = load_params(checkpoint), checkpoint.arch
     rng = np.random.default_rng(0)
     blocks = dict(params["blocks"])

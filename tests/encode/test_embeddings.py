@@ -103,8 +103,8 @@ def test_the_distortion_of_an_error_is_the_same_in_all_coordinates(tiny_llama, t
 
 
 @pytest.mark.parametrize("site", ["embed", "head"])
-def test_the_distortion_predicts_the_kl_of_small_errors(demo_model, demo_tokens, demo_moments, site):
-    _, params, arch = load(demo_model)
+def test_the_distortion_predicts_the_kl_of_small_errors(demo_ends, demo_tokens, demo_moments, site):
+    _, params, arch = load(demo_ends)
     if site not in params:
         pytest.skip("the demo model ties its head")
     moved = {**params, site: noisy(params, 0.02 * params[site].std())[site]}

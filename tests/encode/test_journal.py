@@ -31,9 +31,14 @@ def source(tmp_path_factory):
     return make_source(aligned_of(params, checkpoint.arch, moments, config, tokens=tokens), ENCODE)
 
 
+@pytest.fixture(scope="module")
+def whole(source):
+    """The bytes of an encoding that nothing stopped."""
+    return encode_at_step(source, 0.05, ENCODE).data
+
+
 @pytest.mark.parametrize("blocks", range(2 * LAYERS))
-def test_a_killed_encoding_goes_on_and_writes_the_same_bytes(source, tmp_path, blocks):
-    whole = encode_at_step(source, 0.05, ENCODE).data
+def test_a_killed_encoding_goes_on_and_writes_the_same_bytes(source, whole, tmp_path, blocks):
     broken = replace(source, work=tmp_path / "work")
 
     def kill(done, total):

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, sha256, strict_json
 
+from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import load_subject
+from rdopt.calibration.text import builtin_documents
+from rdopt.calibration.tokens import token_batch, tokenize
 from rdopt.checkpoint.families import MATRICES
+from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.codec.decoder import decode_file, decode_model
 from rdopt.config.errors import UserError
 from rdopt.config.schema import EncodeConfig
@@ -19,7 +23,7 @@ from rdopt.encode.source import make_source
 from rdopt.encode.target import Goal, divergence_goal, search_step, size_goal, some_rows
 from rdopt.evaluate.divergence import Reference
 from rdopt.evaluate.perplexity import windows
-from rdopt.operator.params import stacked
+from rdopt.operator.params import load_params, stacked
 from rdopt.transforms.aligned import Aligned
 
 FEEDBACK = EncodeConfig(grid="feedback")
@@ -66,17 +70,22 @@ def test_a_goal_out_of_reach_is_refused_with_what_was_closest():
         search_step(lambda c: 3.0, float, goal, 1.0)
 
 
+def searched(folder, tokens, moments):
+    """(source, judge) of a model whose matrices are wide enough for searches on a part."""
+    subject, length = load_subject(folder), tokens.shape[1]
+    source = make_source(Aligned(subject=subject, moments=moments), FEEDBACK)
+    inputs, scored = windows(tokens.reshape(-1), length, length, tokens.size)
+    return source, Judge(Reference(subject.params, subject.arch, inputs, scored, 8), tokens)
+
+
 @pytest.fixture(scope="module")
-def demo(demo_model, demo_tokens, demo_moments):
-    """(source, judge) of the demo model, its matrices wide enough for searches on a part."""
-    subject = load_subject(demo_model)
-    source = make_source(Aligned(subject=subject, moments=demo_moments), FEEDBACK)
-    inputs, scored = windows(demo_tokens.reshape(-1), 128, 128, 4096)
-    return source, Judge(Reference(subject.params, subject.arch, inputs, scored, 8), demo_tokens)
+def demo(demo_ends, demo_tokens, demo_moments):
+    """Of the outer blocks of the demo model."""
+    return searched(demo_ends, demo_tokens, demo_moments)
 
 
 def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(demo):
-    aligned, c = demo[0].aligned, 0.02
+    aligned, c = demo[0].aligned, 0.01
     flat = {name: np.ones_like(G[..., 0]) for name, G in aligned.moments.G.items()}  # so that rows do not share damping
     source = make_source(Aligned(subject=aligned.subject, moments=aligned.moments._replace(G=flat)), FEEDBACK)
     part = some_rows(source, FEEDBACK)
@@ -92,16 +101,28 @@ def test_the_part_gives_some_rows_as_the_whole_file_does_and_leaves_the_others(d
             assert len(np.unique(whole[layer, name])) > 9
 
 
-@pytest.mark.parametrize("target", [{"target_bpw": 3.0}, {"target_kl": 0.05}, {"target_ppl": 1.1}])
-def test_a_search_codes_few_whole_files(demo, target, monkeypatch):
-    source, judge = demo
-    if "target_ppl" in target:
-        target = {"target_ppl": 1.1 * judge.selection.perplexity.value}
-    encode, whole = EncodeConfig(grid="feedback", **target), []
+def whole_files(monkeypatch, source, judge, **target):
+    """How often a search codes the whole model."""
+    found = []
     room = importlib.import_module("rdopt.encode.encode")  # the package has a function of this name
-    monkeypatch.setattr(room, "encode_at_step", lambda *args: whole.append(1) or encode_at_step(*args))
-    encode_source(source, encode, 1000.0, judge)
-    assert len(whole) <= 3
+    monkeypatch.setattr(room, "encode_at_step", lambda *args: found.append(1) or encode_at_step(*args))
+    encode_source(source, EncodeConfig(grid="feedback", **target), 1000.0, judge)
+    return len(found)
+
+
+@pytest.mark.parametrize("target", [{"target_bpw": 3.0}, {"target_kl": 0.05}])
+def test_a_search_codes_few_whole_files(demo, target, monkeypatch):
+    assert whole_files(monkeypatch, *demo, **target) <= 3
+
+
+def test_a_search_for_a_perplexity_codes_few_whole_files(demo_model, monkeypatch):
+    """Of the whole demo model on more text, where a perplexity scatters less."""
+    checkpoint = open_checkpoint(demo_model)
+    tokens = token_batch(tokenize(demo_model, builtin_documents()[::20], 2048), 128, 32, 0)
+    moments = second_moments(load_params(checkpoint), checkpoint.arch, tokens)
+    source, judge = searched(demo_model, tokens, moments)
+    target = 1.1 * judge.selection.perplexity.value
+    assert whole_files(monkeypatch, source, judge, target_ppl=target) <= 3
 
 
 @pytest.mark.parametrize("bpw", [3.0, 5.0])

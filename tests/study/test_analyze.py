@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import TEXT, WINDOWS, make_model, make_text, rdopt, strict_json
+from tiny_runs import TEXT, make_model, make_text, rdopt, strict_json
 
 from rdopt.config.schema import AnalyzeConfig
 from rdopt.study.analyze import blocks
@@ -167,7 +167,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     make_model(folder / "model")
     make_text(folder / "text.jsonl")
-    words = ("--text", folder / "text.jsonl", *TEXT, *WINDOWS, "--max-tokens", "1024", "--analyze.bits", "4,8")
+    # Windows of all positions that the model has: every network is compared one window at a time.
+    windows = ("--context", "64", "--stride", "64", "--max-tokens", "512")
+    words = ("--text", folder / "text.jsonl", *TEXT, *windows, "--analyze.bits", "4,8")
     command = ("analyze", folder / "model", "--bases", BASES, *words)
     assert rdopt(*command, "--out", folder / "whole") == 0
     return folder, command

@@ -242,7 +242,7 @@ def test_the_study_of_a_tiny_run_prints_what_it_writes(script, run, tmp_path, ca
 
 
 def test_an_analysis_judges_the_checkpoints_of_a_run_beside_its_own_hypotheses(run, tmp_path, capsys):
-    text = ("--text", run / "text.jsonl", *TEXT, "--context", "32", "--stride", "32", "--max-tokens", "512")
+    text = ("--text", run / "text.jsonl", *TEXT, "--context", "64", "--stride", "64", "--max-tokens", "512")
     command = ("analyze", run / "model", "--bases", "identity,hadamard", "--analyze.bits", "8", *text)
     assert rdopt(*command, "--trajectory", run / "steps", "--out", tmp_path / "found") == 0
     rows = {p["name"]: p for p in strict_json(tmp_path / "found" / "analysis.json")["predictions"]}

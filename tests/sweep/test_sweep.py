@@ -38,7 +38,7 @@ RESULTS = ("lam", "bpw", "bpw_estimated", "bpw_all", "kl", "ppl", "bytes", "seco
 
 def sweep_words(world, out, *more):
     # A gain's error is a mean over windows left out one at a time.
-    text = ("--text", world / "text.jsonl", *TEXT, *WINDOWS, "--max-tokens", "1024")
+    text = ("--text", world / "text.jsonl", *TEXT, *WINDOWS, "--max-tokens", "512")
     return ("sweep", world / "model", "--out", out, *text, *TRAINING, *more)
 
 
