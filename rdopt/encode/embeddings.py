@@ -10,7 +10,6 @@ the same D, unless they are tied, where a row takes the mean metric instead of i
 whole model, so that embeddings lie on the same slope.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from rdopt.codec.streams.embeddings import NAMES, embedding_shapes, pack_embeddi
 from rdopt.codec.tables.classes import RowsCols, rank1_spreads
 from rdopt.codec.tables.trellis import TrellisPlan, fit_plan, rates_of, starting_plan
 from rdopt.config.errors import UserError
+from rdopt.config.parallel import on_cores
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
 from rdopt.operator.params import Params
@@ -137,7 +137,7 @@ def _quantize(matrices: list[TokenMatrix], c: float, encode: EncodeConfig) -> tu
     steps = [(exp_steps(x.rows).astype(np.float64), exp_steps(x.cols) * (c * TRELLIS_STEP)) for x in matrices]
     plan = starting_plan([rank1_spreads(x.W / np.outer(*step)) for x, step in zip(matrices, steps, strict=True)])
     paths: list[TrellisPath] = []
-    with ThreadPoolExecutor(encode.threads or None) as threads:
+    with on_cores(encode.threads) as threads:
         for mu in (0.0, TRELLIS_SLOPE * encode.rdo):
 
             def path(x: TokenMatrix, step: RowsCols, rates: RateTerm) -> TrellisPath:

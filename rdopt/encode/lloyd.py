@@ -15,7 +15,6 @@ so a decoder needs no design.
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple, no_type_check
 
@@ -31,6 +30,7 @@ from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.derived import BLEND_UNIT
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.codec.tables.uniform import UniformPlan, choose_plan, refit_plan
+from rdopt.config.parallel import on_cores
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.feedback import BLOCK
@@ -168,7 +168,7 @@ def quantize_lloyd(
         col = exp_steps(grid.cols[layer, group]).astype(np.float64) * c
         return held[layer].params[key[1]], metrics[layer].L[group], exp_steps(grid.rows[key]).astype(np.float64), col
 
-    with ThreadPoolExecutor(encode.threads or None) as threads:
+    with on_cores(encode.threads) as threads:
         fits = list(threads.map(lambda key: rank1_spreads(coordinates(first[key], *inputs(key))), keys))
         plan = choose_plan(list(first.values()), fits)
         low, cells = _design(plan, encode.rdo)

@@ -4,7 +4,6 @@ Searches, finetuning and what outlives a kill are `encode.py`'s affair.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from rdopt.checkpoint.families import INPUT_OF, Key
 from rdopt.codec.encoder import Coded, Encoded, assemble, code_lloyd, code_scalar
@@ -12,7 +11,7 @@ from rdopt.codec.streams.index import MatrixCodes
 from rdopt.codec.streams.paths import pack_trellis
 from rdopt.codec.tables.classes import RowsCols
 from rdopt.codec.tables.uniform import choose_plan
-from rdopt.config.parallel import bounded_map
+from rdopt.config.parallel import bounded_map, on_cores
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig, GridName
 from rdopt.encode.embeddings import code_embeddings
@@ -64,7 +63,7 @@ def _on_uniform_grid(source: Source, c: float, encode: EncodeConfig, progress: T
         W, L = source.block(key[0]).params[key[1]], source.metric(key[0]).L[INPUT_OF[key[1]]]
         return index_spreads(W, L, source.grid, key, indices[key], c, encode.grid)
 
-    with ThreadPoolExecutor(encode.threads or None) as threads:
+    with on_cores(encode.threads) as threads:
         fits = list(bounded_map(threads, spreads, indices))
     return _coded(source, c, code_scalar(matrices, choose_plan(matrices, fits), encode.threads))
 

@@ -5,7 +5,6 @@ a_ij = c / (sqrt(G_ii) L_jj) with both factors rounded to a quarter octave (Wate
 """
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Key
 from rdopt.codec.grids.steps import damped_cholesky, damped_weights, dequantize, exp_steps, log_steps
 from rdopt.codec.tables.classes import rank1_spreads
+from rdopt.config.parallel import on_cores
 from rdopt.config.progress import Tick
 from rdopt.config.schema import EncodeConfig, GridName
 from rdopt.encode.feedback import coordinate_spreads, quantize_feedback, quantize_rounding
@@ -115,7 +115,7 @@ def quantize_model(
     """
     total = len(MATRICES) * (1 + max(layer for layer, _ in grid.rows))
     indices = {}
-    with ThreadPoolExecutor(encode.threads or None) as threads:
+    with on_cores(encode.threads) as threads:
         for layer, block in enumerate(blocks):
             one = partial(_quantized, block, metric_of(block, encode), grid, layer, c, encode)
             for name, z in zip(MATRICES, threads.map(one, MATRICES), strict=True):

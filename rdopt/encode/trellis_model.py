@@ -23,7 +23,7 @@ from rdopt.codec.streams.paths import restart
 from rdopt.codec.streams.structured import Structured, component, dequantize_structured
 from rdopt.codec.tables.classes import RowsCols, rank1_spreads
 from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, fit_plan, rates_of, starting_plan
-from rdopt.config.parallel import bounded_map
+from rdopt.config.parallel import bounded_map, on_cores
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.columns import quantize_columns
@@ -99,7 +99,7 @@ def quantize_trellis(source: Source, c: float, encode: EncodeConfig, progress: T
     keys = list(matrix_shapes(source.arch))
     count = _Counter(progress, 2 * len(keys))
     paths = KeptPaths(source, encode.states)
-    with ThreadPoolExecutor(encode.threads or None) as threads:
+    with on_cores(encode.threads) as threads:
         guess, fitted = _expected(source, c, encode, threads)
         components = {key: f for key, (f, _) in fitted.items()}
         journal = Journal(None if source.work is None else source.work / "indices", _key(source, c, encode))

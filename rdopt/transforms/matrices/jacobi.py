@@ -10,13 +10,13 @@ Computations, 8.5). Where two blocks meet, their pairs of axes are turned one by
 the C_k follows by products. The turns are those of Jacobi's method in another cyclic order, so the cost never rises.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rdopt.config.parallel import on_cores
 from rdopt.transforms.kernels import kernel
 from rdopt.transforms.matrices.givens import round_robin
 
@@ -76,7 +76,7 @@ def joint_diagonalizer(
     diagonal = _diagonal(tiles.C, n)
     traces, cost = diagonal.sum(axis=1), _diagonal_cost(diagonal, price)
     rounds = round_robin(len(tiles.axes), len(tiles.axes) - 1)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with on_cores(threads) as pool:
         for _ in range(sweeps):
             for number, meeting in enumerate(rounds):
                 _meet(tiles, meeting, price, n, number > 0, pool)
