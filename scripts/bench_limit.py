@@ -105,8 +105,8 @@ def code(layer: GaussianLayer, grid: TestedGrid, c: float) -> tuple[float, float
     for mu in (0.0, TRELLIS_SLOPE * grid.rdo):
         (rates,) = rates_of(plan, mu)
         path = quantize_columns(layer.W, layer.L, row, col, rates, grid.states)
-        plan = fit_plan([path])
-    packed = pack_trellis([path], ["columns"], plan, grid.states, 1)
+        plan = fit_plan([path.k], ["columns"], grid.states, [rank1_spreads(path.values)])
+    packed = pack_trellis([path.k], ["columns"], plan, grid.states, 1)
     head = BitWriter()
     head.gammas(packed.numbers)
     size = sum(map(len, (packed.codes, packed.tables, pack_spreads(plan.spreads), pack_lists([logs]), head.bytes())))

@@ -33,7 +33,7 @@ from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import decode_indices, encode_indices
-from rdopt.codec.coders.order import to_lanes
+from rdopt.codec.coders.order import walked_lanes
 from rdopt.codec.coders.rans import Blank, Lanes
 from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.decoder import decode_model
@@ -151,8 +151,8 @@ def coders(x: Matrix) -> dict[str, Callable[[], Any]]:
     """Entropy coders on the indices of this matrix, and decoding to weights."""
     path = quantize_columns(x.W, x.L, x.row, x.col, x.rates, 8)
     works = {**_scalar_coder(quantize_feedback(x.W, x.L, x.row, x.col / TRELLIS_STEP)), **_trellis_coders(path)}
-    plan = fit_plan([path])
-    packed = pack_trellis([path], ["columns"], plan, 8, 1)
+    plan = fit_plan([path.k], ["columns"], 8, [rank1_spreads(path.values)])
+    packed = pack_trellis([path.k], ["columns"], plan, 8, 1)
     head, exponents = BitWriter(), np.zeros(len(x.W), np.int32)
     head.gammas(packed.numbers)
 
@@ -175,8 +175,9 @@ def _scalar_coder(z: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _trellis_coders(path: TrellisPath) -> dict[str, Callable[[], Any]]:
-    plan, step = fit_plan([path]), next_states(8)
-    lanes = Lanes._make(to_lanes(part, "columns") for part in (path.k, plan.tables_of(0, plan.keys()), path.grids))
+    plan = fit_plan([path.k], ["columns"], 8, [rank1_spreads(path.values)])
+    k, grids, step = *walked_lanes(path.k, "columns", 8), next_states(8)
+    lanes = Lanes(k, plan.tables_of(0, plan.keys(), "columns"), grids)
     works: dict[str, Callable[[], Any]] = {}
     for name, kind in CODERS.items():
         coder, blank = kind(plan.coder()), Blank(np.empty_like(lanes.k), lanes.classes, SEGMENT)

@@ -28,7 +28,7 @@ def operational_point(log2_spread: float, states: int, rows: int = 1 << 15, colu
         return quantize_columns(W, np.eye(columns), row, col, rates_of(plan, mu)[0], states)
 
     rough = quantize(starting_plan(spreads), 0.0)
-    path = quantize(fit_plan([rough], spreads), TRELLIS_SLOPE * EncodeConfig().rdo)
+    path = quantize(fit_plan([rough.k], ["columns"], states, spreads), TRELLIS_SLOPE * EncodeConfig().rdo)
     bits = sum(_entropy(path.k[path.grids == grid]) for grid in range(2))
     return bits / W.size, float(np.mean((W - TRELLIS_STEP * path.values) ** 2))
 

@@ -10,25 +10,29 @@ the same D, unless they are tied, where a row takes the mean metric instead of i
 whole model, so that embeddings lie on the same slope.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rdopt.codec.coders.order import Order
 from rdopt.codec.grids.steps import damped_cholesky, exp_steps, log_steps
-from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, RateTerm, TrellisPath
+from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, RateTerm
 from rdopt.codec.streams.embeddings import NAMES, embedding_shapes, pack_embeddings
-from rdopt.codec.tables.classes import RowsCols, rank1_spreads
-from rdopt.codec.tables.trellis import TrellisPlan, fit_plan, rates_of, starting_plan
+from rdopt.codec.tables.classes import rank1_spreads
+from rdopt.codec.tables.trellis import TrellisPlan, fit_plan, rates_of
 from rdopt.config.errors import UserError
 from rdopt.config.parallel import on_cores
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
+from rdopt.encode.feedback import rounded_coordinates
+from rdopt.encode.trellis_matrix import narrowed, sample_matrix, sampled_plan
 from rdopt.operator.params import Params
 from rdopt.transforms.aligned import Aligned
 
 _BISECTIONS = 60
-_AT_ONCE = 4096  # rows whose errors are in memory at once
+_AT_ONCE = 4096  # rows in float64 at once, a multiple of the rows after which a lane starts anew
 _LEAST = 1e-30  # a token that is never predicted: no row is free
 # Text comes in clumps: what 65 536 tokens hold a few times, another part of the same text held three times more often
 # (measured on docstrings). All tokens together get at most a tenth of the text.
@@ -58,9 +62,9 @@ def code_embeddings(aligned: Aligned, c: float, encode: EncodeConfig) -> bytes:
         UserError: weights that are not finite, or moments without those of the embedding.
     """
     matrices = [_token_matrix(name, aligned, c, encode.damping) for name in embedding_shapes(aligned.arch)]
-    paths, plan = _quantize(matrices, c, encode)
+    indices, plan = _quantize(matrices, c, encode)
     rows, cols = [x.rows for x in matrices], [x.cols for x in matrices]
-    return pack_embeddings(paths, rows, cols, plan, encode.states, encode.threads, encode.coder)
+    return pack_embeddings(indices, rows, cols, plan, encode.states, encode.threads, encode.coder)
 
 
 def embedding_distortion(aligned: Aligned, decoded: Params) -> float:
@@ -112,7 +116,7 @@ def smoothed(frequency: Float[np.ndarray, " vocab"], tokens: int) -> Float[np.nd
 
 def _token_matrix(name: str, aligned: Aligned, c: float, damping: float) -> TokenMatrix:
     """One matrix with its steps before the base step."""
-    W, moments = np.asarray(aligned.ends[name], np.float64), aligned.end_moments
+    W, moments = aligned.ends[name], aligned.end_moments
     if moments is None:
         raise UserError("the second moments hold nothing about the embedding; measure them again or keep 16bit.")
     if not np.isfinite(W).all():
@@ -132,17 +136,34 @@ def _token_matrix(name: str, aligned: Aligned, c: float, damping: float) -> Toke
     return TokenMatrix(W, L, rows, log_steps(1.0 / np.diagonal(L)))
 
 
-def _quantize(matrices: list[TokenMatrix], c: float, encode: EncodeConfig) -> tuple[list[TrellisPath], TrellisPlan]:
-    """Two passes as for the matrices of the blocks: the first fits the tables, the second counts their rate."""
+def _quantize(
+    matrices: list[TokenMatrix], c: float, encode: EncodeConfig
+) -> tuple[list[Int[np.ndarray, "vocab d"]], TrellisPlan]:
+    """Indices and tables, as for the matrices of the blocks, some rows at a time: rows do not see one another."""
     steps = [(exp_steps(x.rows).astype(np.float64), exp_steps(x.cols) * (c * TRELLIS_STEP)) for x in matrices]
-    plan = starting_plan([rank1_spreads(x.W / np.outer(*step)) for x, step in zip(matrices, steps, strict=True)])
-    paths: list[TrellisPath] = []
+    orders: list[Order] = ["columns"] * len(matrices)
+    samples = [sample_matrix(x.W, x.L, None, *step, encode) for x, step in zip(matrices, steps, strict=True)]
+    rates = rates_of(sampled_plan(samples, orders, encode.states), TRELLIS_SLOPE * encode.rdo)
+    indices, fits = [], []
     with on_cores(encode.threads) as threads:
-        for mu in (0.0, TRELLIS_SLOPE * encode.rdo):
+        for x, step, rate in zip(matrices, steps, rates, strict=True):
+            cuts = [slice(i, i + _AT_ONCE) for i in range(0, len(x.W), _AT_ONCE)]
+            k, coordinates = zip(*threads.map(partial(_rows, x, *step, rate, encode.states), cuts), strict=True)
+            indices.append(np.concatenate(k))
+            fits.append(rank1_spreads(np.concatenate(coordinates)))
+    return indices, fit_plan(indices, orders, encode.states, fits)
 
-            def path(x: TokenMatrix, step: RowsCols, rates: RateTerm) -> TrellisPath:
-                return quantize_columns(x.W, x.L, *step, rates, encode.states)
 
-            paths = list(threads.map(path, matrices, steps, rates_of(plan, mu)))
-            plan = fit_plan(paths)
-    return paths, plan
+def _rows(
+    x: TokenMatrix,
+    row: Float[np.ndarray, " vocab"],
+    col: Float[np.ndarray, " d"],
+    rates: RateTerm,
+    states: int,
+    some: slice,
+) -> tuple[Int[np.ndarray, "some d"], Float[np.ndarray, "some d"]]:
+    """Indices of some rows, and what was rounded to them."""
+    W, row = np.asarray(x.W[some], np.float64), row[some]
+    path = quantize_columns(W, x.L, row, col, rates._replace(rows=rates.rows[some]), states)
+    error = W - path.values * np.outer(row, col)
+    return narrowed(path.k), rounded_coordinates(path.values, error, x.L, None, row, col).astype(np.float32)

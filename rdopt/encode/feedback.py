@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from rdopt.codec.grids.uniform import round_dead_zone
-from rdopt.codec.tables.classes import rank1_spreads
+from rdopt.codec.tables.classes import RowsCols, rank1_spreads
 
 BLOCK = 64  # columns whose errors are fed back at once; those behind them by one matrix product
 
@@ -67,7 +67,7 @@ def coordinate_spreads(
     M: Float[np.ndarray, "out out"] | None,
     row: Float[np.ndarray, " out"],
     col: Float[np.ndarray, " in"],
-) -> tuple[Float[np.ndarray, " out"], Float[np.ndarray, " in"]]:
+) -> RowsCols:
     """`rank1_spreads` of the coordinates that feedback rounded, which predict indices better than these themselves.
 
     Args:
@@ -76,6 +76,18 @@ def coordinate_spreads(
         L, M: lower Cholesky factors of input and output moment; no M without feedback over the rows.
         row, col: step factors.
     """
+    return rank1_spreads(rounded_coordinates(values, error, L, M, row, col))
+
+
+def rounded_coordinates(
+    values: Num[np.ndarray, "out in"],
+    error: Float[np.ndarray, "out in"],
+    L: Float[np.ndarray, "in in"],
+    M: Float[np.ndarray, "out out"] | None,
+    row: Float[np.ndarray, " out"],
+    col: Float[np.ndarray, " in"],
+) -> Float[np.ndarray, "out in"]:
+    """What feedback rounded to the values, in steps; see `coordinate_spreads`."""
     left = error @ L if M is None else M.T @ error @ L
     rows = row if M is None else row * np.diagonal(M)
-    return rank1_spreads(values + left / np.outer(rows, col * np.diagonal(L)))
+    return values + left / np.outer(rows, col * np.diagonal(L))

@@ -75,7 +75,7 @@ def _on_lloyd_grids(source: Source, c: float, encode: EncodeConfig, progress: Ti
 
 def _through_trellis(source: Source, c: float, encode: EncodeConfig, progress: Tick | None) -> Coded:
     model = quantize_trellis(source, c, encode, progress)
-    codes = pack_trellis(model.paths, model.paths.orders, model.plan, encode.states, encode.threads, encode.coder)
+    codes = pack_trellis(model.indices, model.indices.orders, model.plan, encode.states, encode.threads, encode.coder)
     return _coded(source, c, codes)._replace(
         gains=model.gains,
         components=model.components,

@@ -8,10 +8,12 @@ from test_huffman import MIDDLES, blank_of, coder_of, lanes_of
 
 from rdopt.codec.coders.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.coders.bits import BitReader, BitWriter
+from rdopt.codec.coders.order import restart
 from rdopt.codec.coders.rans import LARGEST, Lanes, Rans, bits_of_lanes
 from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.grids.trellis import TrellisPath, next_states, walk_lanes
-from rdopt.codec.streams.paths import pack_trellis, restart, unpack_trellis
+from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
+from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.frequencies import PRECISION
 from rdopt.codec.tables.trellis import fit_plan, starting_plan
 from rdopt.config.errors import UserError
@@ -27,6 +29,10 @@ def paths_of(shapes, states=8):
         values, grids = walk_lanes(np.ascontiguousarray(k.T), states, restart("columns"))
         paths.append(TrellisPath(k, np.ascontiguousarray(values.T), np.ascontiguousarray(grids.T)))
     return paths
+
+
+def fitted(paths):
+    return fit_plan([x.k for x in paths], ["columns"] * len(paths), 8, [rank1_spreads(x.values) for x in paths])
 
 
 def unpacked(packed, plan, shapes):
@@ -50,8 +56,8 @@ def test_segments_come_back(name, states):
 def test_matrices_come_back_from_their_streams(name):
     shapes = [(300, 9), (7, 40), (1, 1)]
     paths = paths_of(shapes)
-    plan = fit_plan(paths)
-    packed = pack_trellis(paths, ["columns", "columns", "columns"], plan, 8, 1, name)
+    plan = fitted(paths)
+    packed = pack_trellis([x.k for x in paths], ["columns", "columns", "columns"], plan, 8, 1, name)
     for path, found in zip(paths, unpacked(packed, plan, shapes), strict=True):
         np.testing.assert_array_equal(found.indices, path.k)
         np.testing.assert_array_equal(found.values, path.values)
@@ -96,8 +102,8 @@ def test_a_shorter_segment_is_refused(name):
 
 def test_an_unknown_coder_number_is_refused():
     paths = paths_of([(20, 5)])
-    plan = fit_plan(paths)
-    packed = pack_trellis(paths, ["columns"], plan, 8, 1)
+    plan = fitted(paths)
+    packed = pack_trellis([x.k for x in paths], ["columns"], plan, 8, 1)
     index = (*packed.numbers[:3], len(CODERS), *packed.numbers[4:])
     with pytest.raises(ValueError, match="entropy coder number 3"):
         unpacked(packed._replace(numbers=index), plan, [(20, 5)])
@@ -107,8 +113,8 @@ def test_spreads_beyond_any_table_are_refused_as_a_sentence():
     paths = paths_of([(20, 5)])
     plan = starting_plan([(np.full(20, 2.0**40), np.ones(5))])
     with pytest.raises(UserError, match="too fine"):
-        pack_trellis(paths, ["columns"], plan, 8, 1)
-    packed = pack_trellis(paths, ["columns"], fit_plan(paths), 8, 1)
+        pack_trellis([x.k for x in paths], ["columns"], plan, 8, 1)
+    packed = pack_trellis([x.k for x in paths], ["columns"], fitted(paths), 8, 1)
     with pytest.raises(ValueError, match=r"2\^40 steps"):
         wide = plan._replace(precision=1, spreads=[s._replace(row=s.row // 4) for s in plan.spreads])
         unpacked(packed._replace(numbers=(3, *packed.numbers[1:])), wide, [(20, 5)])

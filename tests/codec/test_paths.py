@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdopt.codec.coders.bits import BitReader, BitWriter
-from rdopt.codec.coders.order import Order, from_lanes, to_lanes
+from rdopt.codec.coders.order import Order, from_lanes, restart, to_lanes
 from rdopt.codec.coders.rans import INTERLEAVED_LANES
 from rdopt.codec.grids.trellis import STATES, TrellisPath, walk_lanes
 from rdopt.codec.streams import paths as stream
-from rdopt.codec.streams.paths import pack_trellis, restart, segments, unpack_trellis
+from rdopt.codec.streams.paths import pack_trellis, segments, unpack_trellis
+from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.trellis import (
     SPREAD_PRECISIONS,
     TrellisPlan,
@@ -35,12 +36,16 @@ def random_path(rng, shape, order, states, scale=3.0):
     return TrellisPath(*(from_lanes(x, order) for x in (k, values, grids)))
 
 
+def fitted(paths, orders, states=8):
+    return fit_plan([x.k for x in paths], orders, states, [rank1_spreads(x.values) for x in paths])
+
+
 @functools.cache
 def packed(scale=3.0):
     rng = np.random.default_rng(0)
     paths = [random_path(rng, *x, 8, scale) for x in zip(SHAPES, ORDERS, strict=True)]
-    plan = fit_plan(paths)
-    return paths, plan, pack_trellis(paths, ORDERS, plan, 8, 1)
+    plan = fitted(paths, ORDERS)
+    return paths, plan, pack_trellis([x.k for x in paths], ORDERS, plan, 8, 1)
 
 
 def unpacked(found, plan, index=None, threads=1, shapes=SHAPES, **streams):
@@ -79,7 +84,7 @@ def test_matrices_of_any_shape_and_order_read_back_for_any_number_of_threads(mon
     monkeypatch.setattr(stream, "SEGMENT_SIZE", size)
     rng, plan = np.random.default_rng(states), packed()[1]
     paths = [random_path(rng, *x, states) for x in zip(SHAPES, ORDERS, strict=True)]
-    one, four = (pack_trellis(paths, ORDERS, plan, states, threads) for threads in (1, 4))
+    one, four = (pack_trellis([x.k for x in paths], ORDERS, plan, states, threads) for threads in (1, 4))
     assert one == four
     for threads in (1, 4):
         for path, found in zip(paths, unpacked(one, plan, threads=threads), strict=True):
@@ -105,7 +110,8 @@ def test_codes_are_not_longer_than_the_entropy_of_gaussian_indices_on_known_spre
         k = np.rint(scale * rng.standard_normal((512, 128)) / 2).astype(np.int32).T.copy()
         values, grids = walk_lanes(k, 8, restart("columns"))
         paths.append(TrellisPath(k.T, values.T, grids.T))
-    found = pack_trellis(paths, ["columns", "columns"], fit_plan(paths), 8, 1)
+    orders: list[Order] = ["columns", "columns"]
+    found = pack_trellis([x.k for x in paths], orders, fitted(paths, orders), 8, 1)
     entropy = np.mean([0.5 * np.log2(2 * np.pi * np.e) + np.log2(s / 2) for s in (8.0, 20.0)])
     bits = 8 * (len(found.codes) + len(found.tables)) / sum(p.k.size for p in paths)
     assert bits == pytest.approx(entropy, rel=0.01)
@@ -150,10 +156,10 @@ def test_the_chosen_precision_is_the_one_with_the_fewest_bits():
     """Spreads that vary deserve classes, spreads that do not deserve none."""
     rng = np.random.default_rng(0)
     varied = [random_path(rng, (200, 150), "columns", 8)]
-    assert fit_plan(varied).precision > 0
+    assert fitted(varied, ["columns"]).precision > 0
     k = np.rint(1.5 * rng.standard_normal((60, 50))).astype(np.int32)
     values, grids = walk_lanes(k.T.copy(), 8, restart("columns"))
-    assert fit_plan([TrellisPath(k, values.T, grids.T)]).precision == 0
+    assert fitted([TrellisPath(k, values.T, grids.T)], ["columns"]).precision == 0
 
 
 def test_shapes_read_back_and_damaged_ones_are_a_value_error():
@@ -187,4 +193,4 @@ def test_a_plan_before_the_first_pass_has_classes_of_the_expected_spreads():
     plan = starting_plan([(rho, kappa)])
     expected = plan.precision * np.log2(np.outer(rho, kappa))
     keys = plan.keys()
-    np.testing.assert_array_equal(np.array(keys)[plan.tables_of(0, keys)], expected)
+    np.testing.assert_array_equal(np.array(keys)[plan.tables_of(0, keys, "columns")], expected.T)

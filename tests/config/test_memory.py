@@ -5,9 +5,10 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from rdopt.config.memory import MACHINE_SHARE, Cache, memory_budget
-from rdopt.config.parallel import bounded_map
+from rdopt.config.parallel import bounded_map, on_cores
 
 
 class Owner:
@@ -89,3 +90,13 @@ def test_a_bounded_map_takes_few_items_ahead_and_keeps_their_order():
         for i, x in enumerate(bounded_map(pool, lambda i: i * i, items(), limit=3)):
             assert x == i * i and len(taken) <= i + 3
     assert len(taken) == 20
+
+
+def test_blas_keeps_to_one_thread_inside_threads_of_ours():
+    def threads():
+        return {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}
+
+    before = threads()
+    with on_cores(2) as pool:
+        assert pool.submit(threads).result() <= {1}
+    assert threads() == before

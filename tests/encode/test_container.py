@@ -23,10 +23,11 @@ from rdopt.checkpoint.families import (
     expected_tensors,
 )
 from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.codec.coders.order import from_lanes, restart, to_lanes
 from rdopt.codec.decoder import decode_model
 from rdopt.codec.encoder import structure_saved
 from rdopt.codec.grids.steps import dequantize
-from rdopt.codec.grids.trellis import trellis_step
+from rdopt.codec.grids.trellis import trellis_step, walk_lanes
 from rdopt.codec.streams import container
 from rdopt.codec.streams.container import STREAMS, pack, read_container, unpack, write_container
 from rdopt.codec.streams.uncoded import pack_files, unpack_files
@@ -110,11 +111,13 @@ def test_a_decoded_model_is_the_one_the_trellis_quantized(tiny_llama, family, ch
     assert decoded.arch == source.arch and decoded.c == np.float32(0.02)
     assert [(k, v.shape) for k, v in decoded.tensors.items()] == list(expected_tensors(source.arch).items())
     assert model.gains is not None and decoded.gains is not None
-    for key, path in zip(coded_matrices(source.arch.num_layers), model.paths, strict=True):
+    kept = zip(coded_matrices(source.arch.num_layers), model.indices, model.indices.orders, strict=True)
+    for key, k, order in kept:
         layer, name = key
-        np.testing.assert_array_equal(decoded.indices[key], path.k)
+        np.testing.assert_array_equal(decoded.indices[key], k)
+        values = walk_lanes(to_lanes(k.astype(np.int32), order), states, restart(order))[0]
         rows, cols = source.grid.rows[key], source.grid.cols[layer, INPUT_OF[name]]
-        plain = dequantize(path.values, rows, cols, trellis_step(0.02))
+        plain = dequantize(from_lanes(values, order), rows, cols, trellis_step(0.02))
         np.testing.assert_array_equal(decoded.plain[key], plain)
         np.testing.assert_array_equal(decoded.tensors[decoded.arch.tensor_name(*key)], model.gains.apply(key, plain))
 

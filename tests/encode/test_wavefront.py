@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdopt.codec.coders.order import from_lanes, to_lanes
+from rdopt.codec.coders.order import from_lanes, restart, sums_in_lanes, to_lanes, walked_lanes
 from rdopt.codec.grids.trellis import STATES, RateTerm, next_states, viterbi, walk, walk_lanes
 from rdopt.encode.columns import quantize_columns
 from rdopt.encode.feedback import quantize_feedback
@@ -48,6 +48,22 @@ def test_lanes_give_the_matrix_back(m, n, order):
     lanes = to_lanes(x, order)
     assert lanes.shape == (n, m) and lanes.flags.c_contiguous
     np.testing.assert_array_equal(from_lanes(lanes, order), x)
+
+
+@given(
+    m=st.integers(1, 300),
+    n=st.integers(1, 12),
+    first=st.integers(0, 12),
+    order=st.sampled_from(["columns", "diagonals"]),
+)
+def test_some_lanes_are_those_of_the_whole_matrix(m, n, first, order):
+    rng, some = np.random.default_rng(m), slice(first, first + 3)
+    k, row, col = rng.integers(-9, 9, (m, n)).astype(np.int8), rng.integers(0, 9, m), rng.integers(0, 9, n)
+    np.testing.assert_array_equal(to_lanes(k, order, some), to_lanes(k, order)[some])
+    np.testing.assert_array_equal(sums_in_lanes(row, col, order, some), to_lanes(np.add.outer(row, col), order)[some])
+    lanes, grids = walked_lanes(k, order, 8, some)
+    np.testing.assert_array_equal(lanes, to_lanes(k, order)[some])
+    np.testing.assert_array_equal(grids, walk_lanes(lanes, 8, restart(order))[1])
 
 
 @given(m=st.integers(1, 12), n=st.integers(1, 12))

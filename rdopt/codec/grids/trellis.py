@@ -23,6 +23,7 @@ SEGMENT = 256  # rows after which a column's machine starts anew, so that segmen
 # A trellis of this step has the distortion of a scalar grid of step one at high rate: its error is 0.26 of a
 # squared step (1.09 dB of granular gain on grids of step two), the scalar grid's 1/12.
 TRELLIS_STEP = 0.566
+TRELLIS_NOISE = 0.26
 TRELLIS_SLOPE = 0.36  # squared steps per bit on the curve D(R) at high rate: 2 ln2 0.26
 TRIALS = 3  # magnitudes tried per subset when the rate counts: the nearest and two below it
 

@@ -11,7 +11,7 @@ from rdopt.codec.coders.bits import BitReader, BitWriter
 from rdopt.codec.coders.constriction import pack_lists, unpack_lists
 from rdopt.codec.coders.order import Order
 from rdopt.codec.grids.steps import dequantize
-from rdopt.codec.grids.trellis import TrellisPath, trellis_step
+from rdopt.codec.grids.trellis import trellis_step
 from rdopt.codec.streams.paths import pack_trellis, unpack_trellis
 from rdopt.codec.tables.classes import Spreads, pack_spreads
 from rdopt.codec.tables.trellis import TrellisPlan
@@ -27,7 +27,7 @@ def embedding_shapes(arch: Architecture) -> dict[str, tuple[int, int]]:
 
 
 def pack_embeddings(
-    paths: Sequence[TrellisPath],
+    indices: Sequence[Int[np.ndarray, "vocab d"]],
     rows: Sequence[Int[np.ndarray, " vocab"]],
     cols: Sequence[Int[np.ndarray, " d"]],
     plan: TrellisPlan,
@@ -38,7 +38,7 @@ def pack_embeddings(
     """The stream of the matrices of `embedding_shapes`.
 
     Args:
-        paths: of each matrix, coded column by column.
+        indices: of each matrix, coded column by column.
         rows, cols: integer log steps of each.
         plan: classes and tables of all.
         states: of the trellis.
@@ -48,8 +48,8 @@ def pack_embeddings(
     Raises:
         UserError: the steps are so fine that an index spreads over more than any table.
     """
-    orders: list[Order] = ["columns" for _ in paths]
-    packed = pack_trellis(paths, orders, plan, states, threads, entropy_coder)
+    orders: list[Order] = ["columns" for _ in indices]
+    packed = pack_trellis(indices, orders, plan, states, threads, entropy_coder)
     index = BitWriter()
     index.gammas(packed.numbers)
     scales = pack_lists(rows) + pack_lists(cols) + pack_spreads(plan.spreads)

@@ -4,7 +4,8 @@ The lanes of all matrices in the order of the file are cut into segments of abou
 of bytes of the entropy coder. The decoder uses integers until the indices are values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader
-from rdopt.codec.coders.order import Order, from_lanes, to_lanes
+from rdopt.codec.coders.order import Order, from_lanes, restart, walked_lanes
 from rdopt.codec.coders.rans import INTERLEAVED_LANES, Blank, Coder, Lanes, bits_of_lanes
 from rdopt.codec.coders.registry import CODERS
-from rdopt.codec.grids.trellis import SEGMENT, TrellisPath, next_states, walk_lanes
+from rdopt.codec.grids.trellis import next_states, walk_lanes
 from rdopt.codec.streams.index import TRELLIS, MatrixCodes
 from rdopt.codec.tables.classes import Spreads, log2_spread
 from rdopt.codec.tables.trellis import SPREAD_PRECISIONS, TrellisPlan, read_shapes, write_shapes
@@ -24,7 +25,6 @@ from rdopt.config.parallel import bounded_map
 from rdopt.config.schema import EntropyCoder
 
 SEGMENT_SIZE = 1 << 18
-_ENDLESS = 1 << 30
 _MAX_OCTAVE = 20  # of a spread in steps; classes beyond are damage, or steps far too fine
 
 
@@ -52,20 +52,23 @@ def segments(shapes: Sequence[tuple[int, int]]) -> list[list[Piece]]:
     return [*finished, current] if current else finished
 
 
-def restart(order: Order) -> int:
-    """Entries after which a lane's trellis starts anew."""
-    return SEGMENT if order == "columns" else _ENDLESS
-
-
 def pack_trellis(
-    paths: Sequence[TrellisPath],
+    indices: Sequence[Int[np.ndarray, "_ _"]],
     orders: Sequence[Order],
     plan: TrellisPlan,
     states: int,
     threads: int,
     entropy_coder: EntropyCoder = "rans",
 ) -> MatrixCodes:
-    """Entropy-codes the paths of all matrices.
+    """Entropy-codes the indices of all matrices.
+
+    Args:
+        indices: of each, asked for once.
+        orders: of their lanes.
+        plan: classes and tables of all.
+        states: of the trellis.
+        threads: 0 for all cores.
+        entropy_coder: of the indices.
 
     Raises:
         UserError: the steps are so fine that an index spreads over more than any table.
@@ -78,16 +81,17 @@ def pack_trellis(
         ) from error
     coder, keys = CODERS[entropy_coder](tables), plan.keys()
     cuts, lengths = segments([(len(s.row), len(s.col)) for s in plan.spreads]), coder.lengths()
-    bits: list[float] = []
 
-    def lanes_of(matrix: int) -> Lanes:
-        path, order, classes = paths[matrix], orders[matrix], plan.tables_of(matrix, keys)
-        lanes = Lanes(to_lanes(path.k, order), to_lanes(classes, order), to_lanes(path.grids, order))
-        bits.append(_bits(lanes, lengths, tables))
-        return lanes
+    def segment(parts: list[tuple[Piece, Int[np.ndarray, "_ _"]]]) -> tuple[bytes, float]:
+        held = []
+        for (matrix, first, last), k in parts:
+            order, some = orders[matrix], slice(first, last)
+            lanes, grids = walked_lanes(k, order, states, some)
+            held.append(Lanes(lanes, plan.tables_of(matrix, keys, order, some), grids))
+        return coder.encode(held), sum(_bits(lanes, lengths, tables) for lanes in held)
 
     with ThreadPoolExecutor(threads or None) as pool:
-        codes = list(bounded_map(pool, coder.encode, _parts_of_segments(cuts, lanes_of)))
+        codes, bits = zip(*bounded_map(pool, segment, _with_indices(cuts, indices)), strict=True)
     orders_code = sum((order == "diagonals") << i for i, order in enumerate(orders))
     number = list(CODERS).index(entropy_coder)
     return MatrixCodes(
@@ -96,7 +100,7 @@ def pack_trellis(
         write_shapes(plan),
         plan.spreads,
         (SPREAD_PRECISIONS.index(plan.precision), states, orders_code, number, *(len(x) // 2 for x in codes)),
-        float(sum(bits)),
+        math.fsum(bits),
     )
 
 
@@ -113,15 +117,17 @@ def _tables(plan: TrellisPlan) -> Coder:
     return plan.coder()
 
 
-def _parts_of_segments(cuts: Sequence[Sequence[Piece]], lanes_of: Callable[[int], Lanes]) -> Iterator[list[Lanes]]:
-    """The lanes of every segment, matrix by matrix; each matrix is asked for once and held while it is needed."""
-    held: dict[int, Lanes] = {}
+def _with_indices(
+    cuts: Sequence[Sequence[Piece]], indices: Sequence[Int[np.ndarray, "_ _"]]
+) -> Iterator[list[tuple[Piece, Int[np.ndarray, "_ _"]]]]:
+    """The pieces of every segment with their matrix; each matrix is asked for once and held while it is needed."""
+    held: dict[int, Int[np.ndarray, "_ _"]] = {}
     for pieces in cuts:
         for matrix, _, _ in pieces:
             if matrix not in held:
-                held[matrix] = lanes_of(matrix)
-        yield [Lanes._make(x[first:last] for x in held[matrix]) for matrix, first, last in pieces]
-        held = {matrix: lanes for matrix, lanes in held.items() if matrix == pieces[-1].matrix}
+                held[matrix] = indices[matrix]
+        yield [(piece, held[piece.matrix]) for piece in pieces]
+        held = {matrix: k for matrix, k in held.items() if matrix == pieces[-1].matrix}
 
 
 class DecodedMatrix(NamedTuple):
@@ -181,8 +187,9 @@ class TrellisReader:
         ]
         for matrix in dict.fromkeys(piece.matrix for at in cuts for piece in self._cuts[at]):
             if matrix not in self._held:
-                classes = to_lanes(self._plan.tables_of(matrix, self._keys), self._orders[matrix])
-                self._held[matrix] = Blank(np.zeros(classes.shape, np.int32), classes, restart(self._orders[matrix]))
+                order = self._orders[matrix]
+                classes = self._plan.tables_of(matrix, self._keys, order)
+                self._held[matrix] = Blank(np.zeros(classes.shape, np.int32), classes, restart(order))
         with ThreadPoolExecutor(self._threads or None) as pool:
             list(pool.map(self._decode, cuts))
             found = list(pool.map(self._finished, matrices))

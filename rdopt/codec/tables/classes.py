@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Num
 from rdopt.codec.coders.constriction import pack_lists
 
 MAX_CLASS = 1 << 10  # more octaves than float32 has
+_AT_ONCE = 1 << 22  # entries whose squares are in memory at once
 RowsCols = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # a positive number of every row and column
 
 
@@ -33,15 +34,23 @@ def rank1_spreads(
     of z^2 over the other one squared. Floors are those of counts, since z are indices or coordinates that become some;
     `encode.structured` prices real residuals, without that floor, `rate.spreads` is for gradients in float32.
     """
-    power = np.square(z, dtype=np.float64)
+    height = max(1, _AT_ONCE // z.shape[1])
+    some = [slice(i, i + height) for i in range(0, len(z), height)]
+
+    def power(rows: slice) -> Float[np.ndarray, "_ in"]:
+        return np.square(z[rows], dtype=np.float64)
+
+    def over_rows(weights: Float[np.ndarray, " out"]) -> Float[np.ndarray, " in"]:
+        return np.sum([weights[rows] @ power(rows) for rows in some], axis=0) / len(z)
+
     # An all-zero row or column would get scale zero; half a count keeps its logarithm finite.
     floor_row, floor_col = 0.5 / z.shape[1], 0.5 / z.shape[0]
-    kappa2 = np.maximum(power.mean(axis=0), floor_col)
-    rho2 = np.ones(z.shape[0])
+    rho2, kappa2 = np.ones(len(z)), np.maximum(over_rows(np.ones(len(z))), floor_col)
     for _ in range(iterations):
-        rho2 = np.maximum((power @ (1.0 / kappa2)) / z.shape[1], floor_row)
+        rho2 = np.concatenate([power(rows) @ (1.0 / kappa2) for rows in some]) / z.shape[1]
+        rho2 = np.maximum(rho2, floor_row)
         rho2 /= np.exp(np.mean(np.log(rho2)))
-        kappa2 = np.maximum(((1.0 / rho2) @ power) / z.shape[0], floor_col)
+        kappa2 = np.maximum(over_rows(1.0 / rho2), floor_col)
     return np.sqrt(rho2), np.sqrt(kappa2)
 
 

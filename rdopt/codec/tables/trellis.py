@@ -10,25 +10,19 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rdopt.codec.coders.bits import BitReader, BitWriter, unzigzag, zigzag
+from rdopt.codec.coders.order import ALL, Order, sums_in_lanes, walked_lanes
 from rdopt.codec.coders.rans import Coder, make_coder
-from rdopt.codec.grids.trellis import RateTerm, TrellisPath
-from rdopt.codec.tables.classes import (
-    RowsCols,
-    Spreads,
-    classes_of,
-    log2_spread,
-    pack_spreads,
-    quantize_spreads,
-    rank1_spreads,
-)
+from rdopt.codec.grids.trellis import RateTerm
+from rdopt.codec.tables.classes import RowsCols, Spreads, log2_spread, pack_spreads, quantize_spreads
 from rdopt.codec.tables.derived import BLEND_UNIT, SCALE_UNIT, approximate_tails, derived_frequencies
 from rdopt.codec.tables.frequencies import PRECISION
+from rdopt.transforms.kernels import kernel
 
 TRELLIS_SCALES, TRELLIS_ZEROS, TRELLIS_BLENDS = 24, 16, 9
 _PLAIN = 15  # the scale that leaves spreads as they are
@@ -40,7 +34,7 @@ MAX_CLASSES = 1 << 12
 BITS_SIZE = 192  # magnitudes whose code length the trellis looks up
 _FINEST_RATED = 5  # octave of spread from which the rate term has nothing to choose between
 _COUNTED = 512
-_AT_ONCE = 1 << 20  # entries that are counted at once, in eight bytes each several times over
+_AT_ONCE = 1 << 20  # entries that are walked and counted at once
 _MOVES = [(a, b, c) for a, b, c in product((-1, 0, 1), repeat=3) if (a, b, c) != (0, 0, 0)]
 _AXES = [move for move in _MOVES if sum(map(abs, move)) == 1]
 
@@ -189,12 +183,12 @@ class TrellisPlan(NamedTuple):
                 shifts.append(raw_bits(middle))
         return make_coder(tables, shifts)
 
-    def tables_of(self, matrix: int, keys: list[int], rows: slice = slice(None)) -> Int[np.ndarray, "some in"]:
-        """The position in `keys` of the class of every entry of a matrix, or of some of its rows."""
+    def tables_of(self, matrix: int, keys: list[int], order: Order, some: slice = ALL) -> Int[np.ndarray, "lanes m"]:
+        """The position in `keys` of the class of every entry of a matrix, lane by lane, of all lanes or of some."""
         place = np.zeros(keys[-1] - keys[0] + 1, np.int16)
         place[np.array(keys) - keys[0]] = np.arange(len(keys))
-        spreads = self.spreads[matrix]
-        return place[classes_of(Spreads(spreads.row[rows], spreads.col)) - keys[0]]
+        row, col = self.spreads[matrix]
+        return place[sums_in_lanes(row, col - keys[0], order, some)]
 
 
 def starting_plan(spreads: Sequence[RowsCols]) -> TrellisPlan:
@@ -204,29 +198,33 @@ def starting_plan(spreads: Sequence[RowsCols]) -> TrellisPlan:
 
 
 def fit_plan(
-    paths: Sequence[TrellisPath], fits: Sequence[RowsCols] | None = None, precisions: Sequence[int] = SPREAD_PRECISIONS
+    indices: Sequence[Int[np.ndarray, "_ _"]],
+    orders: Sequence[Order],
+    states: int,
+    fits: Sequence[RowsCols],
+    precisions: Sequence[int] = SPREAD_PRECISIONS,
 ) -> TrellisPlan:
     """The cheapest precision with its shapes: code length (of real-valued tables) + bytes of spreads and shapes.
 
     Args:
-        paths: of all matrices.
-        fits: row and column spreads; of the coordinates before rounding they are closer than those of the values,
-            which are what is fitted without them.
+        indices: of all matrices, each asked for once a precision.
+        orders: of their lanes.
+        states: of the trellis.
+        fits: row and column spreads of each; those of the coordinates before rounding are closer than those of values.
         precisions: to choose from; 0, one class per matrix, always fits.
     """
-    fits = [rank1_spreads(path.values) for path in paths] if fits is None else fits
     best, least = None, np.inf
     shapes: OctaveShapes = {}
     for precision in precisions:
         plan = TrellisPlan(precision, [quantize_spreads(*fit, precision) for fit in fits], {})
         if plan.keys()[-1] - plan.keys()[0] >= MAX_CLASSES:
             continue
-        plan, bits = _fit_shapes(_with_default_shapes(plan), paths, shapes)
+        plan, bits = _fit_shapes(_with_default_shapes(plan), indices, orders, states, shapes)
         shapes = shapes | plan.shapes
         bits += 8 * (len(write_shapes(plan)) + len(pack_spreads(plan.spreads)))
         if bits < least:
             best, least = plan, bits
-    return fit_plan(paths, fits, (0,)) if best is None else best
+    return fit_plan(indices, orders, states, fits, (0,)) if best is None else best
 
 
 def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
@@ -234,15 +232,26 @@ def _with_default_shapes(plan: TrellisPlan) -> TrellisPlan:
     return plan._replace(shapes={(octave, grid): TrellisShape() for octave in octaves for grid in range(2)})
 
 
-def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: OctaveShapes) -> tuple[TrellisPlan, float]:
+def _fit_shapes(
+    plan: TrellisPlan,
+    indices: Sequence[Int[np.ndarray, "_ _"]],
+    orders: Sequence[Order],
+    states: int,
+    known: OctaveShapes,
+) -> tuple[TrellisPlan, float]:
     """The plan with fitted shapes, and its bits; shapes of another precision are near and start the search."""
     keys = plan.keys()
     middles = [log2_spread(key, plan.precision) for key in keys]
     spread = np.array([2.0 ** (a / b) for a, b in middles])
     raw = np.array([raw_bits(m) for m in middles])
     octave = np.array([octave_of(m) for m in middles])
-    counts, bits = _counts(plan, paths, keys, raw)
-    shapes = {}
+    counts, bits = np.zeros((len(keys), 2, _COUNTED)), 0
+    for matrix, (k, order) in enumerate(zip(indices, orders, strict=True)):
+        height = max(1, _AT_ONCE // len(k))
+        for some in (slice(i, i + height) for i in range(0, k.shape[1], height)):
+            lanes = walked_lanes(k, order, states, some)
+            bits += _count(*lanes, plan.tables_of(matrix, keys, order, some), raw, counts)
+    shapes, bits = {}, float(bits)
     for o, grid in plan.shapes:
         some = octave == o
         used = int(np.flatnonzero(counts[some, grid].any(axis=0)).max(initial=0)) + 2
@@ -253,21 +262,17 @@ def _fit_shapes(plan: TrellisPlan, paths: Sequence[TrellisPath], known: OctaveSh
     return plan._replace(shapes=shapes), bits
 
 
-def _counts(
-    plan: TrellisPlan, paths: Sequence[TrellisPath], keys: list[int], raw: Int[np.ndarray, " classes"]
-) -> tuple[Float[np.ndarray, "classes 2 counted"], float]:
-    """How often each |k| >> raw occurs by class and grid, and the bits of signs and raw low bits."""
-    total = np.zeros(len(keys) * 2 * _COUNTED)
-    bits = 0.0
-    for matrix, path in enumerate(paths):
-        height = max(1, _AT_ONCE // path.k.shape[1])
-        for rows in (slice(i, i + height) for i in range(0, len(path.k), height)):
-            tables = plan.tables_of(matrix, keys, rows).astype(np.int64)
-            shift = raw[tables]
-            high = np.minimum(np.abs(path.k[rows]).astype(np.int64) >> shift, _COUNTED - 1)
-            total += np.bincount(((2 * tables + path.grids[rows]) * _COUNTED + high).ravel(), minlength=total.size)
-            bits += float(np.count_nonzero(path.k[rows]) + shift.sum())
-    return total.reshape(len(keys), 2, _COUNTED), bits
+@kernel()
+@no_type_check
+def _count(k, grids, tables, raw, counts):
+    """Counts |k| >> raw by class and grid in place; the bits of signs and raw low bits."""
+    bits, last = 0, counts.shape[2] - 1
+    for lane in range(k.shape[0]):
+        for i in range(k.shape[1]):
+            table, magnitude = tables[lane, i], abs(k[lane, i])
+            counts[table, grids[lane, i], min(magnitude >> raw[table], last)] += 1
+            bits += raw[table] + (magnitude > 0)
+    return bits
 
 
 def rate_table(plan: TrellisPlan) -> tuple[Float[np.ndarray, "classes 2 K"], int]:
