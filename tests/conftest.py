@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when the hub client is imported
+# Two workers share the cores: more threads of their products would only wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Tests compile hundreds of small programs and run each for milliseconds: compiling less well takes a third of the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
