@@ -105,8 +105,9 @@ def build_parser() -> Parser:
         commands, "sweep", "a rate-distortion curve", "rdopt sweep demo --out runs/demo --lams 10,30,100,300,1000"
     )
     _model(sweep)
-    sweep.add_argument("--out", required=True, type=Path, help="sweep folder; an unfinished one is continued")
+    sweep.add_argument("--out", required=True, type=Path, help="sweep folder; what it holds is not measured again")
     sweep.add_argument("--target-bpw", help="sizes such as 2,3,4 instead of slopes")
+    sweep.add_argument("--keep", action="store_true", help="keep a plain folder of every learned point's model")
     _keys(sweep, ("lams", "arms", *TEXT, "steps", *WINDOWS, *MACHINE))
     _study(commands)
     return top
@@ -213,8 +214,9 @@ def resolve(args: argparse.Namespace, rest: Sequence[str]) -> Config:
         for key in ("target_bpw", "target_kl", "target_ppl"):
             value = getattr(args, key, None)
             pairs += [(f"encode.{key}", value)] if value is not None else []
-    if args.command == "sweep" and args.target_bpw is not None:
-        pairs.append(("sweep.target_bpw", args.target_bpw))
+    if args.command == "sweep":
+        pairs += [("sweep.target_bpw", args.target_bpw)] if args.target_bpw is not None else []
+        pairs += [("sweep.keep", "true")] if args.keep else []
     return load_config(args.config, pairs)
 
 

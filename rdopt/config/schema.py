@@ -202,6 +202,7 @@ class SweepConfig(_Section):
         None, "bits/weight, one point each, instead of slopes", above=0, high=12)
     arms: tuple[ArmName, ...] = _option(
         ("identity", "hadamard", "pca", "joint", "learned"), "the coordinates compared")
+    keep: bool = _option(False, "a plain folder of the aligned model for every learned point")
 
 
 @dataclass(frozen=True, kw_only=True)

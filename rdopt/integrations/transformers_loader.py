@@ -1,7 +1,4 @@
-"""A compressed file as transformers' own torch model.
-
-A file for another program, such as GGUF, would be a module beside this one, made from `codec.decoder.decode_file`.
-"""
+"""A compressed file as transformers' own torch model."""
 
 import tempfile
 from pathlib import Path

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rdopt import __version__
 from rdopt.config.errors import UserError
 from rdopt.config.load import config_yaml
@@ -43,13 +45,13 @@ def open_run(out: Path, config: Config, kind: str, devices: Sequence[Any]) -> bo
             raise UserError(f"{out} holds a {facts['kind']} run; choose another folder for this {kind}.")
         if (out / DONE).exists() and kind != "sweep":
             raise UserError(f"{out} holds a finished run; remove it or choose another name.")
-        if (out / CONFIG).read_text(encoding="utf-8") != _text(config):
+        if _identity((out / CONFIG).read_text(encoding="utf-8"), kind) != _identity(_text(config), kind):
             raise UserError(
                 f"{out} was started with another configuration ({_changed(out, config)}); "
                 "start it the same way, or choose another folder."
             )
     out.mkdir(parents=True, exist_ok=True)
-    if not resumed:
+    if not resumed or kind == "sweep":
         (out / CONFIG).write_text(_text(config), encoding="utf-8")
     part = out / PARTIAL
     part.write_text(json.dumps(_facts(config, kind, devices), indent=2) + "\n", encoding="utf-8")
@@ -71,6 +73,11 @@ def _facts(config: Config, kind: str, devices: Sequence[Any]) -> dict[str, Any]:
 def _text(config: Config) -> str:
     """What a run is known by: everything but what it may take of the machine."""
     return config_yaml(replace(config, run=RunConfig()))
+
+
+def _identity(text: str, kind: str) -> dict[str, Any]:
+    """What makes two configurations those of one run: a sweep may have other arms and points than before."""
+    return {section: x for section, x in yaml.safe_load(text).items() if (kind, section) != ("sweep", "sweep")}
 
 
 def _changed(out: Path, config: Config) -> str:

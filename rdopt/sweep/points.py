@@ -1,6 +1,7 @@
 """One point of a curve: encode a model at a slope or a size, write, read back, decode, evaluate."""
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,15 +13,14 @@ from jaxtyping import Float, Int
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject
 from rdopt.checkpoint.atomic import new_file
-from rdopt.codec.decoder import decode_file
+from rdopt.codec.decoder import open_file
 from rdopt.codec.streams.container import write_container
 from rdopt.config.errors import UserError
 from rdopt.config.schema import Config, EncodeConfig
 from rdopt.encode.encode import encode_source, make_judge
-from rdopt.encode.measure import file_distortion
+from rdopt.encode.measure import file_distortion, file_params
 from rdopt.encode.source import Source
 from rdopt.evaluate.divergence import Reference, compare
-from rdopt.operator.params import params_from_tensors
 from rdopt.rate.steps import lam_of_base_step
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.gauges.coordinates import Gauges
@@ -37,6 +37,11 @@ class Bench:
     moments: Moments
     reference: Reference
     out: Path
+
+    @property
+    def work(self) -> Path:
+        """Where what is done of the file in work lies, so that a killed sweep goes on inside a point."""
+        return self.out / "work"
 
     def aligned(self, gauges: Gauges, stored: StoredRotations | None = None) -> Aligned:
         """The model in other coordinates."""
@@ -113,10 +118,13 @@ def measure_point(
     path.unlink(missing_ok=True)
     write_container(path, encoded.data)
     written = time.perf_counter()
-    decoded = decode_file(path)
+    for _ in open_file(path).tensors():  # one at a time: all of it is decoded, and nothing kept
+        pass
     read = time.perf_counter()
-    params = params_from_tensors(decoded.tensors, decoded.arch)
-    comparison = compare(bench.reference, params, decoded.arch)
+    file = open_file(path)
+    params = file_params(file)
+    comparison = compare(bench.reference, params, file.arch)
+    shutil.rmtree(bench.work, ignore_errors=True)
     return Point(
         arm=arm,
         lam=lam_of_base_step(encoded.c, source.weights),

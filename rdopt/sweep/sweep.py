@@ -34,7 +34,7 @@ from rdopt.sweep.points import Bench, Point, load_point, measure_point, point_na
 from rdopt.sweep.report import curve_csv, curve_json, gain_table, gains, plot_curves, point_table
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
-from rdopt.transforms.files import alignment_of, load_alignment
+from rdopt.transforms.files import alignment_of, load_alignment, save_alignment
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
@@ -58,6 +58,7 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
     say("reference: the original model on the test text")
     reference = reference_of(subject, corpus, config)
     bench = Bench(config=config, subject=subject, corpus=corpus, moments=moments, reference=reference, out=out)
+    floor = noise_floor_bf16(reference)
     metrics = Metrics(out)
     points: list[Point] = []
     for name in config.sweep.arms:
@@ -75,22 +76,25 @@ def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | No
             # nan, where nothing was trained, is no JSON.
             metrics.write({"step": len(points), **{k: v for k, v in point.scalars().items() if v == v}})
             say(_line(point))
-    _write_results(bench, points, say)
+            _write_results(bench, points, floor)
+    _report(bench, points, floor, say)
     finish_run(out)
     return points
 
 
-def _write_results(bench: Bench, points: list[Point], say: Say) -> None:
-    """curve.json, curve.csv, curve.png and gains.json, replacing those of an unfinished try."""
+def _write_results(bench: Bench, points: list[Point], floor: float) -> None:
+    """curve.json, curve.csv, curve.png and gains.json of the points so far, replacing those of fewer."""
     out, config = bench.out, bench.config
-    floor = noise_floor_bf16(bench.reference)
     rows = gains(points, floor)
     (out / "curve.json").write_text(dumps(curve_json(points, config, bench.corpus.description)), encoding="utf-8")
     (out / "curve.csv").write_text(curve_csv(points), encoding="utf-8")
     (out / "gains.json").write_text(dumps({"noise_floor_bf16": floor, "gains": rows}), encoding="utf-8")
     sources = ", ".join(Path(s).name for s in config.text.sources)
     plot_curves(points, out / "curve.png", f"{Path(config.model).name} on {sources}", floor)
-    original = bench.reference.perplexity
+
+
+def _report(bench: Bench, points: list[Point], floor: float, say: Say) -> None:
+    original, rows = bench.reference.perplexity, gains(points, floor)
     say("")
     say(point_table(points))
     say(
@@ -124,7 +128,7 @@ def _fixed_arm(bench: Bench, name: str) -> Callable[[EncodeConfig, float], Point
         gauges = starting_gauges(arm.basis, subject.params, subject.arch, bench.moments, config.train.seed)
         aligned = bench.aligned(gauges)
         check_alignment(bench.reference, aligned)
-    source = make_source(aligned, replace(config.encode, grid=grid))
+    source = make_source(aligned, replace(config.encode, grid=grid), work=bench.work)
     return lambda encode, lam: measure_point(bench, name, source, replace(encode, grid=grid), lam)
 
 
@@ -157,14 +161,18 @@ class _LearnedArm:
         learned = self._best(point_name(self._name, encode, lam), lam)
         self._start = gauges_of(learned.records)
         seconds = clock() - begun
-        source = make_source(bench.aligned(self._start, learned.stored), encode)
+        source = make_source(bench.aligned(self._start, learned.stored), encode, work=bench.work)
         check_alignment(bench.reference, source.aligned)
         folder = bench.out / "aligned" / point_name(self._name, encode, lam)
         shutil.rmtree(folder, ignore_errors=True)
         alignment = alignment_of(
             learned.records, subject.params, subject.checkpoint, subject.fingerprint, learned.stored
         )
-        write_aligned(folder, source.aligned, alignment)
+        if bench.config.sweep.keep:
+            write_aligned(folder, source.aligned, alignment)
+        else:
+            folder.mkdir(parents=True)
+            save_alignment(folder, alignment)
         return measure_point(bench, self._name, source, encode, lam, trained=(learned.rate, seconds))
 
     def _best(self, label: str, lam: float) -> Learned:

@@ -8,7 +8,7 @@ from test_huffman import MIDDLES, blank_of, coder_of, lanes_of
 
 from rdopt.codec.coders.adaptive import CUT, Binary, starting_contexts
 from rdopt.codec.coders.bits import BitReader, BitWriter
-from rdopt.codec.coders.order import restart
+from rdopt.codec.coders.order import Order, restart
 from rdopt.codec.coders.rans import LARGEST, Lanes, Rans, bits_of_lanes
 from rdopt.codec.coders.registry import CODERS
 from rdopt.codec.grids.trellis import TrellisPath, next_states, walk_lanes
@@ -32,7 +32,8 @@ def paths_of(shapes, states=8):
 
 
 def fitted(paths):
-    return fit_plan([x.k for x in paths], ["columns"] * len(paths), 8, [rank1_spreads(x.values) for x in paths])
+    orders: list[Order] = ["columns"] * len(paths)
+    return fit_plan([x.k for x in paths], orders, 8, [rank1_spreads(x.values) for x in paths])
 
 
 def unpacked(packed, plan, shapes):

@@ -22,6 +22,7 @@ from tiny_runs import (
     strict_json,
 )
 
+from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.cli import commands
 from rdopt.config.errors import UserError
 from rdopt.config.load import load_config
@@ -139,7 +140,8 @@ def test_a_sweep_stopped_in_training_comes_to_the_same_points(world, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(commands, "say", stop)
         assert rdopt(*learned_only(world, tmp_path / "sweep")) == 130
-    assert not (tmp_path / "sweep/curve.json").exists()
+    (arm,) = strict_json(tmp_path / "sweep/curve.json")["arms"]  # of what was finished
+    assert arm["results"]["lam"] == pytest.approx([360])
     assert [p.name for p in (tmp_path / "sweep/points").iterdir()] == ["learned-lam360.json"]
     assert any((tmp_path / "sweep/state/learned-lam60").iterdir())
     assert rdopt(*learned_only(world, tmp_path / "sweep")) == 0
@@ -172,8 +174,25 @@ def test_devices_that_cannot_share_a_batch_are_refused_before_anything_is_measur
 
 
 def test_another_sweep_does_not_fit_into_a_folder(world, capsys):
-    assert rdopt(*learned_only(world, world / "sweep")) == 2
+    assert rdopt(*all_arms(world, world / "sweep"), "--encode.states", "4") == 2
     assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_finished_sweep_takes_other_arms_and_points(world, tmp_path):
+    shutil.copytree(world / "sweep", tmp_path / "sweep")
+    before = hashes(tmp_path / "sweep")
+    assert rdopt(*sweep_words(world, tmp_path / "sweep", "--arms", "pca,hadamard", "--lams", "60,120")) == 0
+    arms = {arm["name"]: arm["results"] for arm in strict_json(tmp_path / "sweep/curve.json")["arms"]}
+    assert list(arms) == ["pca", "hadamard"] and all(x["lam"] == pytest.approx([60, 120]) for x in arms.values())
+    assert before.items() <= hashes(tmp_path / "sweep").items()
+
+
+def test_a_learned_point_keeps_its_transforms_and_the_aligned_model_where_asked(world, tmp_path):
+    kept = world / "sweep/aligned/learned-lam60"
+    assert {path.name for path in kept.iterdir()} == {"transforms.json", "transforms.safetensors"}
+    words = sweep_words(world, tmp_path / "sweep", "--arms", "learned", "--lams", "60", "--keep")
+    assert rdopt(*words) == 0
+    assert open_checkpoint(tmp_path / "sweep/aligned/learned-lam60").num_parameters > 0
 
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
