@@ -16,13 +16,13 @@ from rdopt.transforms.kernels import kernel
 
 @kernel()
 @no_type_check
-def _block_of_columns(Y, M, low, high, rows, cols, bits, mu, step, segment, k, values, grids):
+def _block_of_columns(Y, M, low, high, rows, cols, bits, mu, step, segment, k, values, grids, targets):
     """Quantizes columns high-1 .. low, the rows of Y (high - low, out), feeding errors back inside the block."""
     length = Y.shape[1]
     x, classes = np.empty(length), np.empty(length, np.int64)
     for j in range(high - 1, low - 1, -1):
         for i in range(length):
-            x[i] = Y[j - low, i] / M[j, j]
+            x[i] = targets[j, i] = Y[j - low, i] / M[j, j]
             classes[i] = rows[i] + cols[j]
         for first in range(0, length, segment):
             part = slice(first, first + segment)
@@ -61,13 +61,13 @@ def quantize_columns(
     E = np.asarray(W, np.float64).T / row  # what is left: the weights, then the errors they are coded with
     M = col[:, None] * L
     shape, step = E.shape, next_states(states)
-    k, values, grids = np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.uint8)
+    k, values, grids, targets = (np.empty(shape, kind) for kind in (np.int32, np.int32, np.uint8, np.float32))
     bits = np.ascontiguousarray(rates.bits, np.float32)
     for high in range(shape[0], 0, -BLOCK):
         low = max(high - BLOCK, 0)
         Y = L[low:, low:high].T @ E[low:]
         _block_of_columns(
-            Y, M, low, high, rates.rows, rates.cols, bits, rates.mu, step, SEGMENT, k, values, grids
+            Y, M, low, high, rates.rows, rates.cols, bits, rates.mu, step, SEGMENT, k, values, grids, targets
         )
         E[low:high] -= col[low:high, None] * values[low:high]
-    return TrellisPath(k.T, values.T, grids.T)
+    return TrellisPath(k.T, values.T, grids.T, targets.T)

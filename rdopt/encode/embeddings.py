@@ -26,7 +26,6 @@ from rdopt.config.errors import UserError
 from rdopt.config.parallel import on_cores
 from rdopt.config.schema import EncodeConfig
 from rdopt.encode.columns import quantize_columns
-from rdopt.encode.feedback import rounded_coordinates
 from rdopt.encode.trellis_matrix import narrowed, sample_matrix, sampled_plan
 from rdopt.operator.params import Params
 from rdopt.transforms.aligned import Aligned
@@ -165,5 +164,4 @@ def _rows(
     """Indices of some rows, and what was rounded to them."""
     W, row = np.asarray(x.W[some], np.float64), row[some]
     path = quantize_columns(W, x.L, row, col, rates._replace(rows=rates.rows[some]), states)
-    error = W - path.values * np.outer(row, col)
-    return narrowed(path.k), rounded_coordinates(path.values, error, x.L, None, row, col).astype(np.float32)
+    return narrowed(path.k), path.targets

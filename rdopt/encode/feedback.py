@@ -6,7 +6,7 @@ the step per column a_j = c / L_jj makes every column's error weigh the same: Wa
 """
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 
 from rdopt.codec.grids.uniform import round_dead_zone
 from rdopt.codec.tables.classes import RowsCols, rank1_spreads
@@ -61,33 +61,18 @@ def quantize_feedback(
 
 
 def coordinate_spreads(
-    values: Num[np.ndarray, "out in"],
+    z: Int[np.ndarray, "out in"],
     error: Float[np.ndarray, "out in"],
     L: Float[np.ndarray, "in in"],
-    M: Float[np.ndarray, "out out"] | None,
     row: Float[np.ndarray, " out"],
     col: Float[np.ndarray, " in"],
 ) -> RowsCols:
     """`rank1_spreads` of the coordinates that feedback rounded, which predict indices better than these themselves.
 
     Args:
-        values: what the coordinates were rounded to, in steps.
-        error: W - W^, which holds what is left over: the coordinates are values + M^T error L in steps.
-        L, M: lower Cholesky factors of input and output moment; no M without feedback over the rows.
+        z: what the coordinates were rounded to.
+        error: W - W^, which holds what is left over: the coordinates are z + error L in steps.
+        L: lower Cholesky factor of the input moment.
         row, col: step factors.
     """
-    return rank1_spreads(rounded_coordinates(values, error, L, M, row, col))
-
-
-def rounded_coordinates(
-    values: Num[np.ndarray, "out in"],
-    error: Float[np.ndarray, "out in"],
-    L: Float[np.ndarray, "in in"],
-    M: Float[np.ndarray, "out out"] | None,
-    row: Float[np.ndarray, " out"],
-    col: Float[np.ndarray, " in"],
-) -> Float[np.ndarray, "out in"]:
-    """What feedback rounded to the values, in steps; see `coordinate_spreads`."""
-    left = error @ L if M is None else M.T @ error @ L
-    rows = row if M is None else row * np.diagonal(M)
-    return values + left / np.outer(rows, col * np.diagonal(L))
+    return rank1_spreads(z + error @ L / np.outer(row, col * np.diagonal(L)))

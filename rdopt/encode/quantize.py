@@ -157,6 +157,6 @@ def index_spreads(
     if not GRIDS[kind].feeds_columns:
         return rank1_spreads(W / np.outer(row, col))
     decoded = dequantize(z, grid.rows[key], grid.cols[group], c)
-    return coordinate_spreads(z, W - decoded, L, None, row, col)
+    return coordinate_spreads(z, W - decoded, L, row, col)
 
 

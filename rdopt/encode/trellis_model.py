@@ -21,13 +21,12 @@ from rdopt.codec.grids.steps import exp_steps
 from rdopt.codec.grids.trellis import TRELLIS_SLOPE, TRELLIS_STEP, TrellisPath, trellis_step
 from rdopt.codec.streams.gains import Gains, quantize_gains
 from rdopt.codec.streams.structured import Structured, component, dequantize_structured
-from rdopt.codec.tables.classes import RowsCols
+from rdopt.codec.tables.classes import RowsCols, rank1_spreads
 from rdopt.codec.tables.trellis import TrellisPlan, fit_plan, rates_of
 from rdopt.config.parallel import bounded_map, on_cores
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Correction, EncodeConfig
 from rdopt.encode.drift import Prefix
-from rdopt.encode.feedback import coordinate_spreads
 from rdopt.encode.gain_fit import gain_precision, unbiased_gains
 from rdopt.encode.journal import Journal, digest
 from rdopt.encode.quantize import Grid
@@ -137,12 +136,6 @@ class _Quantizer:
             W = W - _component(self.source.grid, key, self.c, f)
         return quantize_matrix(W, *_factors(self.source, key), *steps, rates, self._states)
 
-    def spread(self, key: Key, W: Float[np.ndarray, "out in"], path: TrellisPath) -> RowsCols:
-        """Row and column spreads of the coordinates that were rounded."""
-        error = np.asarray(W, np.float64) - self.decoded(key, path)
-        factors = _factors(self.source, key)
-        return coordinate_spreads(path.values, error, *factors, *step_factors(self.source.grid, key, self.c))
-
     def decoded(self, key: Key, path: TrellisPath) -> Float[np.ndarray, "out in"]:
         """The weights that the decoder makes of a path, before gains; float32."""
         grid = self.source.grid
@@ -245,7 +238,7 @@ def _finish(
     key, block = (layer, name), quantizer.source.block(layer)
     target = quantizer.source.turned(key, targets[name])
     path = quantizer.path(key, target)
-    W, spread = quantizer.decoded(key, path), quantizer.spread(key, target, path)
+    W, spread = quantizer.decoded(key, path), rank1_spreads(path.targets)
     rows = {}
     if kind == "unbiased":
         rows[key] = np.log2(unbiased_gains(target, W, block.sigma[INPUT_OF[name]]))

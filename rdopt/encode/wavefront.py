@@ -31,7 +31,7 @@ def _dot(a, b, low, high):
 
 @kernel()
 @no_type_check
-def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, machine, k, values, grids):
+def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, machine, k, values, grids, targets):
     """Runs over the anti-diagonals first, first - 1, .. last of Y (out, in), weights in steps.
 
     left[i, i'] and right[j, j'] say how the error of an entry (i', j'), i' >= i, j' >= j, moves the target of (i, j);
@@ -43,7 +43,7 @@ def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, 
         Y, E, carried, left, right: targets, errors and how they move targets.
         rows, cols, bits, mu: the fields of a RateTerm.
         step, machine: next states, and the state of every lane, changed in place.
-        k, values, grids: the fields of a TrellisPath, filled.
+        k, values, grids, targets: the fields of a TrellisPath, filled.
     """
     # The target of (i, j) is moved by sum_i' left[i, i'] sum_j' right[j, j'] E[i', j'] over all entries behind it:
     # GPTQ's feedback (2210.17323) on both sides. The inner sums are shared by a whole column of entries and kept in
@@ -69,7 +69,7 @@ def _waves(first, last, Y, E, carried, left, right, rows, cols, bits, mu, step, 
             j = total - i
             E[i, j] -= used[at]
             carried[j, i] += E[i, j]
-            k[i, j], values[i, j], grids[i, j] = path[at], used[at], grid[at]
+            k[i, j], values[i, j], grids[i, j], targets[i, j] = path[at], used[at], grid[at], x[at]
 
 
 def quantize_wavefront(
@@ -101,7 +101,8 @@ def quantize_wavefront(
     right = np.ascontiguousarray((right / np.diagonal(right)).T)
     E = np.asarray(W, np.float64) / row[:, None] / col
     Y = E.copy()
-    (m, n), k, values, grids = Y.shape, *(np.empty(Y.shape, kind) for kind in (np.int32, np.int32, np.uint8))
+    (m, n), kinds = Y.shape, (np.int32, np.int32, np.uint8, np.float32)
+    filled = TrellisPath(*(np.empty(Y.shape, kind) for kind in kinds))
     carried, machine = np.zeros((n, m)), np.zeros(n, np.int64)
     bits, step = np.ascontiguousarray(rates.bits, np.float32), next_states(states)
     tiles = -(-m // TILE), -(-n // TILE)
@@ -115,6 +116,6 @@ def quantize_wavefront(
         first, last = min(m + n - 2, (total + 2) * TILE - 2), (total + 1) * TILE - 1 if total else 0
         _waves(
             first, last, Y, E, carried, left, right, rates.rows, rates.cols, bits, rates.mu, step, machine,
-            k, values, grids,
+            *filled,
         )
-    return TrellisPath(k, values, grids)
+    return filled

@@ -27,7 +27,7 @@ def paths_of(shapes, states=8):
     for shape in shapes:
         k = np.rint(3 * rng.standard_normal(shape) * np.exp(rng.standard_normal(shape[1]))).astype(np.int32)
         values, grids = walk_lanes(np.ascontiguousarray(k.T), states, restart("columns"))
-        paths.append(TrellisPath(k, np.ascontiguousarray(values.T), np.ascontiguousarray(grids.T)))
+        paths.append(TrellisPath(k, values.T, grids.T, values.T.astype(np.float32)))
     return paths
 
 

@@ -33,7 +33,7 @@ def random_path(rng, shape, order, states, scale=3.0):
     spread = scale * np.exp(0.5 * rng.standard_normal(shape[0])[:, None] + 0.5 * rng.standard_normal(shape[1]))
     k = to_lanes(np.rint(spread * rng.standard_normal(shape) / 2).astype(np.int32), order)
     values, grids = walk_lanes(k, states, restart(order))
-    return TrellisPath(*(from_lanes(x, order) for x in (k, values, grids)))
+    return TrellisPath(*(from_lanes(x, order) for x in (k, values, grids, values.astype(np.float32))))
 
 
 def fitted(paths, orders, states=8):
@@ -109,7 +109,7 @@ def test_codes_are_not_longer_than_the_entropy_of_gaussian_indices_on_known_spre
     for scale in (8.0, 20.0):
         k = np.rint(scale * rng.standard_normal((512, 128)) / 2).astype(np.int32).T.copy()
         values, grids = walk_lanes(k, 8, restart("columns"))
-        paths.append(TrellisPath(k.T, values.T, grids.T))
+        paths.append(TrellisPath(k.T, values.T, grids.T, values.T.astype(np.float32)))
     orders: list[Order] = ["columns", "columns"]
     found = pack_trellis([x.k for x in paths], orders, fitted(paths, orders), 8, 1)
     entropy = np.mean([0.5 * np.log2(2 * np.pi * np.e) + np.log2(s / 2) for s in (8.0, 20.0)])
@@ -159,7 +159,8 @@ def test_the_chosen_precision_is_the_one_with_the_fewest_bits():
     assert fitted(varied, ["columns"]).precision > 0
     k = np.rint(1.5 * rng.standard_normal((60, 50))).astype(np.int32)
     values, grids = walk_lanes(k.T.copy(), 8, restart("columns"))
-    assert fitted([TrellisPath(k, values.T, grids.T)], ["columns"]).precision == 0
+    path = TrellisPath(k, values.T, grids.T, values.T.astype(np.float32))
+    assert fitted([path], ["columns"]).precision == 0
 
 
 def test_shapes_read_back_and_damaged_ones_are_a_value_error():

@@ -64,7 +64,7 @@ def test_blocked_feedback_is_the_textbook_loop_for_any_width(width, out, states,
     case, rates = problem(out, width, seed=width + out), some_rates(out, width, mu)
     path = quantize_columns(*case, rates, states)
     np.testing.assert_array_equal(path.k, textbook(*case, rates, states))
-    assert [x.dtype for x in path] == [np.int32, np.int32, np.uint8]
+    assert [x.dtype for x in path] == [np.int32, np.int32, np.uint8, np.float32]
 
 
 @pytest.mark.parametrize("states", STATES)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_wavefront import problem
 
+from rdopt.codec.tables.classes import rank1_spreads
 from rdopt.codec.tables.trellis import TrellisShape, rates_of, starting_plan
 from rdopt.config.schema import EncodeConfig
-from rdopt.encode.feedback import coordinate_spreads
 from rdopt.encode.trellis_matrix import expected_spreads, narrowed, quantize_matrix, sample_matrix, sampled_plan
 
 
@@ -18,7 +18,7 @@ def test_spreads_are_known_before_anything_is_quantized(two_sided):
     expected = expected_spreads(W, L, M, row, col)
     (rates,) = rates_of(starting_plan([expected]), 0.0)
     path = quantize_matrix(W, L, M, row, col, rates, 8)
-    found = coordinate_spreads(path.values, W - path.values * np.outer(row, col), L, M, row, col)
+    found = rank1_spreads(path.targets)
     power, real = (np.mean(np.outer(*x) ** 2) for x in (expected, found))
     alone = np.mean((W / np.outer(row, col)) ** 2)
     assert abs(power / real - 1) < min(0.025, 0.5 * abs(alone / real - 1))

@@ -39,6 +39,17 @@ def residual(W, L, M, row, col, values):
     return M.T @ (W.astype(np.float64) - np.outer(row, col) * values) @ L / pivots
 
 
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_targets_are_the_values_and_what_the_triangular_metric_leaves_over(two_sided):
+    W, L, M, row, col = problem(300, 90)
+    if two_sided:
+        path = quantize_wavefront(W, L, M, row, col, some_rates(300, 90, 0.1), 8)
+    else:
+        M, row = np.eye(300), np.ones(300)
+        path = quantize_columns(W, L, row, col, some_rates(300, 90, 0.1), 8)
+    np.testing.assert_allclose(path.targets, path.values + residual(W, L, M, row, col, path.values), atol=1e-4)
+
+
 # lanes
 
 

@@ -44,11 +44,19 @@ class RateTerm(NamedTuple):
 
 
 class TrellisPath(NamedTuple):
-    """A quantized matrix: indices and values (in steps), both (out, in), and the grid of every entry."""
+    """A quantized matrix.
+
+    Attributes:
+        k: indices.
+        values: what they stand for, in steps.
+        grids: the grid of every entry.
+        targets: what was rounded, the weight and what other entries left over to it; in steps, float32.
+    """
 
     k: Int[np.ndarray, "out in"]
     values: Int[np.ndarray, "out in"]
     grids: Int[np.ndarray, "out in"]
+    targets: Float[np.ndarray, "out in"]
 
 
 def trellis_step(c: float) -> float:
