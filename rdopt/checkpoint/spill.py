@@ -1,5 +1,6 @@
 """Arrays that are needed again later: in memory as far as a budget goes, behind it in files that go with the object."""
 
+import errno
 import shutil
 import tempfile
 import weakref
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rdopt.checkpoint.atomic import new_file
+from rdopt.config.errors import UserError
 
 
 class Spill:
@@ -39,8 +40,15 @@ class Spill:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count += 1
         path = self._folder / f"{self._count}.npy"
-        with new_file(path) as part, part.open("wb") as file:
-            np.save(file, x)
+        try:
+            np.save(path, x)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk of temporary files at {self._folder.parent} is full; free some space, set TMPDIR to a "
+                "folder on another disk, or raise run.memory so that less is kept there."
+            ) from error
         self._files[key] = path
 
     def read(self, key: Hashable) -> np.ndarray:

@@ -1,6 +1,9 @@
 """A model whose blocks are read one after the other computes what the model in memory does."""
 
+import errno
 import gc
+import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from conftest import random_tensors, tiny_config
 from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.checkpoint.spill import Spill
 from rdopt.checkpoint.write import write_checkpoint
+from rdopt.config.errors import UserError
 from rdopt.operator.blockwise import last_stream, run_block, streams
 from rdopt.operator.llama import head_logits, logits
 from rdopt.operator.params import lazy_params, load_params, read_block, stacked
@@ -37,6 +41,21 @@ def test_the_stream_behind_a_block_is_that_before_the_next(tmp_path):
     assert np.array_equal(run_block(read_block(lazy, 0), found[0], checkpoint.arch, 2), found[1])
     with pytest.raises(IndexError):
         lazy["blocks"]["q"][checkpoint.arch.num_layers]
+
+
+def test_a_full_disk_of_temporary_files_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, x):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(np, "save", full)
+    spill = Spill(budget=0)
+    with pytest.raises(UserError, match=f"{tmp_path} is full; free some space, set TMPDIR .* raise run.memory"):
+        spill.keep(0, np.zeros(3))
+    del spill
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arrays_beyond_the_budget_come_back_from_files_that_go_with_them():
