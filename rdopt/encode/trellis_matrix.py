@@ -119,4 +119,4 @@ def expected_spreads(
 def _amplified(F: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
     """((F F^T)^-1)_ii F_ii^2: a weight's error, where every coordinate's is one."""
     inverse = solve_triangular(F, np.eye(len(F)), lower=True, overwrite_b=True, check_finite=False)
-    return np.sum(inverse**2, axis=0) * np.diagonal(F) ** 2
+    return np.maximum(np.sum(inverse**2, axis=0) * np.diagonal(F) ** 2, 1)  # above 1 but for rounding

@@ -26,6 +26,13 @@ def test_spreads_are_known_before_anything_is_quantized(two_sided):
         assert np.std(np.log2(ours) - np.log2(theirs)) < 0.15
 
 
+def test_weights_of_zero_have_spreads_whatever_the_metric():
+    """A metric whose coordinates do not mix takes nothing back, and rounding must not make that less than nothing."""
+    L = np.diag(np.sqrt(np.linspace(0.1, 3, 200)))
+    for spread in expected_spreads(np.zeros((3, 200)), L, None, np.ones(3), np.ones(200)):
+        assert np.isfinite(spread).all() and (spread > 0).all()
+
+
 def test_a_sample_of_all_rows_is_the_matrix():
     W, L, M, row, col = problem(40, 30)
     sample = sample_matrix(W, L, M, row, col, EncodeConfig())
