@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rdopt.align.learn import learn
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights

@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,10 @@ from jaxtyping import Array, Float
 
 from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, Start, single_precision
-from rdopt.align.learn import Constants, compiled_step
+from rdopt.align.feed import Feed
+from rdopt.align.learn import Constants, compiled_step, first_memories
 from rdopt.align.loop import State
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.calibration.backward import second_moments
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import MATRICES, Architecture, block_shapes
@@ -224,19 +226,21 @@ def step_row(distortion: str, args: argparse.Namespace) -> TrainingStep:
     subject, corpus = open_subject(config)
     moments = second_moments(subject.params, subject.arch, corpus.calibration[:8])
     problem, settings = make_problem(subject, moments, config)
-    train, devices = replace(config.train, init="pca"), jax.local_devices()[:1]
+    train = replace(config.train, init="pca", blocks=subject.arch.num_layers)
+    devices = jax.local_devices()[:1]
     pca = starting_gauges("pca", subject.params, subject.arch, moments)
     start = Start(single_precision(pca, settings.arch))
     module = Alignment(arch=settings.arch, sites=train.sites, rate="analytic")
     key = jax.random.key(0)
     params: Any = module.init(key, start)["params"]
     compiled: Any = compiled_step
-    optimizer, plain = compiled(module, settings, train.steps, train.learning_rate, tuple(devices))
-    state = State(params, optimizer.init(params))
+    plain = compiled(module, settings, train.steps, train.learning_rate, tuple(devices))
+    state = State(params, first_memories(params, settings.arch))
     tokens = corpus.calibration[: train.batch_sequences]
-    constants = Constants(problem, start, np.float32(train.lam), jax.random.key_data(key))
+    constants = Constants(start, None, np.float32(train.lam), jax.random.key_data(key))
     states, copies, number = pool.replicate((state, constants, np.int32(0)), devices)
-    words = states, copies, pool.split(tokens, devices), number
+    with ThreadPoolExecutor(1) as thread:
+        words = states, copies, *Feed(problem, settings, tokens, train, devices, thread)(0), number
     counted = sum(necessary(settings.arch, len(tokens), tokens.shape[1], distortion).values())
     step = plain.lower(*words).compile()
     # XLA's analysis takes a scan's body once.

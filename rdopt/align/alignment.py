@@ -30,6 +30,10 @@ class Start(NamedTuple):
     gauges: Gauges
     stored: Mapping[Place, RotationStart] = {}
 
+    def drawn(self, layers: Any, arch: Architecture) -> "Start":
+        """That of a network of these blocks alone."""
+        return Start(self.gauges.drawn(layers, arch), {k: x.drawn(layers) for k, x in self.stored.items()})
+
 
 class Alignment(nn.Module):
     """The gauges of every trained site on their start, and the stored rotations; all parameters zero at the start.

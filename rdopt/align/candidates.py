@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rdopt.align.alignment import single_precision
 from rdopt.align.learn import Learned
-from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
+from rdopt.align.objective import Settings, Variables
+from rdopt.align.passes import matrix_terms
+from rdopt.align.problem import Problem
 from rdopt.transforms.gauges.coordinates import Gauges, fixed_records, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
@@ -27,12 +27,9 @@ class Candidate(NamedTuple):
 def relaxed_terms(problem: Problem, settings: Settings, lam: float, gauges: Gauges) -> tuple[float, float]:
     """(R in bits/weight, D in nats/token) of coordinates by the analytic rate, over the moments of all matrices."""
     variables = Variables(single_precision(gauges, settings.arch))
-    bits, D = _terms(variables, problem, jnp.float32(lam), settings=settings)
+    bits, D = matrix_terms(variables, problem, lam, settings)
     rate, distortion = (sum(float(np.sum(np.asarray(x, np.float64))) for x in part.values()) for part in (bits, D))
     return rate / settings.weights, distortion
-
-
-_terms = jax.jit(matrix_terms, static_argnames="settings")
 
 
 def relaxed_J(problem: Problem, settings: Settings, lam: float) -> Cost:

@@ -1,32 +1,44 @@
 """Learning the gauges: Adam on J = R + lam D, one pmapped step over all devices of all processes.
 
-The relaxed weights see the same noise on every device, so that the mean gradient over devices is that of one.
+J is a sum over blocks: a step draws some of them and touches no others. What belongs to a block is learned by that
+block alone; what all blocks share, by a gradient that is J's in the mean over draws. The relaxed weights see the same
+noise on every device, so that the mean gradient over devices is that of one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Int
 
 from rdopt.align import devices as pool
+from rdopt.align import hosts
+from rdopt.align.adam import Memory, adam_step, first_memory
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
 from rdopt.align.devices import Device
-from rdopt.align.loop import Schedule, State, adam, run_steps
-from rdopt.align.objective import Problem, Settings, rate_and_distortion
+from rdopt.align.feed import Drawn, Feed, drawn_blocks
+from rdopt.align.loop import Schedule, State, run_steps
+from rdopt.align.loop import learning_rate as learning_rate_at
+from rdopt.align.objective import Settings, Text, rate_and_distortion
+from rdopt.align.problem import Problem
 from rdopt.align.stored_choice import Choice, choose_stored
 from rdopt.align.stored_learning import STORED, StoredSettings, StoredStart, stored_settings, stored_start
+from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import TrainConfig
+from rdopt.operator.params import Params
 from rdopt.runs.states import StateStore
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
+from rdopt.transforms.gauges.registry import SITES
 from rdopt.transforms.records import TransformRecord
 from rdopt.transforms.stored.rotations import StoredRotations
 
 _NOT_FINITE = "the loss is {loss} at step {step}; lower train.learning_rate or raise train.damping and start again."
+_SHARED = frozenset(site.name for site in SITES if site.shared)
 
 
 class Progress(NamedTuple):
@@ -48,10 +60,17 @@ class Progress(NamedTuple):
 class Constants(NamedTuple):
     """What a step reads and does not change; the random key as its data."""
 
-    problem: Problem
     start: Start
+    ends: Any
     lam: Any
     seed: Any
+
+
+class Memories(NamedTuple):
+    """What Adam remembers of what all blocks share, and of what is each block's own."""
+
+    shared: Memory
+    own: Memory
 
 
 class Learned(NamedTuple):
@@ -76,30 +95,47 @@ class Learned(NamedTuple):
 @cache
 def compiled_step(
     module: Alignment, settings: Settings, steps: int, learning_rate: float, devices: tuple[Device, ...]
-) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
-    """(optimizer, pmapped step) of a run; cached, so that points of one sweep share one compilation."""
-    optimizer = adam(learning_rate, steps, eps=1e-6)
+) -> Callable[..., Any]:
+    """The pmapped step of a run; cached, so that points of one sweep share one compilation.
 
-    def step(state: State, constants: Constants, tokens: Any, number: Any) -> tuple[State, tuple[Any, ...]]:
+    `module` is of a model with as many blocks as a step draws.
+    """
+    rate_at: Any = learning_rate_at(learning_rate, steps)
+    arch = settings.arch
+    # J of the drawn blocks times this is J of the model in the mean over draws.
+    weight = arch.num_layers / module.arch.num_layers
+
+    def step(state: State, constants: Constants, drawn: Drawn, streams: Any, number: Any) -> tuple[State, Any]:
         """One Adam step on J = R + lam D, averaged over devices: the new state, and J, R and D before it."""
-        problem, start, lam, seed = constants
+        start, ends, lam, seed = constants
+        layers: Any = drawn.layers if weight > 1 else slice(None)
         key = jax.random.fold_in(jax.random.wrap_key_data(seed), number)
+        keys, begun = jax.random.split(key, arch.num_layers)[layers], start.drawn(layers, arch)
+        shared, every = _shared_and_own(state.params)
+        own = jax.tree.map(lambda x: x[layers], every)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            variables: Any = module.apply({"params": params}, start, number / steps)
-            terms = rate_and_distortion(variables, problem, tokens, lam, key, settings)
+            variables: Any = module.apply({"params": params}, begun, number / steps)
+            terms = rate_and_distortion(variables, drawn.blocks, Text(streams, ends), lam, keys, settings)
+            terms = jax.tree.map(lambda x: weight * x, terms)
             return terms.rate + lam * terms.distortion, terms
 
-        (J, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (J, terms), grads = jax.value_and_grad(loss, has_aux=True)({**shared, **own})
         J, terms, grads = pool.mean_over_devices((J, terms, grads))
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), moments), (J, *terms)
+        slopes, own_slopes = _shared_and_own(grads)
+        own_slopes = jax.tree.map(lambda x: x / weight, own_slopes)
+        memory, rate = state.optimizer, rate_at(number)
+        some = jax.tree.map(lambda x: x[layers], memory.own)
+        shared, shared_memory = adam_step(shared, slopes, memory.shared, rate)
+        moved = adam_step(own, own_slopes, some, rate)
+        every, own_memory = jax.tree.map(lambda x, new: x.at[layers].set(new), (every, memory.own), moved)
+        return State({**shared, **every}, Memories(shared_memory, own_memory)), (J, *terms)
 
-    return optimizer, pool.pmapped(step, devices)
+    return pool.pmapped(step, devices)
 
 
 def learn(
-    problem: Problem,
+    problem: Problem | None,
     settings: Settings,
     tokens: Int[np.ndarray, "sequences length"],
     start: Gauges,
@@ -112,52 +148,82 @@ def learn(
     """Learns the gauges from a starting basis.
 
     Args:
-        problem: gain-folded model and moments, float32.
+        problem: model and moments. Process 0 alone has them.
         settings: static choices (made from the same configuration).
         tokens: calibration sequences.
         start: the basis that is rotated; float64.
-        train: lambda, steps, learning rate, seed.
+        train: lambda, steps, learning rate, seed, how many blocks a step draws.
         devices: those of all processes; the batch is split over them.
         store: where checkpoints go; training resumes from its newest one. Process 0 alone has one.
         report: called after every step.
 
     Returns:
-        the records of the learned transforms and the mean R and D of the last tenth of the steps.
+        the records of the learned transforms, and the mean R and D of the last tenth of the steps, or of as many as
+        draw all blocks; in process 0 which stored rotations are kept.
 
     Raises:
-        UserError: the loss is not finite, the batch does not divide, or the checkpoint belongs to other input.
+        UserError: the loss is not finite, the batch does not divide, the distortion needs more blocks than a step
+            draws, or the checkpoint belongs to other input.
         KeyboardInterrupt: after the state was saved.
     """
-    arch, kept = settings.arch, stored_settings(train)
-    module = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
-    stored = StoredStart() if kept is None else stored_start(kept, problem.params, arch, start)
+    arch, kept, count = settings.arch, stored_settings(train), drawn_blocks(train, settings.arch)
+    pool.require_share(train.batch_sequences, devices)
+    stored, ends = hosts.from_primary(lambda: _from_weights(problem, kept, start, train))
     begun = Start(single_precision(start, arch), stored.rotations)
+    whole = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
     compiled: Any = compiled_step  # Flax modules are hashable, which their type does not say
-    optimizer, step = compiled(module, settings, train.steps, train.learning_rate, tuple(devices))
-    params, key = _first_params(module, begun, train.seed)
+    drawn = whole.clone(arch=replace(arch, num_layers=count))
+    step = compiled(drawn, settings, train.steps, train.learning_rate, tuple(devices))
+    params, key = _first_params(whole, begun, train.seed)
 
     def after(done: int, figures: Sequence[float], _: Any, history: np.ndarray) -> tuple[np.ndarray, Progress]:
         history = np.array(history)
         history[done - 1] = figures
         return history, Progress(done, train.steps, *figures)
 
-    state, history = run_steps(
-        step,
-        State(params, optimizer.init(params)),
-        np.full((train.steps, 3), np.nan, np.float32),
-        Constants(problem, begun, np.float32(train.lam), jax.random.key_data(key)),
-        tokens,
-        _schedule(train),
-        after,
-        devices=devices,
-        not_finite=_NOT_FINITE,
-        store=store,
-        report=report,
-    )
-    rate, distortion = history[-max(1, train.steps // 10) :, 1:].mean(axis=0)
+    with ThreadPoolExecutor(1) as thread:
+        state, history = run_steps(
+            step,
+            State(params, first_memories(params, arch)),
+            np.full((train.steps, 3), np.nan, np.float32),
+            Constants(begun, ends, np.float32(train.lam), jax.random.key_data(key)),
+            Feed(problem, settings, tokens, train, devices, thread),
+            _schedule(train),
+            after,
+            devices=devices,
+            not_finite=_NOT_FINITE,
+            store=store,
+            report=report,
+        )
+    last = max(train.steps // 10, -(-arch.num_layers // count))
+    rate, distortion = history[-last:, 1:].mean(axis=0)
     records = trained_records(state.params, start, arch, train.rotation)
-    choice = None if kept is None else _choice(kept, stored, state.params, records, problem, train.lam, settings)
+    choice = None
+    if kept is not None and problem is not None:
+        choice = _choice(kept, stored, state.params, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
+
+
+def _from_weights(
+    problem: Problem | None, kept: StoredSettings | None, start: Gauges, train: TrainConfig
+) -> tuple[StoredStart, Params | None]:
+    """(where stored rotations start, what makes predictions if the distortion reads them), in process 0."""
+    assert problem is not None
+    stored = StoredStart()
+    if kept is not None:
+        stored = stored_start(kept, (block.params for block in problem.blocks()), problem.plain.arch, start)
+    return stored, problem.ends if train.distortion == "model" else None
+
+
+def first_memories(params: Mapping[str, Any], arch: Architecture) -> Memories:
+    """Adam's before the first step."""
+    shared, own = _shared_and_own(params)
+    return Memories(first_memory(shared), first_memory(own, arch.num_layers))
+
+
+def _shared_and_own(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters that all blocks share, and those with a leading layer axis."""
+    return {k: x for k, x in params.items() if k in _SHARED}, {k: x for k, x in params.items() if k not in _SHARED}
 
 
 def _schedule(train: TrainConfig) -> Schedule:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from rdopt.align import devices as pool
 from rdopt.align import hosts
+from rdopt.align.adam import B2
 from rdopt.align.devices import Device
 from rdopt.config.errors import UserError
 from rdopt.runs.interrupt import Interrupt
@@ -50,14 +51,16 @@ class Schedule:
 
 
 def adam(peak: float, steps: int, eps: float) -> optax.GradientTransformation:
-    """Adam with a short warm-up and a cosine schedule to a twentieth of the peak.
+    """Adam on `learning_rate`."""
+    return optax.adam(learning_rate(peak, steps), b2=B2, eps=eps)
 
-    The warm-up lets the second moments settle before the steepest parameters are moved by full steps. eps is near the
-    smallest gradients that matter: parameters that the loss does not feel would otherwise walk at full speed on
-    rounding noise.
+
+def learning_rate(peak: float, steps: int) -> optax.Schedule:
+    """A short warm-up and a cosine to a twentieth of the peak.
+
+    The warm-up lets the second moments settle before the steepest parameters are moved by full steps.
     """
-    schedule = optax.warmup_cosine_decay_schedule(peak / 10, peak, steps // 10, steps, peak / 20)
-    return optax.adam(schedule, b2=0.95, eps=eps)
+    return optax.warmup_cosine_decay_schedule(peak / 10, peak, steps // 10, steps, peak / 20)
 
 
 def batch_indices(seed: int, step: int, batch: int, sequences: int) -> Int[np.ndarray, " batch"]:
@@ -68,12 +71,40 @@ def batch_indices(seed: int, step: int, batch: int, sequences: int) -> Int[np.nd
     return np.array([orders[int(e)][p % sequences] for e, p in zip(epochs, positions, strict=True)])
 
 
+def draws(seed: int, steps: int, count: int, of: int) -> Int[np.ndarray, "steps count"]:
+    """Which `count` of `of` things every step draws, rising: walks through seeded permutations, no thing twice a step.
+
+    The draws of a step depend on nothing but the seed and the number of steps before it.
+    """
+    walk: list[int] = []
+    for epoch in range(-(-steps * count // of)):
+        order = np.random.default_rng([seed, epoch]).permutation(of).tolist()
+        # A step across the border of two epochs takes what it does not have yet.
+        begun = walk[len(walk) - len(walk) % count :]
+        first = [x for x in order if x not in begun][: -len(begun) % count]
+        walk += first + [x for x in order if x not in first]
+    return np.sort(np.array(walk[: steps * count]).reshape(steps, count), axis=1)
+
+
+Feed = Callable[[int], tuple[Any, ...]]  # from a step's number to what it reads beside the constants, on all devices
+
+
+def batches(tokens: Int[np.ndarray, "sequences length"], schedule: Schedule, devices: Sequence[Device]) -> Feed:
+    """Feeds every step its sequences, split over the devices."""
+
+    def feed(number: int) -> tuple[Any, ...]:
+        chosen = batch_indices(schedule.seed, number, schedule.batch_sequences, len(tokens))
+        return (pool.split(tokens[chosen], devices),)
+
+    return feed
+
+
 def run_steps(
     step: Callable[..., Any],
     state: State,
     record: R,
     constants: Any,
-    tokens: Int[np.ndarray, "sequences length"],
+    feed: Feed,
     schedule: Schedule,
     after: Callable[[int, tuple[float, ...], Callable[[], State], R], tuple[R, P]],
     *,
@@ -85,12 +116,12 @@ def run_steps(
     """Repeats a step; called alike in every process of the run.
 
     Args:
-        step: of `devices.pmapped`: (state, constants, tokens, number) to (state, figures), the loss the first figure.
+        step: of `devices.pmapped`: (state, constants, *fed, number) to (state, figures), the loss the first figure.
         state: the first one.
         record: what else a resumed run needs: a tree of numbers on the host.
         constants: a tree of arrays that no step changes.
-        tokens: the sequences.
-        schedule: how many steps there are, on which of the sequences.
+        feed: what a step reads; called in order.
+        schedule: how many steps there are.
         after: called behind every step with (steps done, figures, how to get the state, record): (record, progress).
         devices: those of all processes; each batch is split over them.
         not_finite: what to tell the user where the loss is not finite; a format of `loss` and `step`.
@@ -109,9 +140,8 @@ def run_steps(
     current = partial(pool.first, states)
     with Interrupt() as interrupt:
         for number in range(begin, schedule.steps):
-            chosen = tokens[batch_indices(schedule.seed, number, schedule.batch_sequences, len(tokens))]
             index = pool.replicate(np.int32(number), devices)
-            states, figures = step(states, constants, pool.split(chosen, devices), index)
+            states, figures = step(states, constants, *feed(number), index)
             current, figures = partial(pool.first, states), tuple(map(float, pool.first(figures)))
             if not np.isfinite(figures[0]):
                 raise UserError(not_finite.format(loss=figures[0], step=number))

@@ -1,28 +1,30 @@
-"""J = R + lam D over all blocks, as a function of the gauges.
+"""J = R + lam D over blocks, as a function of the gauges.
 
 R is the relaxed rate in bits/weight of the model; D, in nats/token, is an estimate of KL(original || compressed).
-One scan runs over the blocks and holds one block's activations and relaxed weights at a time.
+Both are sums over blocks: some of them give their part of J, in one scan that holds one block's activations and relaxed
+weights at a time. Only the KL of the whole model needs all of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from rdopt.align.coordinates import ErrorMetric, MatrixCoordinates, OutputDamping, input_metrics, output_metric
 from rdopt.align.relaxation import Relaxed, analytic_distortion, relax, unit_noise, weight_error
 from rdopt.align.stored_learning import Place
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture
 from rdopt.config.schema import Density
-from rdopt.evaluate.divergence import token_kl
-from rdopt.operator.llama import block, embed_tokens, head_logits, rope_tables
+from rdopt.evaluate.divergence import log_probabilities, token_kl
+from rdopt.operator.llama import block, rope_tables
 from rdopt.operator.params import Params
 from rdopt.rate.operational import CurveName
 from rdopt.rate.relaxed import annealed_rate, l1_proxy, log_proxy, noise_rate, straight_through_rate
 from rdopt.rate.steps import base_step
+from rdopt.transforms.arrays import AnyArray
 from rdopt.transforms.gauges.coordinates import BlockGauges, Gauges, sides_of
 from rdopt.transforms.stored.rotation import RotatedSides, Rotation
 
@@ -66,19 +68,19 @@ class Settings:
         return self.remat == "always" or (self.remat == "auto" and self.weights > REMATERIALIZE_ABOVE)
 
 
-class Problem(NamedTuple):
-    """The arrays that training reads, float32, blocks stacked.
+class BlockProblem(NamedTuple):
+    """What training reads of one block, float32; of several with a leading axis.
 
     Attributes:
-        params: the gain-folded model.
+        params: the gain-folded parameters.
         sigma: second moments of the inputs, by group.
         G: of the gradients at the outputs, of the matrices whose outputs a gauge changes.
         fixed: the metrics of the other matrices' outputs.
     """
 
-    params: Params
-    sigma: Mapping[str, Array]
-    G: Mapping[str, Array]
+    params: Mapping[str, AnyArray]
+    sigma: Mapping[str, AnyArray]
+    G: Mapping[str, AnyArray]
     fixed: Mapping[str, ErrorMetric]
 
 
@@ -101,17 +103,25 @@ class Variables(NamedTuple):
     hardness: Any = 0.0
 
 
-class Layer(NamedTuple):
-    """One block of the model and of the variables."""
+class Own(NamedTuple):
+    """What belongs to one block of the variables; of several blocks with a leading axis."""
 
-    params: Mapping[str, Array]
-    sigma: Mapping[str, Array]
-    G: Mapping[str, Array]
-    fixed: Mapping[str, ErrorMetric]
     gauges: BlockGauges
-    stored: Mapping[Place, Rotation]
-    log_scale: Mapping[str, Array]
-    key: Array
+    stored: Mapping[Place, Rotation] = {}
+    log_scale: Mapping[str, Array] = {}
+
+
+class Text(NamedTuple):
+    """What a distortion reads of the original network on some sequences; nothing for "matrix".
+
+    Attributes:
+        streams: the residual stream, in the type of the activations, before every block; for "model" before the first
+            block and behind the last.
+        ends: "final_norm" and "head", for "model".
+    """
+
+    streams: Float[Array, "batch streams length d"] | None = None
+    ends: Params | None = None
 
 
 class RateDistortion(NamedTuple):
@@ -123,78 +133,60 @@ class RateDistortion(NamedTuple):
 
 def rate_and_distortion(
     variables: Variables,
-    problem: Problem,
-    tokens: Int[Array, "batch length"],
+    blocks: BlockProblem,
+    text: Text,
     lam: Float[Array, ""],
-    key: Array,
+    keys: Array,
     settings: Settings,
 ) -> RateDistortion:
-    """R and D at the given gauges.
+    """R and D of some blocks at the given gauges, as a model's of which they are a part.
 
     Args:
-        variables: see `Variables`.
-        problem: model and moments.
-        tokens: calibration sequences (unused by the "matrix" distortion).
+        variables: of these blocks alone.
+        blocks: their weights and moments, stacked; all of the model for the "model" distortion.
+        text: what the distortion reads of the original network on some sequences.
         lam: the slope; it fixes the steps.
-        key: of the quantization noise; equal on all devices.
+        keys: of the quantization noise, one a block; equal on all devices.
         settings: static choices.
     """
-    arch = settings.arch
+    arch, n = settings.arch, len(keys)
     c = base_step(lam, settings.weights)
-    rope = rope_tables(arch, tokens.shape[1])
-    x = embed_tokens(problem.params, tokens).astype(settings.activations)
+    streams, rope = _streams(text, arch)
 
     def body(carry: Any, layer: Any) -> tuple[Any, RateDistortion]:
-        """One block: its activations passed on, its bits and its distortion in nats/token."""
-        p, G = layer.params, layer.G
-        terms, errors = block_terms(layer, variables, c, settings)
+        """One block: noisy activations passed on, its bits and its distortion in nats/token."""
+        own, problem, key, x = layer
+        own = own._replace(gauges=own.gauges.with_shared(variables.gauges))
+        terms, errors = block_terms(own, problem, key, variables.hardness, c, settings)
         bits, D = sum(terms.rate.values()), sum(terms.distortion.values())
-        noisy = with_errors(errors, p)
+        p, noisy = problem.params, with_errors(errors, problem.params)
         if settings.distortion == "block":
-            x = carry
-            carry = block(_as(p, x), x, rope, arch)
-            D = block_distortion(_wide(block(_as(noisy, x), x, rope, arch)) - _wide(carry), G["down"])
+            delta = _wide(block(_as(noisy, x), x, rope, arch)) - _wide(block(_as(p, x), x, rope, arch))
+            D = block_distortion(delta, problem.G["down"])
         elif settings.distortion == "model":
-            carry = tuple(block(_as(w, x), x, rope, arch) for w, x in zip((p, noisy), carry, strict=True))
+            carry = block(_as(noisy, carry), carry, rope, arch)
         return carry, RateDistortion(bits, D)
 
-    layers = layers_of(variables, problem, key, arch)
-    start = (x, x) if settings.distortion == "model" else x
     step = jax.checkpoint(body) if settings.rematerializes else body
-    end: Any
-    end, terms = jax.lax.scan(step, start, layers)
+    each = streams if settings.distortion == "block" else None
+    start = streams[0] if settings.distortion == "model" else None
+    end, terms = jax.lax.scan(step, start, (own_of(variables, arch), blocks, keys, each), length=n)
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
-        D = model_divergence(problem.params, _wide(end[0]), _wide(end[1]), arch)
+        D = jnp.mean(predicted_kl(text.ends, _wide(streams[1]), _wide(end), arch))
     return RateDistortion((jnp.sum(terms.rate) + variables.angle_bits) / settings.weights, D)
 
 
-def matrix_terms(
-    variables: Variables, problem: Problem, lam: Float[Array, ""], settings: Settings
-) -> tuple[dict[str, Float[Array, " layers"]], dict[str, Float[Array, " layers"]]]:
-    """(bits, D in nats/token) of every matrix by the analytic rate, without the bits of angles."""
-    static = replace(settings, rate="analytic", distortion="matrix")
-    c = base_step(lam, settings.weights)
-
-    def one(layer: Layer) -> RateDistortion:
-        return block_terms(layer, variables, c, static)[0]
-
-    found = jax.lax.map(one, layers_of(variables, problem, jax.random.key(0), settings.arch))
-    return found.rate, found.distortion
+def _streams(text: Text, arch: Architecture) -> tuple[Any, Any]:
+    """(the streams, which lie in front of the batch, tables of their positions), where there are any."""
+    if text.streams is None:
+        return None, None
+    return jnp.swapaxes(text.streams, 0, 1), rope_tables(arch, text.streams.shape[2])
 
 
-def layers_of(variables: Variables, problem: Problem, key: Array, arch: Architecture) -> Layer:
-    """Everything that has a layer axis."""
-    return Layer(
-        problem.params["blocks"],
-        problem.sigma,
-        problem.G,
-        problem.fixed,
-        variables.gauges.stacked(arch),
-        variables.stored,
-        variables.log_scale,
-        jax.random.split(key, arch.num_layers),
-    )
+def own_of(variables: Variables, arch: Architecture) -> Own:
+    """What has a layer axis."""
+    return Own(variables.gauges.stacked(arch), variables.stored, variables.log_scale)
 
 
 def with_errors(errors: Mapping[str, Array], p: Mapping[str, Array]) -> dict[str, Array]:
@@ -218,28 +210,29 @@ def block_distortion(delta: Float[Array, "batch length d"], G: Float[Array, "d d
     return 0.5 * jnp.mean(jnp.sum(jnp.matmul(rows, G, precision=jax.lax.Precision.HIGHEST) * rows, axis=-1))
 
 
-def model_divergence(params: Params, x: Array, noisy: Array, arch: Architecture) -> Float[Array, ""]:
-    """Mean KL(original || relaxed) of the next token from the two last hidden states; nats/token."""
-    logp, logq = (jax.nn.log_softmax(head_logits(params, state, arch)) for state in (x, noisy))
-    return jnp.mean(token_kl(logp, logq))
+def predicted_kl(
+    ends: Params | None, x: Float[Array, "*n d"], noisy: Float[Array, "*n d"], arch: Architecture
+) -> Float[Array, " positions"]:
+    """KL(original || relaxed) of every next token from the streams behind the last block; nats."""
+    assert ends is not None
+    return token_kl(*(log_probabilities(ends, state.reshape(-1, state.shape[-1]), arch) for state in (x, noisy)))
 
 
 def block_terms(
-    layer: Layer, variables: Variables, c: Array, settings: Settings
+    own: Own, problem: BlockProblem, key: Array, hardness: Any, c: Array, settings: Settings
 ) -> tuple[RateDistortion, dict[str, Array]]:
-    """Bits and analytic distortion of every matrix, and relaxed weight errors in the original coordinates."""
-    gauges = layer.gauges.with_shared(variables.gauges)
-    coordinates = {k: _coordinates(k, gauges, layer.stored, settings.arch) for k in MATRICES}
-    rows = {**layer.fixed, **{k: output_metric(layer.G[k], coordinates[k], settings.outputs) for k in layer.G}}
-    metrics = input_metrics(layer.sigma, coordinates, settings.damping, settings.feedback)
+    """Bits and analytic distortion of a block's matrices, and relaxed weight errors in the original coordinates."""
+    coordinates = {k: _coordinates(k, own.gauges, own.stored, settings.arch) for k in MATRICES}
+    rows = {**problem.fixed, **{k: output_metric(problem.G[k], coordinates[k], settings.outputs) for k in problem.G}}
+    metrics = input_metrics(problem.sigma, coordinates, settings.damping, settings.feedback)
     bits, D, errors = {}, {}, {}
-    for name, key in zip(MATRICES, jax.random.split(layer.key, len(MATRICES)), strict=True):
+    for name, own_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
         cols = metrics[INPUT_OF[name]]
-        relaxed = relax(coordinates[name].fold(layer.params[name]), rows[name], cols, c, settings.curve)
+        relaxed = relax(coordinates[name].fold(problem.params[name]), rows[name], cols, c, settings.curve)
         D[name] = analytic_distortion(relaxed, c)
-        bits[name] = rate_bits(relaxed, layer.log_scale.get(name), key, variables.hardness, settings)
+        bits[name] = rate_bits(relaxed, own.log_scale.get(name), own_key, hardness, settings)
         if settings.distortion != "matrix":
-            noise = unit_noise(key, relaxed, settings.rate, variables.hardness)
+            noise = unit_noise(own_key, relaxed, settings.rate, hardness)
             errors[name] = coordinates[name].unfold(weight_error(noise, rows[name], cols, c))
     return RateDistortion(bits, D), errors
 

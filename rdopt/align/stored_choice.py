@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from rdopt.align.objective import Problem, Settings, Variables, matrix_terms
+from rdopt.align.objective import BlockProblem, Own, Settings
+from rdopt.align.passes import block_matrix_terms
+from rdopt.align.problem import Problem
 from rdopt.align.stored_learning import Place, StoredSettings, StoredStart, parameter_name
-from rdopt.checkpoint.families import MATRICES_OF
+from rdopt.checkpoint.families import MATRICES, MATRICES_OF, Architecture
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.stored.angles import angle_codes
 from rdopt.transforms.stored.pairing import pairing_bits
@@ -64,31 +66,59 @@ def choose_stored(
         lam: the slope.
         settings: static choices of the objective.
     """
-    terms = jax.jit(matrix_terms, static_argnames="settings")
-
-    def costs(rotations: Mapping[Place, Rotation]) -> Mapping[str, Float[np.ndarray, " layers"]]:
-        bits, D = terms(Variables(gauges, rotations), problem, jnp.float32(lam), settings=settings)
-        return {k: np.asarray(bits[k], np.float64) + lam * settings.weights * np.asarray(D[k]) for k in bits}
-
-    plain, best = costs({}), None
-    widths = chosen.widths(settings.arch)
+    widths, best = chosen.widths(settings.arch), None
+    rounded = {bits: _rounded(chosen, bits, start, theta) for bits in WIDTHS}
+    found = [_block_costs(chosen, rounded, layer, block, gauges, lam, settings)
+             for layer, block in enumerate(problem.blocks())]
     for bits in WIDTHS:
-        rounded = _rounded(chosen, bits, start, theta)
-        rotations = _on_device(_stored(chosen, bits, rounded), rounded, widths)
-        by_sides = {(False, False): plain}
-        for on in ((True, False), (False, True), (True, True)):
-            if on[0] <= ("inputs" in chosen.sides) and on[1] <= ("outputs" in chosen.sides):
-                wanted = {side for side, used in zip(("inputs", "outputs"), on, strict=True) if used}
-                by_sides[on] = costs({place: x for place, x in rotations.items() if place[0] in wanted})
-        price = _prices(chosen, rounded, widths)
+        by_sides = {on: {k: np.array([each[bits][on][k] for each in found]) for k in MATRICES}
+                    for on in found[0][bits]}
+        price = _prices(chosen, rounded[bits], widths)
         keys, saved = _cheapest(by_sides, price)
         if best is None or saved > best.saved * settings.weights:
+            plain = by_sides[False, False]
             every = by_sides["inputs" in chosen.sides, "outputs" in chosen.sides]
             gain = sum(float(np.sum(plain[k] - every[k])) for k in plain)
-            some = _stored(chosen, bits, {k: x for k, x in rounded.items() if k in keys}) if keys else None
+            some = _stored(chosen, bits, {k: x for k, x in rounded[bits].items() if k in keys}) if keys else None
             best = Choice(some, *(x / settings.weights for x in (saved, gain, sum(price.values()))))
     assert best is not None
     return best
+
+
+def _block_costs(
+    chosen: StoredSettings,
+    rounded: Mapping[int, Mapping[LayerPlace, StoredRotation]],
+    layer: int,
+    block: BlockProblem,
+    gauges: Gauges,
+    lam: float,
+    settings: Settings,
+) -> dict[int, dict[tuple[bool, bool], dict[str, float]]]:
+    """The cost of every matrix of one block in bits, by width of angles and by what is rotated."""
+    arch, block = settings.arch, jax.device_put(block)
+
+    def costs(rotations: Mapping[Place, Rotation]) -> dict[str, float]:
+        own = Own(gauges.block(layer, arch), rotations)
+        bits, D = block_matrix_terms(own, block, jnp.float32(lam), settings)
+        return {k: float(bits[k]) + lam * settings.weights * float(D[k]) for k in bits}
+
+    plain, found = costs({}), {}
+    for bits, each in rounded.items():
+        rotations = rotations_of(chosen, bits, each, layer, arch)
+        found[bits] = {(False, False): plain}
+        for on in ((True, False), (False, True), (True, True)):
+            if on[0] <= ("inputs" in chosen.sides) and on[1] <= ("outputs" in chosen.sides):
+                wanted = {side for side, used in zip(("inputs", "outputs"), on, strict=True) if used}
+                found[bits][on] = costs({place: x for place, x in rotations.items() if place[0] in wanted})
+    return found
+
+
+def rotations_of(
+    chosen: StoredSettings, bits: int, rounded: Mapping[LayerPlace, StoredRotation], layer: int, arch: Architecture
+) -> dict[Place, Rotation]:
+    """One block's rotations of rounded angles, single precision."""
+    stored, widths = _stored(chosen, bits, rounded), chosen.widths(arch)
+    return {place: jax.tree.map(_single, stored.rotation(rounded[place, layer], n)) for place, n in widths.items()}
 
 
 def _rounded(
@@ -125,19 +155,7 @@ def _stored(chosen: StoredSettings, bits: int, rounded: Mapping[LayerPlace, Stor
     return StoredRotations(chosen.structure, size, chosen.hadamard, bits, inputs, outputs)
 
 
-def _on_device(
-    stored: StoredRotations, rounded: Mapping[LayerPlace, StoredRotation], widths: Mapping[Place, int]
-) -> dict[Place, Rotation]:
-    """The rotations of the rounded angles, stacked over the layers."""
-    stacked = {}
-    for place, n in widths.items():
-        layers = [stored.rotation(x, n) for (at, _), x in rounded.items() if at == place]
-        stacked[place] = jax.tree.map(_single, layers[0], *layers[1:])
-    return stacked
-
-
-def _single(*parts: np.ndarray) -> jax.Array:
-    x = np.stack(parts)
+def _single(x: np.ndarray) -> jax.Array:
     return jnp.asarray(x, jnp.int32 if np.issubdtype(x.dtype, np.integer) else jnp.float32)
 
 

@@ -5,8 +5,8 @@ The bits of its angles are part of R: in training as those of Gaussian angles of
 entropy of the rounded ones.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF, Architecture, block_shapes
 from rdopt.config.schema import SideName, TrainConfig
-from rdopt.operator.params import Params
+from rdopt.operator.llama import BlockParams
 from rdopt.transforms.arrays import matmul
 from rdopt.transforms.gauges.coordinates import Gauges, sides_of
 from rdopt.transforms.matrices.cayley import block_cayley
@@ -72,24 +72,33 @@ def parameter_name(place: Place) -> str:
 
 
 class RotationStart(NamedTuple):
-    """One rotation in all layers before training, float32: see `Rotation`; angles and gathers of layers of pairs."""
+    """One rotation in all layers before training, float32: see `Rotation`; angles and gathers of layers of pairs.
 
-    hadamard: Float[Array, "layers n n"] | None
+    The Hadamard matrix is one for all.
+    """
+
+    hadamard: Float[Array, "n n"] | None
     blocks: tuple[Float[Array, "layers k b b"], Float[Array, "layers 1 r r"]] | None = None
     angles: Float[Array, "layers p"] | None = None
     partner: Int[Array, "layers L n"] | None = None
     index: Int[Array, "layers L n"] | None = None
     sign: Int[Array, "layers L n"] | None = None
 
+    def drawn(self, layers: Any) -> "RotationStart":
+        """That of some layers alone."""
+        own = jax.tree.map(lambda x: x[layers], self._replace(hadamard=None))
+        return own._replace(hadamard=self.hadamard)
+
     def moved(self, theta: Float[Array, "layers p"]) -> Rotation:
         """The rotations with a leading layer axis: the start, turned on by theta."""
+        H = None if self.hadamard is None else jnp.broadcast_to(self.hadamard, (len(theta), *self.hadamard.shape))
         if self.blocks is not None:
             size = self.blocks[0].shape[-1]
             n = self.blocks[0].shape[1] * size + self.blocks[1].shape[-1]
             full, last = block_cayley(theta, n, size)
-            return Rotation(self.hadamard, (matmul(self.blocks[0], full), matmul(self.blocks[1], last[:, None])))
+            return Rotation(H, (matmul(self.blocks[0], full), matmul(self.blocks[1], last[:, None])))
         spread = jax.vmap(lambda a, at, sign: a[at] * sign)(self.moved_angles(theta), self.index, self.sign)
-        return Rotation(self.hadamard, None, self.partner, spread)
+        return Rotation(H, None, self.partner, spread)
 
     def moved_angles(self, theta: Float[Array, "layers p"]) -> Float[Array, "layers p"]:
         """The angles of layers of pairs, radians."""
@@ -123,21 +132,22 @@ def expected_angle_bits(rotation: Rotation, count: int) -> Float[Array, ""]:
     return jnp.sum(count / 2 * jnp.log2(1 + 2 * np.pi * np.e * power / (max(count, 1) * step**2)))
 
 
-def stored_start(settings: StoredSettings, params: Params, arch: Architecture, start: Gauges) -> StoredStart:
+def stored_start(
+    settings: StoredSettings, blocks: Iterable[BlockParams], arch: Architecture, start: Gauges
+) -> StoredStart:
     """Where every rotation starts, from the weights in the coordinates of `start`.
 
     Args:
         settings: structure and sides.
-        params: the gain-folded weights.
+        blocks: the gain-folded weights of every block in order.
         arch: their architecture.
         start: the gauges.
     """
     widths = settings.widths(arch)
     layers: dict[Place, list[_Fitted]] = {place: [] for place in widths}
-    for layer in range(arch.num_layers):
+    for layer, params in enumerate(blocks):
         gauges = start.block(layer, arch)
-        W = {k: sides_of(k, (None, None), arch, gauges).fold(np.asarray(params["blocks"][k][layer], np.float64))
-             for k in MATRICES}
+        W = {k: sides_of(k, (None, None), arch, gauges).fold(np.asarray(params[k], np.float64)) for k in MATRICES}
         for side, key in widths:
             rows = [W[name] for name in MATRICES_OF[key]] if side == "inputs" else [W[key].T]
             layers[side, key].append(_fit(settings, rows))
@@ -180,7 +190,7 @@ def _axes(C: Float[np.ndarray, "k b b"], weights: Float[np.ndarray, " k"]) -> Fl
 def _stacked(settings: StoredSettings, n: int, layers: Sequence[_Fitted]) -> RotationStart:
     H = None
     if settings.hadamard:
-        H = jnp.asarray(np.broadcast_to(flattening(n), (len(layers), n, n)), jnp.float32)
+        H = jnp.asarray(flattening(n), jnp.float32)
     if settings.structure == "blocks":
         full, last = (jnp.asarray(np.stack([x.blocks[i] for x in layers if x.blocks]), jnp.float32) for i in range(2))
         return RotationStart(H, (full, last))

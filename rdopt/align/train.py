@@ -8,36 +8,31 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from rdopt.align import hosts
 from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import Candidate, Cost, candidates, relaxed_J
-from rdopt.align.coordinates import MatrixCoordinates, OutputDamping, output_metric
 from rdopt.align.devices import Device, require_share
-from rdopt.align.judged import judged_terms
 from rdopt.align.learn import Learned, Progress, learn
-from rdopt.align.objective import Problem, Settings, Variables
+from rdopt.align.objective import Settings, Variables
+from rdopt.align.passes import judged_terms
+from rdopt.align.problem import Problem, make_problem
 from rdopt.align.tie import Tie, settle_tie
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Corpus, Subject, open_subject
 from rdopt.calibration.tokens import fingerprint, token_batch
-from rdopt.checkpoint.families import MATRICES, coded_weights
 from rdopt.config.load import config_yaml
 from rdopt.config.progress import Tick
 from rdopt.config.schema import Config, RunConfig, TrainConfig
-from rdopt.rate.grids import GRIDS
 from rdopt.runs import folder as run_folder
 from rdopt.runs.moments import MOMENTS, moments_of
 from rdopt.runs.states import StateStore
 from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.files import alignment_of, save_alignment
-from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, original_axes
-from rdopt.transforms.gauges.registry import changed_outputs
-from rdopt.transforms.maps import Map, Sides
+from rdopt.transforms.gauges.coordinates import Gauges, gauges_of
 from rdopt.transforms.stored.rotations import StoredRotations
 
 Trial = Callable[[Aligned], float]
@@ -68,38 +63,6 @@ class Trained(NamedTuple):
 
 
 
-
-def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
-    """The gain-folded model with its moments in float32, and the static choices of training."""
-    plain = Aligned(subject=subject, moments=moments, gauges=original_axes(subject.arch))
-    train, encode = config.train, config.encode
-    grid = GRIDS[encode.grid]
-    two_sided = grid.feeds_rows and encode.output == "full"
-    settings = Settings(
-        arch=plain.arch,
-        rate=train.rate,
-        density=train.density,
-        curve=grid.curve or train.density,
-        distortion=train.distortion,
-        feedback=grid.feeds_columns,
-        damping=train.damping,
-        outputs=OutputDamping(train.damping, encode.output_damping if two_sided else None),
-        weights=coded_weights(plain.arch),
-        activations=train.activations,
-        remat=train.remat,
-    )
-    plain_coordinates = MatrixCoordinates(Sides(Map(), Map()))
-    metric = jax.jit(jax.vmap(lambda G: output_metric(G, plain_coordinates, settings.outputs)))
-    stored = train.stored != "none" and "outputs" in train.stored_sides
-    changed = frozenset(MATRICES) if stored else changed_outputs(train.sites, plain.arch)
-    blocks = [(block.params, block.sigma, block.G) for block in plain.blocks()]
-    params, sigma, G = jax.tree.map(lambda *x: np.stack(x), *blocks)
-    fixed = {k: metric(jnp.asarray(G[k], jnp.float32)) for k in MATRICES if k not in changed}
-    open_G = {k: G[k] for k in MATRICES if k in changed}
-    network = {**plain.ends, "blocks": params}
-    return Problem(*jax.tree.map(lambda x: np.asarray(x, np.float32), (network, sigma, open_G, fixed))), settings
-
-
 def train(
     config: Config,
     out: Path,
@@ -127,7 +90,7 @@ def train(
     if not hosts.is_primary():
         heard: _Inputs = hosts.receive()
         for start in heard.starts.values():
-            learn(heard.problem, heard.settings, heard.tokens, start, heard.train, devices=pool)
+            learn(None, heard.settings, heard.tokens, start, heard.train, devices=pool)
         return hosts.receive()
     with hosts.broadcasting() as broadcast:
         context, inputs = _open(config, out, pool, progress)
@@ -145,6 +108,7 @@ class _RunContext(NamedTuple):
     subject: Subject
     corpus: Corpus
     moments: Moments
+    problem: Problem
     out: Path
     metrics: run_folder.Metrics
     marks: dict[str, str]
@@ -154,7 +118,6 @@ class _RunContext(NamedTuple):
 class _Inputs(NamedTuple):
     """What all processes learn from."""
 
-    problem: Problem
     settings: Settings
     tokens: Int[np.ndarray, "sequences length"]
     starts: dict[str, Gauges]
@@ -177,9 +140,9 @@ def _open(
         start = starting_gauges(name, subject.params, subject.arch, moments, config.train.seed)
         settled, starts[name], tie = settle_tie(subject, config, start, relaxed_J(problem, settings, config.train.lam))
     context = _RunContext(
-        subject, corpus, moments, out, run_folder.Metrics(out), fingerprints(subject, corpus, config), tie
+        subject, corpus, moments, problem, out, run_folder.Metrics(out), fingerprints(subject, corpus, config), tie
     )
-    return context, _Inputs(problem, settings, corpus.calibration, starts, settled)
+    return context, _Inputs(settings, corpus.calibration, starts, settled)
 
 
 def _learner(
@@ -200,7 +163,7 @@ def _learner(
 
         store = StateStore(context.out / (f"state-{name}" if before else "state"), context.marks)
         learned = learn(
-            inputs.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool, store=store, report=step
+            context.problem, inputs.settings, inputs.tokens, start, inputs.train, devices=pool, store=store, report=step
         )
         store.close()
         return learned
@@ -211,7 +174,7 @@ def _learner(
 def _cost(context: _RunContext, inputs: _Inputs, trial: Trial | None) -> Cost:
     """J by a trial encoding, or the relaxed one without it."""
     if trial is None:
-        return relaxed_J(inputs.problem, inputs.settings, inputs.train.lam)
+        return relaxed_J(context.problem, inputs.settings, inputs.train.lam)
 
     def cost(gauges: Gauges, stored: StoredRotations | None = None) -> float:
         return trial(Aligned(subject=context.subject, moments=context.moments, gauges=gauges, stored=stored))
@@ -227,7 +190,7 @@ def _finish(context: _RunContext, inputs: _Inputs, ranked: Sequence[Candidate], 
     )
     save_alignment(context.out, alignment)
     start = next(iter(inputs.starts.values()))
-    trained = measure_training(inputs.problem, inputs.settings, context.corpus, start, best.learned, config)
+    trained = measure_training(context.problem, inputs.settings, context.corpus, start, best.learned, config)
     tie = "" if context.tie is None else context.tie.sentence
     trained = trained._replace(kept=best.name, tie=tie, costs={x.name: x.J for x in ranked})
     context.metrics.write({"step": len(inputs.starts) * config.train.steps + 1, **trained._asdict()})
@@ -251,14 +214,14 @@ def measure_training(
     """J before and after, and D beside the KL of the model with all its weights relaxed, on selection text."""
     length = config.text.seq_len
     count = min(config.train.batch_sequences, len(corpus.selection) // length)
-    tokens = jnp.asarray(corpus.selection[: count * length].reshape(count, length))
-    lam, key = jnp.float32(config.train.lam), jax.random.key(config.train.seed)
+    tokens = corpus.selection[: count * length].reshape(count, length)
+    lam, key = config.train.lam, jax.random.key(config.train.seed)
     static = replace(settings, rate="analytic")
 
     def judged(gauges: Gauges) -> tuple[float, float, float]:
         variables = Variables(single_precision(gauges, settings.arch))
-        terms, kl = judged_terms(variables, problem, tokens, lam, key, settings=static)
-        return float(terms.rate), float(terms.distortion), float(kl)
+        terms, kl = judged_terms(variables, problem, tokens, lam, key, static)
+        return terms.rate, terms.distortion, kl
 
     (*before, _), (*after, kl) = judged(start), judged(gauges_of(learned.records))
     J = [rate + config.train.lam * D for rate, D in (before, after)]

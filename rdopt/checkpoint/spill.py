@@ -6,8 +6,10 @@ import tempfile
 import weakref
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from rdopt.config.errors import UserError
 
@@ -22,7 +24,7 @@ class Spill:
     def __init__(self, budget: int) -> None:
         self._left, self._count = budget, 0
         self._held: dict[Hashable, np.ndarray] = {}
-        self._files: dict[Hashable, Path] = {}
+        self._files: dict[Hashable, tuple[Path, np.dtype]] = {}
         self._folder: Path | None = None
 
     def keep(self, key: Hashable, x: np.ndarray) -> None:
@@ -49,11 +51,15 @@ class Spill:
                 f"the disk of temporary files at {self._folder.parent} is full; free some space, set TMPDIR to a "
                 "folder on another disk, or raise run.memory so that less is kept there."
             ) from error
-        self._files[key] = path
+        self._files[key] = path, x.dtype
 
     def read(self, key: Hashable) -> np.ndarray:
         """The array of a key, as it was kept."""
-        return self._held[key] if key in self._held else np.load(self._files[key])
+        return self._held[key] if key in self._held else self._open(key)
+
+    def rows(self, key: Hashable, chosen: Int[np.ndarray, " some"]) -> np.ndarray:
+        """Some rows of the array of a key; no others are read."""
+        return (self._held[key] if key in self._held else self._open(key, "r"))[chosen]
 
     def take(self, key: Hashable) -> np.ndarray:
         """The same, kept no longer."""
@@ -66,4 +72,8 @@ class Spill:
         if key in self._held:
             self._left += self._held.pop(key).nbytes
         elif key in self._files:
-            self._files.pop(key).unlink()
+            self._files.pop(key)[0].unlink()
+
+    def _open(self, key: Hashable, mode: Literal["r"] | None = None) -> np.ndarray:
+        path, kind = self._files[key]
+        return np.load(path, mmap_mode=mode).view(kind)  # numpy does not know bfloat16 when it reads it

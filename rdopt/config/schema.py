@@ -115,6 +115,8 @@ class TrainConfig(_Section):
     distortion: Distortion = _option("matrix", "where the distortion is measured")
     steps: int = _option(150, "optimizer steps", low=1)
     batch_sequences: int = _option(4, "calibration sequences in a step", low=1)
+    blocks: int | None = _option(
+        None, "blocks that a step draws; null: 8, fewer of more than 16 M weights; all for the distortion model", low=1)
     learning_rate: float = _option(0.006, "Adam's step on the skew entries and angles (radians)", above=0)
     seed: int = _option(0, "order of the sequences and noise of the proxies", low=0)
     checkpoint_every: int = _option(50, "steps between two checkpoints", low=1)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from rdopt.align import devices as pool
 from rdopt.align.devices import Device
-from rdopt.align.loop import Schedule, State, adam, run_steps
+from rdopt.align.loop import Schedule, State, adam, batches, run_steps
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, matrix_shapes
 from rdopt.codec.streams.fixed_point import undo_stored
 from rdopt.codec.streams.gains import GAIN_PRECISIONS, Gains, choose_precision, quantize_gains
@@ -329,18 +329,19 @@ def distill(
             best = Best(values, np.float64(measured)) if measured < best.kl else best
         return best, FinetuneProgress(done, steps, figures[0], measured)
 
+    schedule = Schedule(
+        steps=steps,
+        batch_sequences=settings.batch_sequences,
+        seed=settings.seed,
+        checkpoint_every=settings.checkpoint_every,
+    )
     _, best = run_steps(
         step,
         State(start, jax.device_get(optimizer.init(start))),
         Best(start, np.float64(np.inf)),
         (models.student, models.teacher, parameter_rates(settings.rates, start, models.fixed)),
-        tokens,
-        Schedule(
-            steps=steps,
-            batch_sequences=settings.batch_sequences,
-            seed=settings.seed,
-            checkpoint_every=settings.checkpoint_every,
-        ),
+        batches(tokens, schedule, devices),
+        schedule,
         after,
         devices=devices,
         not_finite=_NOT_FINITE,

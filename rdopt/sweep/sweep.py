@@ -12,8 +12,9 @@ import jax
 from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.devices import Device, require_share
 from rdopt.align.learn import Learned, learn
+from rdopt.align.problem import make_problem
 from rdopt.align.tie import settle_tie
-from rdopt.align.train import fingerprints, make_problem
+from rdopt.align.train import fingerprints
 from rdopt.calibration.subject import open_subject
 from rdopt.checkpoint.families import coded_weights
 from rdopt.config.progress import Say, milestones, ticker

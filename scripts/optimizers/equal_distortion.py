@@ -7,15 +7,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from optimizers.spectra import Spectra, spectra
 from rdopt.align.alignment import single_precision
-from rdopt.align.objective import Variables, matrix_terms
-from rdopt.align.train import make_problem
+from rdopt.align.objective import Variables
+from rdopt.align.passes import matrix_terms
+from rdopt.align.problem import make_problem
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Subject
 from rdopt.checkpoint.families import MATRICES, Architecture
@@ -75,13 +74,10 @@ def terms_by_slope(model: Aligned) -> TermsAtSlope:
 
     @cache
     def at(lam: float) -> MatrixTerms:
-        terms = _evaluate(variables, problem, jnp.float32(lam), settings=settings)
+        terms = matrix_terms(variables, problem, lam, settings)
         return MatrixTerms(*(np.concatenate([np.asarray(part[k], np.float64) for k in MATRICES]) for part in terms))
 
     return at
-
-
-_evaluate = jax.jit(matrix_terms, static_argnames="settings")
 
 
 def slope_for(terms: TermsAtSlope, distortion: float, start: float) -> float:

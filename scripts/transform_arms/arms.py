@@ -16,7 +16,7 @@ from peers.model import DecodedModel
 
 from rdopt.align.candidates import relaxed_terms
 from rdopt.align.learn import learn
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.codec.decoder import decode_model
 from rdopt.config.schema import Config, EncodeConfig, Init, RotationKind, SiteName, StoredKind, TrainConfig
 from rdopt.encode.model import encode_model

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_tensors, synthetic_moments, tiny_config
+from whole_model import read
 
 from rdopt.align.alignment import Alignment, Start, single_precision
 from rdopt.align.objective import rate_and_distortion
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.config.schema import Config, EncodeConfig, TrainConfig
@@ -23,7 +24,7 @@ UNIT = float(jnp.finfo(jnp.bfloat16).eps) / 2
 
 
 def objective(folder, layers=2, shape=(8, 32), **changes):
-    """(R and D of parameters and problem, parameters near zero, the problem) of a tiny model, uniform grid."""
+    """(R and D of parameters and input, parameters near zero, blocks and text) of a tiny model, uniform grid."""
     config = tiny_config(num_hidden_layers=layers)
     write_checkpoint(folder, config, random_tensors(config).items(), dtype="float32")
     subject, train = load_subject(folder), TrainConfig(lam=20, init="random", sites=("residual",), **changes)
@@ -34,15 +35,18 @@ def objective(folder, layers=2, shape=(8, 32), **changes):
     start = Start(single_precision(gauges, settings.arch))
     module = Alignment(arch=settings.arch, sites=train.sites, rate=train.rate)
     rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, subject.arch.vocab_size, shape).astype(np.int32))
+    tokens = rng.integers(0, subject.arch.vocab_size, shape).astype(np.int32)
     shapes: Any = module.init(jax.random.key(0), start)["params"]
     params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape), jnp.float32), shapes)
 
-    def terms(params, problem):
-        variables: Any = module.apply({"params": params}, start)
-        return rate_and_distortion(variables, problem, tokens, jnp.float32(20), jax.random.key(1), settings)
+    keys = jax.random.split(jax.random.key(1), layers)
 
-    return terms, params, problem
+    def terms(params, given):
+        variables: Any = module.apply({"params": params}, start)
+        blocks, text = given
+        return rate_and_distortion(variables, blocks, text, jnp.float32(20), keys, settings)
+
+    return terms, params, read(problem, settings, tokens)
 
 
 def distortion_and_gradient(terms, params, problem):

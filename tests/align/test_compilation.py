@@ -6,7 +6,7 @@ import pytest
 from conftest import random_tensors, synthetic_moments, tiny_config
 
 from rdopt.align.learn import learn
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.config.schema import Config, TrainConfig

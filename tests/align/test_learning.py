@@ -16,6 +16,7 @@ import pytest
 import scipy.special
 from conftest import orthogonality_error, random_tensors, synthetic_moments, tiny_config
 from tiny_sources import fold_moments
+from whole_model import terms
 
 from rdopt.align import devices as pool
 from rdopt.align.alignment import Alignment, Start, single_precision, trained_records
@@ -28,12 +29,12 @@ from rdopt.align.coordinates import (
     input_metrics,
     output_metric,
 )
-from rdopt.align.judged import judged_terms
 from rdopt.align.learn import learn
 from rdopt.align.loop import batch_indices
-from rdopt.align.objective import Problem, Variables, rate_and_distortion
+from rdopt.align.objective import Variables
+from rdopt.align.passes import judged_terms
+from rdopt.align.problem import make_problem
 from rdopt.align.relaxation import analytic_distortion, relax, weight_error
-from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import INPUT_OF, MATRICES
 from rdopt.checkpoint.folder import open_checkpoint
@@ -133,20 +134,21 @@ def test_trial_coordinates_are_those_of_the_fold(tiny_llama, family):
     moments = fold_moments(synthetic_moments(subject.arch), subject.params, subject.arch, gauges)
     block = jax.tree.map(lambda x: x[1], trial.gauges.stacked(arch)).with_shared(trial.gauges)
     turns = {k: MatrixCoordinates(sides_of(k, (None, None), arch, block)) for k in MATRICES}
-    sides = input_metrics({k: jnp.asarray(v[1]) for k, v in problem.sigma.items()}, turns, 0.02, feedback=True)
+    own = problem.block(1)
+    sides = input_metrics({k: jnp.asarray(v) for k, v in own.sigma.items()}, turns, 0.02, feedback=True)
     for name in MATRICES:
-        W = jnp.asarray(problem.params["blocks"][name][1])
+        W = jnp.asarray(own.params[name])
         turned = turns[name].fold(W)
         np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-4)
         np.testing.assert_allclose(turns[name].unfold(turned), W, atol=1e-4)
         assert (turns[name].gauges.outputs == Map()) == (name not in changed_outputs(SITES, arch))
         check_side(sides[INPUT_OF[name]], moments.sigma[INPUT_OF[name]][1], 0.02)
-        if name in problem.G:
-            side = output_metric(jnp.asarray(problem.G[name][1]), turns[name], OutputDamping(0.02, 0.05))
+        if name in own.G:
+            side = output_metric(jnp.asarray(own.G[name]), turns[name], OutputDamping(0.02, 0.05))
             check_side(side, moments.G[name][1], 0.05)
         else:
             L = np.linalg.cholesky(damped(moments.G[name][1], 0.05))
-            np.testing.assert_allclose(problem.fixed[name].weights[1], np.diagonal(L), rtol=1e-3)
+            np.testing.assert_allclose(own.fixed[name].weights, np.diagonal(L), rtol=1e-3)
 
 
 def damped(S, damping):
@@ -271,10 +273,8 @@ def terms_of(demo, lam, **changes):
     subject, moments, tokens = demo
     config = Config(train=TrainConfig(lam=lam), encode=EncodeConfig(grid="feedback"))
     problem, settings = make_problem(subject, moments, config)
-    run = jax.jit(rate_and_distortion, static_argnames="settings")
     variables = Variables(single_precision(Gauges(), settings.arch))
-    settings, key = replace(settings, **changes), jax.random.key(0)
-    return run(variables, problem, jnp.asarray(tokens[:16]), jnp.float32(lam), key, settings=settings)
+    return terms(variables, problem, tokens[:16], lam, replace(settings, **changes))
 
 
 @pytest.mark.slow
@@ -390,12 +390,10 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
     assert set(learned.records) == {"residual", "value", "query", "norm", "hidden"}
     query: Any = gauges.query
     assert np.iscomplexobj(query) and bool(np.any(query.imag))
-    run = jax.jit(rate_and_distortion, static_argnames="settings")
     J = []
-    for found in (start, gauges):
-        variables = Variables(single_precision(found, settings.arch))
-        terms = run(variables, problem, jnp.asarray(tokens), jnp.float32(20), jax.random.key(0), settings=settings)
-        J.append(float(terms.rate + 20 * terms.distortion))
+    for each in (start, gauges):
+        found = terms(Variables(single_precision(each, settings.arch)), problem, tokens, 20, settings)
+        J.append(float(found.rate + 20 * found.distortion))
     assert J[1] < J[0] - 0.02
     subject = load_subject(folder)
     folded, folded_arch = fold(subject.params, subject.arch, gauges)
@@ -408,13 +406,13 @@ def test_learning_at_every_site_lowers_the_cost_and_keeps_the_network(tiny_llama
 def test_a_run_is_judged_by_the_distortions_that_it_could_have_trained_on(tiny_folder):
     problem, settings, tokens, start = tiny_problem(tiny_folder)
     variables = Variables(single_precision(start, settings.arch))
-    given = (variables, problem, jnp.asarray(tokens), jnp.float32(20), jax.random.key(0))
-    terms, kl = judged_terms(*given, settings=settings)
-    run = jax.jit(rate_and_distortion, static_argnames="settings")
-    block, model = (run(*given, settings=replace(settings, distortion=d)) for d in ("block", "model"))
-    assert float(terms.rate) == pytest.approx(float(block.rate), rel=1e-6)
-    assert float(terms.distortion) == pytest.approx(float(block.distortion), rel=1e-4)
-    assert float(kl) == pytest.approx(float(model.distortion), rel=1e-3)
+    judged, kl = judged_terms(variables, problem, tokens, 20.0, jax.random.key(0), settings)
+    block, model = (
+        terms(variables, problem, tokens, 20, replace(settings, distortion=d)) for d in ("block", "model")
+    )
+    assert judged.rate == pytest.approx(float(block.rate), rel=1e-6)
+    assert judged.distortion == pytest.approx(float(block.distortion), rel=1e-4)
+    assert kl == pytest.approx(float(model.distortion), rel=1e-3)
 
 
 def test_the_learned_network_is_the_original(whole, tiny_folder):
@@ -496,9 +494,9 @@ def test_an_empty_store_has_nothing_to_restore(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_refused(tiny_folder):
     problem, settings, tokens, start = tiny_problem(tiny_folder)
-    problem.params["blocks"]["up"][1, 0, 0] = np.nan
+    problem.block(1).params["up"][0, 0] = np.nan
     with pytest.raises(UserError, match=r"the loss is nan at step 0; lower train\.learning_rate"):
-        learn(Problem(*problem), settings, tokens, start, TRAIN, devices=CPU)
+        learn(problem, settings, tokens, start, TRAIN, devices=CPU)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():

@@ -17,8 +17,10 @@ from tiny_sources import fold_moments
 from rdopt.align.alignment import single_precision
 from rdopt.align.candidates import candidates, relaxed_J
 from rdopt.align.learn import Learned, learn
-from rdopt.align.objective import Variables, matrix_terms
-from rdopt.align.stored_choice import LayerPlace, _cheapest, _on_device, _rounded, _stored
+from rdopt.align.objective import Variables
+from rdopt.align.passes import matrix_terms
+from rdopt.align.problem import make_problem
+from rdopt.align.stored_choice import LayerPlace, _cheapest, _rounded, _stored, rotations_of
 from rdopt.align.stored_learning import (
     EXPECTED_ANGLE_BITS,
     StoredSettings,
@@ -28,7 +30,6 @@ from rdopt.align.stored_learning import (
     stored_start,
 )
 from rdopt.align.tie import settle_tie
-from rdopt.align.train import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.checkpoint.families import MATRICES, MATRICES_OF
 from rdopt.codec.decoder import decode_model
@@ -64,9 +65,10 @@ def trained(chosen: StoredSettings, arch, seed=0):
 
 def rounded(chosen, problem, arch, start, theta):
     """Rotations with angles of nine bits: (as a file holds them, on the device)."""
-    every = _rounded(chosen, 9, stored_start(chosen, problem.params, arch, start), theta)
-    stored = _stored(chosen, 9, every)
-    return stored, _on_device(stored, every, chosen.widths(arch))
+    params = [block.params for block in problem.blocks()]
+    every = _rounded(chosen, 9, stored_start(chosen, params, arch, start), theta)
+    turns = [rotations_of(chosen, 9, every, layer, arch) for layer in range(arch.num_layers)]
+    return _stored(chosen, 9, every), jax.tree.map(lambda *x: jnp.stack(x), *turns)
 
 
 @pytest.mark.parametrize("chosen", CHOSEN, ids=lambda p: p.structure)

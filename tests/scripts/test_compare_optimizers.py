@@ -19,7 +19,7 @@ from optimizers.spectra import chance_gain, spectra, spread_gain
 from tiny_runs import load_script, make_model, make_text, strict_json
 
 from rdopt.align.candidates import relaxed_terms
-from rdopt.align.train import make_problem
+from rdopt.align.problem import make_problem
 from rdopt.calibration.subject import load_subject
 from rdopt.config.schema import Config
 from rdopt.study.figures import entropy_dimension

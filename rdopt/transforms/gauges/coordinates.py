@@ -60,6 +60,10 @@ class Gauges(namedtuple("Gauges", _FIELDS, defaults=_NONE)):
         own = {field: x for field, x in self.present().items() if not OWNERS[field].shared}
         return BlockGauges(**{field: OWNERS[field].stacked(x, arch) for field, x in own.items()})
 
+    def drawn(self, layers: Any, arch: Architecture) -> "Gauges":
+        """The coordinates of a network of these blocks alone."""
+        return Gauges(**{field: OWNERS[field].drawn(x, layers, arch) for field, x in self.present().items()})
+
 
 def gauges_of(records: Mapping[str, TransformRecord]) -> Gauges:
     """The float64 gauges that the records rebuild."""

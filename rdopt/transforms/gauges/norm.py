@@ -1,13 +1,14 @@
 """Scales of the normalised streams: a norm's gain times any positive scale, which the consumers' columns undo."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from rdopt.checkpoint.families import Architecture
 from rdopt.config.schema import RotationKind
-from rdopt.transforms.arrays import AnyArray
+from rdopt.transforms.arrays import AnyArray, namespace
 from rdopt.transforms.gauges.site import NormGain, Parameters, Site
 from rdopt.transforms.maps import Map
 from rdopt.transforms.records import TransformRecord, rebuild
@@ -27,7 +28,7 @@ class Norm(Site):
 
     def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
         """Logarithms of the blocks' scales."""
-        return {"log_scale": (2 * arch.num_layers, arch.hidden_size)}
+        return {"log_scale": (arch.num_layers, 2, arch.hidden_size)}
 
     def factor(self, theta: Parameters, arch: Architecture) -> Float[AnyArray, "sites d"]:
         """exp(t) in bfloat16, as a file keeps the norms, so that the gauge stays exact there; gradients pass through.
@@ -39,7 +40,7 @@ class Norm(Site):
 
         scale = jnp.exp(theta["log_scale"])
         rounded = scale + jax.lax.stop_gradient(scale.astype(jnp.bfloat16).astype(scale.dtype) - scale)
-        return jnp.concatenate([rounded, jnp.ones((1, arch.hidden_size), scale.dtype)])
+        return jnp.concatenate([rounded[:, 0], rounded[:, 1], jnp.ones((1, arch.hidden_size), scale.dtype)])
 
     def record(
         self, theta: Parameters, start: TransformRecord | None, arch: Architecture, rotation: RotationKind
@@ -55,6 +56,11 @@ class Norm(Site):
     def stacked(self, gauge: Float[AnyArray, "sites d"], arch: Architecture) -> Scales:
         """Those of all blocks, (layers, d) each."""
         return {"attn": gauge[: arch.num_layers], "mlp": gauge[arch.num_layers : 2 * arch.num_layers]}
+
+    def drawn(self, gauge: Float[AnyArray, "sites d"], layers: Any, arch: Architecture) -> Float[AnyArray, "some d"]:
+        """Those before attention, those before the MLP, and the final one."""
+        xp, parts = namespace(gauge), self.stacked(gauge, arch)
+        return xp.concatenate([parts["attn"][layers], parts["mlp"][layers], gauge[-1:]])
 
     def inputs(self, group: str, gauge: Scales, gain: NormGain, arch: Architecture) -> Map:
         """The normalised stream times the scale."""

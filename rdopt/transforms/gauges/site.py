@@ -62,7 +62,10 @@ class Site:
         return None
 
     def parameters(self, arch: Architecture, rotation: RotationKind) -> Mapping[str, tuple[int, ...]]:
-        """Name -> shape of what is learned, all zero at the start; none where nothing can be."""
+        """Name -> shape of what is learned, all zero at the start; none where nothing can be.
+
+        The first axis is that of the blocks unless the site is shared.
+        """
         return {}
 
     def factor(self, theta: Parameters, arch: Architecture) -> Any:
@@ -98,6 +101,10 @@ class Site:
     def stacked(self, gauge: AnyArray, arch: Architecture) -> Any:
         """The parts of all blocks at once, with a leading layer axis."""
         return gauge
+
+    def drawn(self, gauge: AnyArray, layers: Any, arch: Architecture) -> Any:
+        """The gauge of a network of these blocks alone."""
+        return gauge if self.shared else gauge[layers]
 
     def outputs(self, name: str, gauge: AnyArray, arch: Architecture) -> Map:
         """What becomes of the outputs of a matrix.
