@@ -13,10 +13,10 @@ from rdopt.transforms.stored.rotation import RotatedSides
 
 
 class Factor(NamedTuple):
-    """Cholesky factor of a damped moment, and its inverse."""
+    """Cholesky factor of a damped moment, and its inverse unless it is of a moment that no gauge changes."""
 
     L: Float[Array, "n n"]
-    inverse: Float[Array, "n n"]
+    inverse: Float[Array, "n n"] | None
 
 
 class ErrorMetric(NamedTuple):
@@ -72,10 +72,10 @@ class MatrixCoordinates(NamedTuple):
 def input_metrics(
     sigma: Mapping[str, Array], coordinates: Mapping[str, MatrixCoordinates], damping: float, feedback: bool
 ) -> dict[str, ErrorMetric]:
-    """The metric of each input group in trial coordinates."""
+    """The metrics of input groups in trial coordinates."""
     metrics = {}
-    for group, names in MATRICES_OF.items():
-        S = coordinates[names[0]].input_moment(sigma[group])
+    for group, moment in sigma.items():
+        S = coordinates[MATRICES_OF[group][0]].input_moment(moment)
         metrics[group] = feedback_metric(S, damping) if feedback else diagonal_metric(jnp.diagonal(S), damping)
     return metrics
 

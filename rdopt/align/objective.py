@@ -6,7 +6,7 @@ weights at a time. Only the KL of the whole model needs all of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -73,15 +73,17 @@ class BlockProblem(NamedTuple):
 
     Attributes:
         params: the gain-folded parameters.
-        sigma: second moments of the inputs, by group.
+        sigma: second moments of the inputs, by group, of those that a gauge changes.
         G: of the gradients at the outputs, of the matrices whose outputs a gauge changes.
-        fixed: the metrics of the other matrices' outputs.
+        inputs: the metrics of the other groups.
+        outputs: and of the other matrices.
     """
 
     params: Mapping[str, AnyArray]
     sigma: Mapping[str, AnyArray]
     G: Mapping[str, AnyArray]
-    fixed: Mapping[str, ErrorMetric]
+    inputs: Mapping[str, ErrorMetric]
+    outputs: Mapping[str, ErrorMetric]
 
 
 class Variables(NamedTuple):
@@ -149,7 +151,7 @@ def rate_and_distortion(
         keys: of the quantization noise, one a block; equal on all devices.
         settings: static choices.
     """
-    arch, n = settings.arch, len(keys)
+    arch, drawn = settings.arch, replace(settings.arch, num_layers=len(keys))
     c = base_step(lam, settings.weights)
     streams, rope = _streams(text, arch)
 
@@ -170,7 +172,7 @@ def rate_and_distortion(
     step = jax.checkpoint(body) if settings.rematerializes else body
     each = streams if settings.distortion == "block" else None
     start = streams[0] if settings.distortion == "model" else None
-    end, terms = jax.lax.scan(step, start, (own_of(variables, arch), blocks, keys, each), length=n)
+    end, terms = jax.lax.scan(step, start, (own_of(variables, drawn), blocks, keys, each))
     D = jnp.sum(terms.distortion)
     if settings.distortion == "model":
         D = jnp.mean(predicted_kl(text.ends, _wide(streams[1]), _wide(end), arch))
@@ -185,7 +187,7 @@ def _streams(text: Text, arch: Architecture) -> tuple[Any, Any]:
 
 
 def own_of(variables: Variables, arch: Architecture) -> Own:
-    """What has a layer axis."""
+    """What has a layer axis; `arch` has as many layers as the variables."""
     return Own(variables.gauges.stacked(arch), variables.stored, variables.log_scale)
 
 
@@ -223,8 +225,8 @@ def block_terms(
 ) -> tuple[RateDistortion, dict[str, Array]]:
     """Bits and analytic distortion of a block's matrices, and relaxed weight errors in the original coordinates."""
     coordinates = {k: _coordinates(k, own.gauges, own.stored, settings.arch) for k in MATRICES}
-    rows = {**problem.fixed, **{k: output_metric(problem.G[k], coordinates[k], settings.outputs) for k in problem.G}}
-    metrics = input_metrics(problem.sigma, coordinates, settings.damping, settings.feedback)
+    rows = {**problem.outputs, **{k: output_metric(problem.G[k], coordinates[k], settings.outputs) for k in problem.G}}
+    metrics = {**problem.inputs, **input_metrics(problem.sigma, coordinates, settings.damping, settings.feedback)}
     bits, D, errors = {}, {}, {}
     for name, own_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
         cols = metrics[INPUT_OF[name]]

@@ -1,24 +1,25 @@
 """What training reads of a model: gain-folded blocks with their second moments, float32, one at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from rdopt.align.coordinates import MatrixCoordinates, OutputDamping, output_metric
+from rdopt.align.coordinates import ErrorMetric, MatrixCoordinates, OutputDamping, input_metrics, output_metric
 from rdopt.align.objective import BlockProblem, Settings
 from rdopt.calibration.moments import Moments
 from rdopt.calibration.subject import Subject
-from rdopt.checkpoint.families import MATRICES, coded_weights
+from rdopt.checkpoint.families import MATRICES, MATRICES_OF, coded_weights
 from rdopt.config.memory import Cache
 from rdopt.config.schema import Config
 from rdopt.operator.params import Params
 from rdopt.rate.grids import GRIDS
 from rdopt.transforms.aligned import Aligned, ahead
 from rdopt.transforms.gauges.coordinates import original_axes
-from rdopt.transforms.gauges.registry import changed_outputs
+from rdopt.transforms.gauges.registry import changed_sides
 from rdopt.transforms.maps import Map, Sides
 
 
@@ -28,14 +29,16 @@ class Problem:
 
     Attributes:
         plain: the model in its original axes, gains folded; it keeps nothing itself.
-        changed: the matrices whose outputs a gauge changes.
-        outputs: damping of their moments.
+        settings: static choices.
+        outputs: the matrices whose outputs a gauge changes.
+        inputs: the groups of matrices whose input one does.
         cache: keeps blocks.
     """
 
     plain: Aligned
-    changed: frozenset[str]
-    outputs: OutputDamping
+    settings: Settings
+    outputs: frozenset[str]
+    inputs: frozenset[str]
     cache: Cache
 
     def block(self, layer: int) -> BlockProblem:
@@ -58,14 +61,27 @@ class Problem:
 
     def _read(self, layer: int) -> BlockProblem:
         block = self.plain.block(layer)
-        G = {k: block.G[k] for k in MATRICES if k in self.changed}
-        fixed = {k: _metric(jnp.asarray(block.G[k], jnp.float32), self.outputs) for k in MATRICES if k not in G}
-        return jax.tree.map(lambda x: np.asarray(x, np.float32), BlockProblem(block.params, block.sigma, G, fixed))
+        sigma = {k: x for k, x in block.sigma.items() if k in self.inputs}
+        G = {k: x for k, x in block.G.items() if k in self.outputs}
+        fixed = ({k: np.asarray(x, np.float32) for k, x in every.items() if k not in changed}
+                 for every, changed in ((block.sigma, sigma), (block.G, G)))
+        found = BlockProblem(block.params, sigma, G, *_fixed_metrics(*fixed, self.settings))
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), found)
 
 
-_metric = jax.jit(
-    lambda G, damping: output_metric(G, MatrixCoordinates(Sides(Map(), Map())), damping), static_argnums=1
-)
+@partial(jax.jit, static_argnames="settings")
+def _fixed_metrics(
+    sigma: Mapping[str, Array], G: Mapping[str, Array], settings: Settings
+) -> tuple[dict[str, ErrorMetric], dict[str, ErrorMetric]]:
+    """The metrics of moments that no gauge changes, by group and by matrix."""
+    still: dict[str, MatrixCoordinates] = {k: MatrixCoordinates(Sides(Map(), Map())) for k in MATRICES}
+    inputs = input_metrics(sigma, still, settings.damping, settings.feedback)
+    outputs = {k: output_metric(G[k], still[k], settings.outputs) for k in G}
+    return {k: _without_inverse(x) for k, x in inputs.items()}, {k: _without_inverse(x) for k, x in outputs.items()}
+
+
+def _without_inverse(metric: ErrorMetric) -> ErrorMetric:
+    return metric if metric.factor is None else metric._replace(factor=metric.factor._replace(inverse=None))
 
 
 def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
@@ -87,6 +103,9 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         activations=train.activations,
         remat=train.remat,
     )
-    stored = train.stored != "none" and "outputs" in train.stored_sides
-    changed = frozenset(MATRICES) if stored else changed_outputs(train.sites, plain.arch)
-    return Problem(plain=plain, changed=changed, outputs=settings.outputs, cache=subject.cache), settings
+    outputs, inputs = changed_sides(train.sites, plain.arch)
+    if train.stored != "none":
+        outputs = frozenset(MATRICES) if "outputs" in train.stored_sides else outputs
+        inputs = frozenset(MATRICES_OF) if "inputs" in train.stored_sides else inputs
+    problem = Problem(plain=plain, settings=settings, outputs=outputs, inputs=inputs, cache=subject.cache)
+    return problem, settings

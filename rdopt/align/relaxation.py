@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rdopt.align.coordinates import ErrorMetric
+from rdopt.align.coordinates import ErrorMetric, Factor
 from rdopt.rate.operational import CurveName, unit_curves
 from rdopt.rate.spreads import rank1_power
 
@@ -108,5 +108,12 @@ def weight_error(
 ) -> Float[Array, "out in"]:
     """The weight error E that noise in steps makes: M^T E L = c noise, with the weights for a side without factor."""
     error = c * noise
-    error = error / cols.weights if cols.factor is None else _product(error, cols.factor.inverse)
-    return error / rows.weights[:, None] if rows.factor is None else _product(rows.factor.inverse.T, error)
+    error = error / cols.weights if cols.factor is None else _undone(cols.factor, error.T).T
+    return error / rows.weights[:, None] if rows.factor is None else _undone(rows.factor, error)
+
+
+def _undone(factor: Factor, x: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """L^-T x."""
+    if factor.inverse is None:
+        return jax.scipy.linalg.solve_triangular(factor.L, x, trans="T", lower=True)
+    return _product(factor.inverse.T, x)

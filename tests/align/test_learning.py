@@ -56,7 +56,7 @@ from rdopt.transforms.aligned import Aligned
 from rdopt.transforms.bases import starting_gauges
 from rdopt.transforms.gauges.coordinates import Gauges, gauges_of, sides_of
 from rdopt.transforms.gauges.fold import fold
-from rdopt.transforms.gauges.registry import changed_outputs
+from rdopt.transforms.gauges.registry import changed_sides
 from rdopt.transforms.maps import Map, Sides
 from rdopt.transforms.matrices.random import random_orthogonal
 from rdopt.transforms.records import record_to_dict
@@ -141,14 +141,14 @@ def test_trial_coordinates_are_those_of_the_fold(tiny_llama, family):
         turned = turns[name].fold(W)
         np.testing.assert_allclose(turned, folded["blocks"][name][1], atol=1e-4)
         np.testing.assert_allclose(turns[name].unfold(turned), W, atol=1e-4)
-        assert (turns[name].gauges.outputs == Map()) == (name not in changed_outputs(SITES, arch))
+        assert (turns[name].gauges.outputs == Map()) == (name not in changed_sides(SITES, arch)[0])
         check_side(sides[INPUT_OF[name]], moments.sigma[INPUT_OF[name]][1], 0.02)
         if name in own.G:
             side = output_metric(jnp.asarray(own.G[name]), turns[name], OutputDamping(0.02, 0.05))
             check_side(side, moments.G[name][1], 0.05)
         else:
             L = np.linalg.cholesky(damped(moments.G[name][1], 0.05))
-            np.testing.assert_allclose(own.fixed[name].weights, np.diagonal(L), rtol=1e-3)
+            np.testing.assert_allclose(own.outputs[name].weights, np.diagonal(L), rtol=1e-3)
 
 
 def damped(S, damping):

@@ -16,7 +16,7 @@ from rdopt.align.alignment import single_precision
 from rdopt.checkpoint.families import MATRICES, architecture_from_config
 from rdopt.config.schema import RotationKind, SiteName
 from rdopt.transforms.gauges.coordinates import Gauges, fixed_records, gauges_of, sides_of
-from rdopt.transforms.gauges.registry import OWNERS, SITES, changed_outputs
+from rdopt.transforms.gauges.registry import OWNERS, SITES, changed_sides
 
 ARCH = architecture_from_config(tiny_config("qwen2"))
 LEARNED = [site for site in SITES if site.parameters(ARCH, "cayley")]
@@ -73,9 +73,11 @@ def random_gauge(field) -> Any:
     }[field]
 
 
-def test_training_changes_the_outputs_of_its_sites_and_of_those_it_cannot_do_without():
-    assert changed_outputs((), ARCH) == {"o", "down", "v"}
-    assert changed_outputs(("query", "hidden"), ARCH) == {"o", "down", "v", "q", "k", "up"}
+def test_training_changes_the_sides_of_its_sites_and_of_those_with_bases_to_start_from():
+    assert changed_sides((), ARCH) == ({"o", "down", "v"}, {"attn", "mlp", "o"})
+    assert changed_sides(("query", "hidden"), ARCH) == (
+        {"o", "down", "v", "q", "k", "up"}, {"attn", "mlp", "o", "down"}
+    )
 
 
 def test_no_other_module_of_these_rooms_names_a_site():

@@ -24,7 +24,12 @@ SITES: tuple[Site, ...] = (
 OWNERS: dict[str, Site] = {site.field: site for site in SITES if site.name == site.field}
 
 
-def changed_outputs(names: Sequence[str], arch: Architecture) -> frozenset[str]:
-    """The matrices whose outputs change in training at some sites, those that it cannot do without included."""
+def changed_sides(names: Sequence[str], arch: Architecture) -> tuple[frozenset[str], frozenset[str]]:
+    """What changes in training at some sites, those with bases to start from included.
+
+    Returns:
+        the matrices whose outputs change, and the groups of matrices whose input does.
+    """
     active = [site for site in SITES if site.name in names or site.identity(arch) is not None]
-    return frozenset().union(*(site.outputs_changed for site in active))
+    outputs, inputs = (site.outputs_changed for site in active), (site.inputs_changed for site in active)
+    return frozenset().union(*outputs), frozenset().union(*inputs)
