@@ -1,6 +1,6 @@
 """The trainable gauges as one Flax module: every site starts as it is in the starting coordinates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,9 +104,16 @@ def trained_records(
     return records
 
 
-def single_precision(gauges: Gauges, arch: Architecture) -> Gauges:
-    """Float64 coordinates as the objective takes them: float32 on the device, identities where training needs some."""
-    identities = {field: site.identity(arch) for field, site in OWNERS.items()}
+def single_precision(gauges: Gauges, arch: Architecture, sites: Sequence[str] | None = None) -> Gauges:
+    """Float64 coordinates as the objective takes them: float32 on the device.
+
+    Args:
+        gauges: the coordinates.
+        arch: of the network.
+        sites: which are trained, where some need identities to start from; None: any of them.
+    """
+    fields = [site.field for site in SITES if sites is None or site.name in sites]
+    identities = {field: OWNERS[field].identity(arch) for field in fields}
     return Gauges(**{
         field: None if x is None else _single(x) for field, x in (identities | gauges.present()).items()
     })

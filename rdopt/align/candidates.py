@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
 
 def relaxed_terms(problem: Problem, settings: Settings, lam: float, gauges: Gauges) -> tuple[float, float]:
     """(R in bits/weight, D in nats/token) of coordinates by the analytic rate, over the moments of all matrices."""
-    variables = Variables(single_precision(gauges, settings.arch))
+    variables = Variables(single_precision(gauges, settings.arch, ()))
     bits, D = matrix_terms(variables, problem, lam, settings)
     rate, distortion = (sum(float(np.sum(np.asarray(x, np.float64))) for x in part.values()) for part in (bits, D))
     return rate / settings.weights, distortion

@@ -169,7 +169,7 @@ def learn(
     arch, kept, count = settings.arch, stored_settings(train), drawn_blocks(train, settings.arch)
     pool.require_share(train.batch_sequences, devices)
     stored, ends = hosts.from_primary(lambda: _from_weights(problem, kept, start, train))
-    begun = Start(single_precision(start, arch), stored.rotations)
+    begun = Start(single_precision(start, arch, train.sites), stored.rotations)
     whole = Alignment(arch=arch, sites=train.sites, rate=train.rate, rotation=train.rotation, stored=kept)
     compiled: Any = compiled_step  # Flax modules are hashable, which their type does not say
     drawn = whole.clone(arch=replace(arch, num_layers=count))

@@ -74,7 +74,8 @@ class BlockProblem(NamedTuple):
     Attributes:
         params: the gain-folded parameters.
         sigma: second moments of the inputs, by group, of those that a gauge changes.
-        G: of the gradients at the outputs, of the matrices whose outputs a gauge changes.
+        G: of the gradients at the outputs, of the matrices whose outputs a gauge changes, and of the last one, whose
+            output is the block's.
         inputs: the metrics of the other groups.
         outputs: and of the other matrices.
     """
@@ -225,7 +226,8 @@ def block_terms(
 ) -> tuple[RateDistortion, dict[str, Array]]:
     """Bits and analytic distortion of a block's matrices, and relaxed weight errors in the original coordinates."""
     coordinates = {k: _coordinates(k, own.gauges, own.stored, settings.arch) for k in MATRICES}
-    rows = {**problem.outputs, **{k: output_metric(problem.G[k], coordinates[k], settings.outputs) for k in problem.G}}
+    turned = [k for k in problem.G if k not in problem.outputs]
+    rows = {**problem.outputs, **{k: output_metric(problem.G[k], coordinates[k], settings.outputs) for k in turned}}
     metrics = {**problem.inputs, **input_metrics(problem.sigma, coordinates, settings.damping, settings.feedback)}
     bits, D, errors = {}, {}, {}
     for name, own_key in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):

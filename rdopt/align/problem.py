@@ -62,9 +62,9 @@ class Problem:
     def _read(self, layer: int) -> BlockProblem:
         block = self.plain.block(layer)
         sigma = {k: x for k, x in block.sigma.items() if k in self.inputs}
-        G = {k: x for k, x in block.G.items() if k in self.outputs}
+        G = {k: x for k, x in block.G.items() if k in self.outputs or k == MATRICES[-1]}
         fixed = ({k: np.asarray(x, np.float32) for k, x in every.items() if k not in changed}
-                 for every, changed in ((block.sigma, sigma), (block.G, G)))
+                 for every, changed in ((block.sigma, self.inputs), (block.G, self.outputs)))
         found = BlockProblem(block.params, sigma, G, *_fixed_metrics(*fixed, self.settings))
         return jax.tree.map(lambda x: np.asarray(x, np.float32), found)
 
@@ -84,8 +84,17 @@ def _without_inverse(metric: ErrorMetric) -> ErrorMetric:
     return metric if metric.factor is None else metric._replace(factor=metric.factor._replace(inverse=None))
 
 
-def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Problem, Settings]:
-    """A model with its moments, and the static choices of training."""
+def make_problem(
+    subject: Subject, moments: Moments, config: Config, tied: bool = False
+) -> tuple[Problem, Settings]:
+    """A model with its moments, and the static choices of training.
+
+    Args:
+        subject: the model.
+        moments: its second moments.
+        config: training and encoder.
+        tied: whether no gauge parts embedding and head, so that what such gauges change is made once a block.
+    """
     plain = Aligned(subject=replace(subject, cache=Cache(0)), moments=moments, gauges=original_axes(subject.arch))
     train, encode = config.train, config.encode
     grid = GRIDS[encode.grid]
@@ -103,7 +112,7 @@ def make_problem(subject: Subject, moments: Moments, config: Config) -> tuple[Pr
         activations=train.activations,
         remat=train.remat,
     )
-    outputs, inputs = changed_sides(train.sites, plain.arch)
+    outputs, inputs = changed_sides(train.sites, plain.arch, tied)
     if train.stored != "none":
         outputs = frozenset(MATRICES) if "outputs" in train.stored_sides else outputs
         inputs = frozenset(MATRICES_OF) if "inputs" in train.stored_sides else inputs

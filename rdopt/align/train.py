@@ -139,6 +139,8 @@ def _open(
     for name in dict.fromkeys((config.train.init, *(config.train.rivals or ()))):
         start = starting_gauges(name, subject.params, subject.arch, moments, config.train.seed)
         settled, starts[name], tie = settle_tie(subject, config, start, relaxed_J(problem, settings, config.train.lam))
+    if settled.sites != config.train.sites:
+        problem, settings = make_problem(subject, moments, replace(config, train=settled), tied=True)
     context = _RunContext(
         subject, corpus, moments, problem, out, run_folder.Metrics(out), fingerprints(subject, corpus, config), tie
     )

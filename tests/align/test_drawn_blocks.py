@@ -108,11 +108,11 @@ def test_blocks_that_are_not_drawn_stay_as_they_are_to_the_bit(steps):
     step, state = steps
     state, _ = step(state, range(LAYERS), 0)
     after, _ = step(state, (0, 2), 1)
-    before, now = ((x.params[k] for k in SITES[1:]) for x in (state, after))
-    for old, new in zip((*before, state.optimizer.own), (*now, after.optimizer.own), strict=True):
+    before, now = ([*(x.params[k] for k in SITES[1:]), x.optimizer.own] for x in (state, after))
+    for old, new in zip(before, now, strict=True):
         for a, b in zip(each(old, [1]), each(new, [1]), strict=True):
             np.testing.assert_array_equal(a, b)
-        assert any(np.any(a != b) for a, b in zip(each(old, [0]), each(new, [0]), strict=True))
+        assert all(np.any(a != b) for a, b in zip(each(old, [0]), each(new, [0]), strict=True))
     assert after.optimizer.own.count.tolist() == [2, 1, 2] and after.optimizer.shared.count == 2
 
 

@@ -75,6 +75,7 @@ def random_gauge(field) -> Any:
 
 def test_training_changes_the_sides_of_its_sites_and_of_those_with_bases_to_start_from():
     assert changed_sides((), ARCH) == ({"o", "down", "v"}, {"attn", "mlp", "o"})
+    assert changed_sides((), ARCH, tied=True) == ({"v"}, {"o"})
     assert changed_sides(("query", "hidden"), ARCH) == (
         {"o", "down", "v", "q", "k", "up"}, {"attn", "mlp", "o", "down"}
     )

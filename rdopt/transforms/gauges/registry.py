@@ -24,12 +24,20 @@ SITES: tuple[Site, ...] = (
 OWNERS: dict[str, Site] = {site.field: site for site in SITES if site.name == site.field}
 
 
-def changed_sides(names: Sequence[str], arch: Architecture) -> tuple[frozenset[str], frozenset[str]]:
+def changed_sides(
+    names: Sequence[str], arch: Architecture, tied: bool = False
+) -> tuple[frozenset[str], frozenset[str]]:
     """What changes in training at some sites, those with bases to start from included.
+
+    Args:
+        names: the sites.
+        arch: of the network.
+        tied: whether no basis parts embedding and head.
 
     Returns:
         the matrices whose outputs change, and the groups of matrices whose input does.
     """
-    active = [site for site in SITES if site.name in names or site.identity(arch) is not None]
+    based = [site for site in SITES if site.identity(arch) is not None and not (tied and site.unties)]
+    active = [site for site in SITES if site.name in names or site in based]
     outputs, inputs = (site.outputs_changed for site in active), (site.inputs_changed for site in active)
     return frozenset().union(*outputs), frozenset().union(*inputs)
