@@ -18,6 +18,7 @@ from rdopt.align.learn import Constants, compiled_step, first_memories, learn
 from rdopt.align.loop import State, draws
 from rdopt.align.problem import make_problem
 from rdopt.calibration.subject import load_subject
+from rdopt.checkpoint.families import architecture_from_config
 from rdopt.checkpoint.write import write_checkpoint
 from rdopt.config.errors import UserError
 from rdopt.config.memory import Cache
@@ -174,23 +175,22 @@ def test_the_distortion_of_blocks_reads_the_originals_streams(folder, train, tmp
             assert streams.shape[:3] == (1, 4, 2)
             np.testing.assert_array_equal(drawn.layers[0], layers)
             for at, layer in enumerate(layers):
-                np.testing.assert_array_equal(drawn.blocks.params["up"][0][at], problem.block(layer).params["up"])
+                np.testing.assert_array_equal(drawn.blocks.params["up"][0][at], problem.block(int(layer)).params["up"])
     learned = learn(*given(folder, block), block, devices=CPU)
     assert np.all([np.isfinite(x).all() for x in arrays(learned).values()])
 
 
 def test_how_many_blocks_a_step_draws():
-    arch = load_arch(30, 576)
+    arch = architecture(num_hidden_layers=30)
     assert drawn_blocks(TrainConfig(), arch) == 8
-    assert drawn_blocks(TrainConfig(), load_arch(6, 576)) == 6
-    assert drawn_blocks(TrainConfig(), load_arch(32, 16384)) == 1
+    assert drawn_blocks(TrainConfig(), architecture(num_hidden_layers=6)) == 6
+    wide = architecture(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336)
+    assert drawn_blocks(TrainConfig(), wide) == 1
     assert drawn_blocks(TrainConfig(blocks=40), arch) == 30
     assert drawn_blocks(TrainConfig(distortion="model"), arch) == 30
     with pytest.raises(UserError, match=r"train\.blocks is 4, but train\.distortion model runs all 30 blocks"):
         drawn_blocks(TrainConfig(distortion="model", blocks=4), arch)
 
 
-def load_arch(layers, width):
-    from rdopt.checkpoint.families import architecture_from_config
-
-    return architecture_from_config(tiny_config(num_hidden_layers=layers, hidden_size=width, num_attention_heads=4))
+def architecture(**changes):
+    return architecture_from_config(tiny_config(**changes))
