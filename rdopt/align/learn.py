@@ -175,12 +175,6 @@ def learn(
     drawn = whole.clone(arch=replace(arch, num_layers=count))
     step = compiled(drawn, settings, train.steps, train.learning_rate, tuple(devices))
     params, key = _first_params(whole, begun, train.seed)
-
-    def after(done: int, figures: Sequence[float], _: Any, history: np.ndarray) -> tuple[np.ndarray, Progress]:
-        history = np.array(history)
-        history[done - 1] = figures
-        return history, Progress(done, train.steps, *figures)
-
     with ThreadPoolExecutor(1) as thread:
         state, history = run_steps(
             step,
@@ -189,11 +183,8 @@ def learn(
             Constants(begun, ends, np.float32(train.lam), jax.random.key_data(key)),
             Feed(problem, settings, tokens, train, devices, thread),
             _schedule(train),
-            after,
-            devices=devices,
-            not_finite=_NOT_FINITE,
-            store=store,
-            report=report,
+            _recorded,
+            devices=devices, not_finite=_NOT_FINITE, store=store, report=report,
         )
     last = max(train.steps // 10, -(-arch.num_layers // count))
     rate, distortion = history[-last:, 1:].mean(axis=0)
@@ -202,6 +193,13 @@ def learn(
     if kept is not None and problem is not None:
         choice = _choice(kept, stored, state.params, records, problem, train.lam, settings)
     return Learned(records, float(rate), float(distortion), choice)
+
+
+def _recorded(done: int, figures: Sequence[float], _: Any, history: np.ndarray) -> tuple[np.ndarray, Progress]:
+    """The history with the figures of one more step, and the progress."""
+    history = np.array(history)
+    history[done - 1] = figures
+    return history, Progress(done, len(history), *figures)
 
 
 def _from_weights(
