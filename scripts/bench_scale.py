@@ -1,4 +1,4 @@
-"""Prints seconds, peak memory and disk of every stage on synthetic Llamas of growing depth and width.
+"""Prints seconds, peak memory (beside what --dry-run says) and disk of every stage on growing synthetic Llamas.
 
 Each stage is a command in a process of its own. A model of ten times the depth must not take more memory, and ten times
 the time; log-log slopes over depth and width say how it grows. Finished stages lie in --work.
@@ -26,8 +26,10 @@ import jax.numpy as jnp
 from outputs import check_new, exit_code, save_picture, write_json
 from synthetic_llama import llama_config, write_synthetic
 
-from rdopt.calibration.backward import FULL_WIDTH
+from rdopt.calibration.moments import FULL_WIDTH
 from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.cli.parser import build_parser, resolve
+from rdopt.cli.sizes import needs_of
 from rdopt.config.errors import UserError
 
 Row = dict[str, Any]
@@ -84,8 +86,11 @@ def run_stage(name: str, stage: str, args: argparse.Namespace) -> Row:
         UserError: the command failed.
     """
     work = args.work / name
+    words = words_of(stage, args, work)
+    parsed, rest = build_parser().parse_known_args(words)
+    said = needs_of(parsed, resolve(parsed, rest))
     before, begun = folder_bytes(work), time.perf_counter()
-    command = [sys.executable, "-c", "from rdopt.cli.main import run; run()", *words_of(stage, args, work)]
+    command = [sys.executable, "-c", "from rdopt.cli.main import run; run()", *words]
     child = subprocess.Popen(command)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -102,6 +107,8 @@ def run_stage(name: str, stage: str, args: argparse.Namespace) -> Row:
         "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_gib": usage.ru_maxrss * unit / 2**30,
         "disk_gib": (folder_bytes(work) - before) / 2**30,
+        "said_peak_gib": said.peak / 2**30,
+        "said_disk_gib": sum(said.disk.values()) / 2**30,
     }
 
 
@@ -178,7 +185,8 @@ def run(args: argparse.Namespace) -> None:
             row["floor"] = None if work is None else work / rate
             print(
                 f"{name:16s} {stage:8s} {row['seconds']:8.1f} s  ({row['processor_seconds']:.0f} s of processors)  "
-                f"peak {row['peak_gib']:.2f} GiB  disk {row['disk_gib']:.2f} GiB"
+                f"peak {row['peak_gib']:.2f} GiB (said {row['said_peak_gib']:.2f})  disk {row['disk_gib']:.3f} GiB "
+                f"(said {row['said_disk_gib']:.3f})"
                 + ("" if row["floor"] is None else f"  {row['seconds'] / row['floor']:.2f} times its products"),
                 flush=True,
             )

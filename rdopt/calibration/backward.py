@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rdopt.calibration.moments import EmbeddingMoments, Moments
+from rdopt.calibration.moments import EmbeddingMoments, Moments, full_G
 from rdopt.calibration.store import MomentStore
 from rdopt.checkpoint.atomic import new_file
 from rdopt.checkpoint.families import INPUT_OF, MATRICES, MATRICES_OF, Architecture
@@ -26,12 +26,8 @@ from rdopt.operator.blockwise import padded_batches, streams
 from rdopt.operator.llama import block, head_logits, linear, rms_norm, rope_tables
 from rdopt.operator.params import read_block
 
-# Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
-# over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
-ROTATED = ("q", "k", "v", "o", "down")
-FULL_WIDTH = 4096
 _ATTENTION_BYTES = 2**28  # of the attention scores of a batch
-_LOGIT_BYTES = 2**26  # of the logits of some positions
+LOGIT_BYTES = 2**26  # of the logits of some positions
 
 
 @jax.custom_vjp
@@ -64,11 +60,6 @@ def probed_linear(name: str, p: Mapping[str, Any], x: Any) -> Array:
     # Matrices that share an input share one sigma: the first of them reports it.
     sigma = probes["sigma"][group] if name == MATRICES_OF[group][0] else None
     return _probe(x, linear(name, p, x), sigma, probes["G"][name])
-
-
-def full_G(name: str, width: int) -> bool:
-    """Whether the whole G of a matrix with `width` outputs is measured, or its diagonal."""
-    return name in ROTATED or width <= FULL_WIDTH
 
 
 def zero_probes(p: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +95,7 @@ def measure_moments(
         progress: called with (passes through a block done, of how many).
     """
     store.open()
-    layers, size = arch.num_layers, _batch_size(arch, tokens.shape[1])
+    layers, size = arch.num_layers, batch_size(arch, tokens.shape[1])
     passes = iter(range(1, 2 * layers + 2))
 
     def count() -> None:
@@ -205,7 +196,7 @@ class _Slopes:
             np.save(file, x)
 
 
-def _batch_size(arch: Architecture, length: int) -> int:
+def batch_size(arch: Architecture, length: int) -> int:
     """Sequences on the device at once: 8, or fewer where their attention scores grow large."""
     return max(1, min(8, _ATTENTION_BYTES // (4 * arch.num_heads * length**2)))
 
@@ -233,7 +224,7 @@ def _head_moments(
     """
     head = jax.device_put({k: params[k] for k in ("final_norm", "embed" if arch.tied else "head")})
     rows, key = x.reshape(-1, x.shape[-1]), jax.random.key(seed)
-    size = max(1, min(len(rows), _LOGIT_BYTES // (4 * arch.vocab_size)))
+    size = max(1, min(len(rows), LOGIT_BYTES // (4 * arch.vocab_size)))
     g, fisher, S = np.empty_like(rows), np.zeros(arch.vocab_size), np.zeros((rows.shape[1], rows.shape[1]))
     for start, part in zip(range(0, len(rows), size), padded_batches(rows, size), strict=True):
         some = g[start : start + size]

@@ -7,11 +7,19 @@ token, so its sigma is the diagonal of the token frequencies; the G of a head is
 diag(p) - p p^T, whose diagonal is known without sampling.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, block_shapes
+
+# Outputs that a gauge can rotate always need the full G. For the others it is kept up to this width, for feedback
+# over the rows; beyond it the memory of a layer's square matrices outgrows that of its weights.
+ROTATED = ("q", "k", "v", "o", "down")
+FULL_WIDTH = 4096
 
 
 class EmbeddingMoments(NamedTuple):
@@ -53,3 +61,25 @@ class Moments(NamedTuple):
         """Diagonal of G of one matrix."""
         G = self.G[name][layer]
         return G if G.ndim == 1 else np.diagonal(G)
+
+
+def full_G(name: str, width: int) -> bool:
+    """Whether the whole G of a matrix with `width` outputs is measured, or its diagonal."""
+    return name in ROTATED or width <= FULL_WIDTH
+
+
+def moment_entries(arch: Architecture) -> int:
+    """Numbers in the second moments of one block."""
+    shapes = block_shapes(arch)
+    widths = {INPUT_OF[k]: shapes[k][1] for k in MATRICES}
+    heights = {k: shapes[k][0] for k in MATRICES}
+    return sum(n * n for n in widths.values()) + sum(m * m if full_G(k, m) else m for k, m in heights.items())
+
+
+def block_bytes(arch: Architecture) -> int:
+    """What is held of a block that is quantized, whatever the budget.
+
+    Its weights before and behind it, float32, its second moments and their Cholesky factors, float64.
+    """
+    weights = sum(math.prod(shape) for shape in block_shapes(arch).values())
+    return 2 * 4 * weights + 2 * 8 * moment_entries(arch)

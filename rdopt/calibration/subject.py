@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from rdopt.calibration.moments import block_bytes
 from rdopt.calibration.text import read_documents, split_documents
 from rdopt.calibration.tokens import fingerprint, token_batch, tokenize
 from rdopt.checkpoint.families import Architecture
@@ -65,7 +66,7 @@ def load_subject(model: str | Path, memory: float | None = None) -> Subject:
         checkpoint=checkpoint,
         params=params,
         fingerprint=params_fingerprint(params, checkpoint.arch),
-        cache=Cache(memory_budget(memory) // 2),
+        cache=Cache(max(memory_budget(memory) // 2, block_bytes(checkpoint.arch))),
     )
 
 

@@ -102,7 +102,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     Raises:
         UserError: no such model, an unsupported one, or a damaged or incomplete checkpoint.
     """
-    folder = _locate(model)
+    folder = _locate(model, _HUB_PATTERNS)
     config = read_json(folder / "config.json")
     arch = architecture_from_config(config)
     checkpoint = Checkpoint(folder=folder, config=config, arch=arch, entries=_entries(folder))
@@ -114,6 +114,15 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             )
     _refuse_strangers(checkpoint)
     return checkpoint
+
+
+def read_config(model: str | Path) -> dict[str, Any]:
+    """config.json of "demo", of a folder, with or without weights, or of a hub name, of which nothing else is fetched.
+
+    Raises:
+        UserError: there is none, or it is no JSON object.
+    """
+    return read_json(_locate(model, ["config.json"]) / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def _refuse_strangers(checkpoint: Checkpoint) -> None:
         )
 
 
-def _locate(model: str | Path) -> Path:
+def _locate(model: str | Path, patterns: list[str]) -> Path:
     if model == "demo":
         return Path(str(importlib.resources.files("rdopt") / "demo"))
     path = Path(model).expanduser()
@@ -223,14 +232,14 @@ def _locate(model: str | Path) -> Path:
         raise UserError(f"{path} is a file; give the folder that holds config.json and the weights.")
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"{path} does not exist; give an existing folder, a hub name (owner/model) or demo.")
-    return _download(model)
+    return _download(model, patterns)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types (HTTP, validation, offline)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -50,7 +50,7 @@ def train_aloud(args: argparse.Namespace, config: Config) -> None:
     from rdopt.encode.trial import hard_cost
     from rdopt.transforms.aligned import Aligned
 
-    say(sizes(args, config))
+    say(sizes(args, config, timed=False))
 
     def trial(aligned: Aligned) -> float:
         """J by an encoding."""

@@ -1,89 +1,114 @@
-"""`--dry-run`: matrices, parameters, expected memory and disk of a command, from the headers alone."""
+"""`--dry-run`: matrices, parameters, and what a command will take of this machine, from config.json alone."""
 
 import argparse
-import math
+from dataclasses import replace
 from pathlib import Path
 
-from rdopt.checkpoint.families import INPUT_OF, MATRICES, Architecture, block_shapes
-from rdopt.checkpoint.folder import open_checkpoint
+from rdopt.checkpoint.families import MATRICES, Architecture, architecture_from_config, block_shapes, coded_weights
+from rdopt.checkpoint.folder import NUMPY_TYPES, read_config
+from rdopt.checkpoint.write import DTYPES
+from rdopt.cli.machine import machine_speed
+from rdopt.cli.needs import LOWERED_BY, NEEDS, Needs, Terms, parameters_of
 from rdopt.cli.parser import toy_settings
 from rdopt.codec.streams.container import read_container
+from rdopt.codec.streams.uncoded import unpack_files
 from rdopt.config.load import load_config
 from rdopt.config.schema import Config
-from rdopt.study.analyze.networks import networks_of
+from rdopt.runs.moments import MOMENTS, refuse_small
 from rdopt.study.toy.settings import toy_sizes
 
-_FLOAT = 4
-# Float32 copies of the model that are alive at once: weights, aligned, on the device, decoded, a temporary.
-_COPIES = {"train": 4, "sweep": 5, "encode": 4, "export": 3, "eval": 3, "decode": 2, "inspect": 1}
+_START = 15.0  # seconds of importing and compiling
+_GIB = 2**30
 
 
-def sizes(args: argparse.Namespace, config: Config) -> str:
-    """What a command would work on, in a few lines; reads no weights.
+def sizes(args: argparse.Namespace, config: Config, timed: bool = True) -> str:
+    """What a command would work on and take, in a few lines; reads no weights.
 
     Args:
         args: the parsed command line.
         config: the resolved configuration.
+        timed: whether the machine is tried for some seconds, for an estimate of the time.
+
+    Raises:
+        UserError: no such model or file, or a budget that one block of the model exceeds.
     """
     if args.command == "toy":
         return toy_sizes(toy_settings(args))
-    source = Path(str(getattr(args, "source", None) or getattr(args, "run", None) or getattr(args, "path", "")))
-    coded = Path(str(getattr(args, "file", None) or source))
-    if coded.is_file():
-        streams, _ = read_container(coded)
-        parts = ", ".join(f"{kind} {len(data)}" for kind, data in streams.items())
-        return f"{coded}: bytes of {parts}; decoding takes about {10 * len(streams['codes']) / 2**20:.0f} MiB of memory"
-    if (source / "config.yaml").is_file():
-        config = load_config(source / "config.yaml")
-    elif args.command in ("encode", "inspect"):
-        return _of_model(str(source), config, args.command)
-    return _of_model(config.model, config, args.command)
-
-
-def _of_model(model: str, config: Config, command: str) -> str:
-    checkpoint = open_checkpoint(model)
-    arch, shapes = checkpoint.arch, block_shapes(checkpoint.arch)
-    weights = arch.num_layers * sum(math.prod(shapes[k]) for k in MATRICES)
-    moments = 8 * arch.num_layers * _moment_entries(arch)
-    trained = arch.hidden_size * (arch.hidden_size - 1) // 2
-    trained += arch.num_layers * arch.num_kv_heads * arch.head_dim * (arch.head_dim - 1) // 2
-    cached = min(config.evaluate.max_tokens * arch.vocab_size * _FLOAT, 2**30)
-    memory = _streamed(config, arch, weights, moments) if command == "analyze" else (
-        _COPIES[command] * _FLOAT * checkpoint.num_parameters + 2 * moments + cached
-    )
-    # A coded weight takes at most about half a byte at the slopes people use; uncoded ones take two bytes.
-    file = 2 * (checkpoint.num_parameters - weights) + weights // 2
-    points = len(config.sweep.target_bpw or config.sweep.lams) * len(config.sweep.arms)
-    disk = {
-        "train": moments + 6 * _FLOAT * trained,
-        "sweep": moments + points * (file + _FLOAT * checkpoint.num_parameters),
-        "encode": file,
-        "export": _FLOAT * checkpoint.num_parameters,
-        "analyze": moments // 2,
-    }.get(command, 0)
-    matrices = ", ".join(f"{k} {shapes[k][0]}x{shapes[k][1]}" for k in MATRICES)
-    return (
-        f"{model}: {arch.model_type}, {checkpoint.num_parameters} parameters, {weights} to code in "
-        f"{arch.num_layers} x ({matrices})\n"
-        f"{trained} transform parameters; about {memory / 2**20:.0f} MiB of memory, {disk / 2**20:.1f} MiB of disk"
-    )
-
-
-def _streamed(config: Config, arch: Architecture, weights: int, moments: int) -> int:
-    """Bytes of an analysis: one block at a time, the ends in one basis, a stream of every network beside the original.
-
-    Measured peaks lie within a third of this.
-    """
-    networks = len(networks_of(config.analyze.bases, config.analyze.bits, config.analyze.protected))
-    tokens = max(networks * config.evaluate.max_tokens,
-                 (arch.num_layers + 1) * config.text.calibration_sequences * config.text.seq_len)
-    ends = 2 * arch.vocab_size * arch.hidden_size
-    per_block = (6 * weights * _FLOAT + 4 * moments) // arch.num_layers
-    return 2**29 + per_block + 3 * _FLOAT * ends + tokens * arch.hidden_size * _FLOAT
-
-
-def _moment_entries(arch: Architecture) -> int:
-    """Numbers in the second moments of one block."""
+    model, arch, config, file = _subject(args, config)
     shapes = block_shapes(arch)
-    widths = {INPUT_OF[k]: shapes[k][1] for k in MATRICES}
-    return sum(n * n for n in widths.values()) + sum(shapes[k][0] ** 2 for k in ("v", "o", "down"))
+    matrices = ", ".join(f"{k} {shapes[k][0]}x{shapes[k][1]}" for k in MATRICES)
+    lines = [f"{model}: {arch.model_type}, {parameters_of(arch)} parameters, {coded_weights(arch)} to code in "
+             f"{arch.num_layers} x ({matrices})"]
+    if file is not None:
+        streams, _ = read_container(file)
+        lines.append(f"{file}: bytes of " + ", ".join(f"{kind} {len(x)}" for kind, x in streams.items() if x))
+    if args.command not in ("decode", "eval", "export", "inspect"):
+        refuse_small(arch, config.run.memory)
+    if args.command in NEEDS:
+        needs = _needs(args, arch, config, file)
+        lines += _described(needs, config)
+        if timed:
+            lines.append(_time(needs.work, getattr(args, "out", None) or Path()))
+    return "\n".join(lines)
+
+
+def needs_of(args: argparse.Namespace, config: Config) -> Needs:
+    """What a command of `NEEDS` takes; the arguments are those of `sizes`."""
+    _, arch, applying, file = _subject(args, config)
+    return _needs(args, arch, applying, file)
+
+
+def _needs(args: argparse.Namespace, arch: Architecture, config: Config, file: Path | None) -> Needs:
+    size = {} if file is None else {"file": file.stat().st_size}
+    if args.command == "decode":
+        size["itemsize"] = NUMPY_TYPES[DTYPES[args.dtype]].itemsize
+    return NEEDS[args.command](arch, config, **size)
+
+
+def _subject(args: argparse.Namespace, config: Config) -> tuple[str, Architecture, Config, Path | None]:
+    """(what the model is called, its architecture, the configuration that applies, the file that is read)."""
+    named = next((str(x) for k in ("source", "run", "path", "file", "candidate") if (x := getattr(args, k, None))), "")
+    path = Path(named)
+    if args.command == "decode" or path.is_file():
+        streams, _ = read_container(path)
+        described, _ = unpack_files(streams["files"])
+        encode = replace(config.encode, embeddings="coded" if streams["embeddings"] else "16bit")
+        return named, architecture_from_config(described), replace(config, encode=encode), path
+    if (path / "config.yaml").is_file():
+        run = config.run if config.run.moments or not (path / MOMENTS).is_dir() else replace(
+            config.run, moments=str(path / MOMENTS))
+        config = replace(load_config(path / "config.yaml"), run=run, encode=config.encode)
+    elif args.command in ("encode", "inspect"):
+        config = replace(config, model=named)
+    return config.model, architecture_from_config(read_config(config.model)), config, None
+
+
+def _described(needs: Needs, config: Config) -> list[str]:
+    """Memory and disk of a command in words, GiB."""
+    shown = _terms(needs.memory[needs.stage])
+    lines = [f"memory: about {needs.peak / _GIB:.2f} GiB, the most for {needs.stage}: {shown}"]
+    guessed = any(k.startswith("file") for k in needs.disk) and config.encode.target_bpw is None
+    if needs.disk or needs.meanwhile:
+        lines.append(f"disk: {sum(needs.disk.values()) / _GIB:.3g} GiB ({_terms(needs.disk)}), "
+                     f"{needs.meanwhile / _GIB:.3g} GiB more meanwhile"
+                     + ("; files may differ by a bit/weight, only --target-bpw is sure" if guessed else ""))
+    return lines
+
+
+def _terms(terms: Terms) -> str:
+    """Terms from the largest on, each with what lowers it."""
+    largest = sorted(terms.items(), key=lambda x: -x[1])
+    return ", ".join(
+        f"{name} {size / _GIB:.2g}" + (f" (lower: {LOWERED_BY[name]})" if name in LOWERED_BY else "")
+        for name, size in largest if size > 0.01 * sum(terms.values())
+    )
+
+
+def _time(work: Terms, near: Path) -> str:
+    """Time in words, of a machine as busy as it is now."""
+    speed = machine_speed(near)
+    seconds = {"start": _START} | {kind: work[kind] / speed[kind] for kind in work}
+    total = sum(seconds.values())
+    shown = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
+    parts = ", ".join(f"{kind} {x / total:.0%}" for kind, x in sorted(seconds.items(), key=lambda x: -x[1]) if x > 0)
+    return f"time: about {shown} on this machine as busy as it is now ({parts})"

@@ -14,6 +14,11 @@ B = TypeVar("B")
 _AHEAD = 4
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def on_cores(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, of all cores this process may use where it is 0.
@@ -21,8 +26,7 @@ def on_cores(threads: int) -> Iterator[ThreadPoolExecutor]:
     Meanwhile BLAS keeps to the thread that calls it: threads of its own in each of ours wait for one another, and the
     small products of feedback took ten times as long.
     """
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or ours) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or cores()) as pool:
         yield pool
 
 

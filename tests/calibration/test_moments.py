@@ -91,7 +91,7 @@ def test_moments_do_not_depend_on_the_memory_they_may_take(tiny_llama, tmp_path,
     measure_moments(params, arch, tokens, stores[0], progress=lambda *x: seen.append(x))
     passes = 2 * arch.num_layers + 1
     assert seen == [(i, passes) for i in range(1, passes + 1)]
-    monkeypatch.setattr(backward, "_LOGIT_BYTES", 7 * 4 * arch.vocab_size)
+    monkeypatch.setattr(backward, "LOGIT_BYTES", 7 * 4 * arch.vocab_size)
     measure_moments(params, arch, tokens, stores[1], budget=0)
     one, two = (store.moments() for store in stores)
     for part, other in zip(one[:2], two[:2], strict=True):

@@ -198,7 +198,7 @@ def test_inspect_reads_runs_and_folders_too(world, tmp_path):
 
 def test_a_dry_run_writes_nothing(world, tmp_path, capsys):
     assert rdopt(*train_words(world, tmp_path / "run"), "--dry-run") == 0
-    assert "MiB" in capsys.readouterr().out
+    assert "GiB" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
