@@ -29,8 +29,9 @@ from rdopt.sweep.arms import ARMS
 
 _MIB = 2**20
 # Imports and compiled programs.
-_DECODER, _NETWORK, _ENCODER, _JUDGE, _LEARNER = (x * _MIB for x in (200, 340, 440, 500, 1200))
+_DECODER, _NETWORK, _ENCODER, _JUDGE, _LEARNER = (x * _MIB for x in (195, 340, 430, 500, 1200))
 _TOKEN = 2048  # bytes of a tokenizer for a token
+_HEAP = 32 * _MIB  # larger arrays are not taken from it
 # Bits/weight of a file at a slope: those of three models of 2, 14 and 106 M weights in their own coordinates at 20, and
 # half a bit more for a slope twice as large. An embedding took about a bit less.
 _BPW, _PER_OCTAVE, _AT_WEIGHTS, _AT_LAM = 2.76, 0.285, 14.2e6, 20.0
@@ -89,6 +90,7 @@ class _Model:
         self.arch, self.config, self.layers = arch, config, arch.num_layers
         self.matrices = {k: (shapes[k][0], shapes[k][1]) for k in MATRICES}
         self.widths = {INPUT_OF[k]: n for k, (_, n) in self.matrices.items()}
+        self.largest = 4 * max(math.prod(shape) for shape in self.matrices.values())
         self.parameters = parameters_of(arch)
         self.coded = coded_weights(arch)
         self.block, self.moments = 4 * self.coded / arch.num_layers, 4 * moment_entries(arch)
@@ -104,6 +106,11 @@ class _Model:
         # Widths of the full second moments, and operations of their products for a token.
         self.full = (*self.widths.values(), *(m for k, (m, _) in self.matrices.items() if full_G(k, m)))
         self.grams, self.square = sum(2 * n * n for n in self.full), 4 * max(self.full) ** 2
+
+    @property
+    def decoded(self) -> float:
+        """Of a block that is decoded: arrays that come from the heap leave gaps there."""
+        return (12 if self.largest < _HEAP else 5.9) * self.block
 
     def activations(self, batch: int, length: int) -> float:
         """Of one block's forward pass: the scores of all heads, and what its matrices read and give."""
@@ -136,7 +143,7 @@ def decode_needs(arch: Architecture, config: Config, file: float | None = None, 
     return Needs(
         {
             "embedding and head": {**base, "embedding and head": (4.9 if _codes_ends(config) else 3.2) * m.ends},
-            "a block": {**base, "embedding and head": m.ends, "a block": 8 * m.block},
+            "a block": {**base, "embedding and head": m.ends, "a block": m.decoded},
         },
         {"folder": itemsize * m.parameters},
         0,
@@ -154,11 +161,11 @@ def eval_needs(arch: Architecture, config: Config, file: float | None = None) ->
     return Needs(
         {
             "predictions": {**base, "logits": 3.2 * logits + 3.5 * m.end},  # the head in bfloat16 and back
-            "blocks": {**base, "a block": m.block + max(7 * m.block, activations)},
+            "blocks": {**base, "a block": m.block + max(m.decoded, activations)},
         },
         {},
         0,
-        {"float32": m.scored * 2 * (m.layers * m.block + m.end), "trellis": 3 * m.parameters / _DECODED},
+        {"float32": m.scored * 1.5 * (m.layers * m.block + m.end), "trellis": 3 * m.parameters / _DECODED},
     )
 
 
@@ -183,17 +190,19 @@ def encode_needs(arch: Architecture, config: Config) -> Needs:
             "blocks kept": max(block, min(m.budget / 2, m.layers * block))}
     group = max(MATRICES_OF.values(), key=lambda names: sum(math.prod(m.matrices[k]) for k in names))
     at_once = min(encode.threads or cores(), len(group))
-    largest = 4 * max(math.prod(shape) for shape in m.matrices.values())
     stages: dict[str, Terms] = {
         "factors": {**base, "streams kept": 0, "a block": block + 6 * m.square},
         "quantizing": {
             **base, "indices kept": min(m.budget / 8, m.coded), "activations": m.activations(8, config.text.seq_len),
-            "matrices in work": m.block + at_once * 12 * largest + 14 * m.square},
+            "matrices in work": m.block + max(14 * m.square, at_once * 12 * m.largest + 6 * m.square)},
     }
     if _codes_ends(config):
         stages["coding embedding and head"] = {**base, "indices": 5 * m.ends}
     evaluated, measured = eval_needs(arch, config), moments_needs(arch, config)
     kept = {k: x for k, x in base.items() if k != "embedding and head"}
+    # Threads do not give back to the system what their float64 arrays took of the heap, the smaller ones.
+    left = sum(times * size for times, size in ((12, m.largest), (6, m.square)) if 2 * size < _HEAP)
+    kept["freed, not given back"] = at_once * left
     stages |= {f"measuring: {stage}": {**terms, **kept} for stage, terms in evaluated.memory.items()}
     meanwhile = m.coded + 8 * m.drift * d + max(0, drift - m.budget / 8) + max(0, m.coded - m.budget / 8)
     cubes = sum(n**3 for n in m.full)
@@ -224,12 +233,13 @@ def train_needs(arch: Architecture, config: Config) -> Needs:
         "a trial encoding": {**trial.memory["quantizing"], **base, "blocks kept": kept, "streams kept": 0},
     }
     steps = train.steps * drawn * len({train.init, *(train.rivals or ())})
-    work = {"float32": steps * sum(30 * a * n * (a + n) + 10 * n**3 for a, n in m.matrices.values())}
+    work = {"float32": steps * sum(6 * a * n * (a + n) + 2 * n**3 for a, n in m.matrices.values())}
+    trials = {kind: 2 * trial.work[kind] for kind in ("float64", "trellis")}
     disk: dict[str, float] = {"transforms": 4 * trained}
     if config.run.moments is None:
         stages |= {f"second moments: {stage}": terms for stage, terms in measured.memory.items()}
         disk |= measured.disk
-    parts = (work, trial.work, measured.work if config.run.moments is None else {})
+    parts = (work, trials, measured.work if config.run.moments is None else {})
     return Needs(stages, disk, measured.meanwhile, _sum(*parts))
 
 
@@ -248,7 +258,12 @@ def sweep_needs(arch: Architecture, config: Config) -> Needs:
         disk |= {"aligned folders": learned * points * 4 * m.parameters} if sweep.keep else {}
     work = _sum(*[encoded.work] * (points * len(sweep.arms)), *[trained.work] * (points * learned))
     after = {k: trained.memory["a trial encoding"][k] for k in ("programs", "blocks kept")} if learned else {}
-    memory = {stage: {**terms, **after} for stage, terms in encoded.memory.items()}
+    # What an encoding frees is taken again by the measuring, of what training left.
+    freed = {"streams kept": 0, "freed, not given back": 0} if learned else {}
+    memory = {
+        stage: {**terms, **after, **(freed if stage.startswith("measuring") else {})}
+        for stage, terms in encoded.memory.items()
+    }
     return Needs({**memory, **(trained.memory if learned else {})}, disk, encoded.meanwhile, work)
 
 

@@ -17,7 +17,7 @@ from rdopt.config.schema import Config
 from rdopt.runs.moments import MOMENTS, refuse_small
 from rdopt.study.toy.settings import toy_sizes
 
-_START = 15.0  # seconds of importing and compiling
+_START, _STARTS = 12.0, {"train": 40.0, "sweep": 60.0}  # seconds of importing and compiling
 _GIB = 2**30
 
 
@@ -48,7 +48,8 @@ def sizes(args: argparse.Namespace, config: Config, timed: bool = True) -> str:
         needs = _needs(args, arch, config, file)
         lines += _described(needs, config)
         if timed:
-            lines.append(_time(needs.work, getattr(args, "out", None) or Path()))
+            start = {"start": _STARTS.get(args.command, _START)}
+            lines.append(_time(start, needs.work, getattr(args, "out", None) or Path()))
     return "\n".join(lines)
 
 
@@ -104,10 +105,10 @@ def _terms(terms: Terms) -> str:
     )
 
 
-def _time(work: Terms, near: Path) -> str:
+def _time(start: Terms, work: Terms, near: Path) -> str:
     """Time in words, of a machine as busy as it is now."""
     speed = machine_speed(near)
-    seconds = {"start": _START} | {kind: work[kind] / speed[kind] for kind in work}
+    seconds = {**start, **{kind: work[kind] / speed[kind] for kind in work}}
     total = sum(seconds.values())
     shown = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
     parts = ", ".join(f"{kind} {x / total:.0%}" for kind, x in sorted(seconds.items(), key=lambda x: -x[1]) if x > 0)
