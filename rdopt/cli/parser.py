@@ -141,7 +141,7 @@ def _command(commands: argparse._SubParsersAction, name: str, what: str, example
     parser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--config", type=Path, help="YAML file of settings (configs/ ships some)")
-    parser.add_argument("--dry-run", action="store_true", help="print sizes and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what it will take, and do nothing")
     return parser
 
 
