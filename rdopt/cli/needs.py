@@ -223,7 +223,7 @@ def train_needs(arch: Architecture, config: Config) -> Needs:
     """Of `rdopt train`."""
     m, train, measured = _Model(arch, config), config.train, moments_needs(arch, config)
     block, trial = m.block + m.moments, encode_needs(arch, replace(config, run=replace(config.run, moments="")))
-    kept = min(m.budget / 2, m.layers * (block + m.block + 4 * m.moments))
+    kept = max(m.block + 4 * m.moments, min(m.budget / 2, m.layers * (block + m.block + 4 * m.moments)))
     base = {**m.base, "programs": _LEARNER}
     drawn = drawn_blocks(train, arch)
     trained = 4 * (arch.hidden_size**2 // 2 + m.layers * arch.num_kv_heads * arch.head_dim**2 // 2)
@@ -236,11 +236,13 @@ def train_needs(arch: Architecture, config: Config) -> Needs:
     work = {"float32": steps * sum(6 * a * n * (a + n) + 2 * n**3 for a, n in m.matrices.values())}
     trials = {kind: 2 * trial.work[kind] for kind in ("float64", "trellis")}
     disk: dict[str, float] = {"transforms": 4 * trained}
+    meanwhile = max(0, m.coded - m.budget / 8)
     if config.run.moments is None:
         stages |= {f"second moments: {stage}": terms for stage, terms in measured.memory.items()}
         disk |= measured.disk
+        meanwhile += measured.meanwhile
     parts = (work, trials, measured.work if config.run.moments is None else {})
-    return Needs(stages, disk, measured.meanwhile, _sum(*parts))
+    return Needs(stages, disk, meanwhile, _sum(*parts))
 
 
 def sweep_needs(arch: Architecture, config: Config) -> Needs:
