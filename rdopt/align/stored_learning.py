@@ -165,7 +165,7 @@ class _Fitted(NamedTuple):
 
 def _fit(settings: StoredSettings, matrices: Sequence[Float[np.ndarray, "_ n"]]) -> _Fitted:
     """The rotation that turns the rows of these matrices best."""
-    C, weights = row_moments(matrices)
+    C, weights = row_moments([W] for W in matrices)
     n, size = C.shape[1], settings.size
     if settings.hadamard:
         H = flattening(n)

@@ -138,9 +138,9 @@ class Aligned:
         """(checkpoint name, float32 array) of every weight, one at a time, in the order of `expected_tensors`."""
         ends, arch = self.ends, self.arch
         yield EMBED, np.asarray(ends["embed"])
-        for layer, block in enumerate(self.blocks()):
+        for layer, params in enumerate(ahead(self.layer, arch.num_layers)):
             for short in block_shapes(arch):
-                yield arch.tensor_name(layer, short), block.params[short]
+                yield arch.tensor_name(layer, short), params[short]
         yield FINAL_NORM, np.asarray(ends["final_norm"])
         if not arch.tied:
             yield HEAD, np.asarray(ends["head"])

@@ -148,7 +148,7 @@ class TransformPrice(NamedTuple):
 
 def group_of(kind: str, matrices: Sequence[Float[np.ndarray, "_ n"]], floor: float) -> InputGroup:
     """The group of some matrices; hidden channels of an MLP have no order of their own."""
-    C, weights = row_moments(matrices, floor)
+    C, weights = row_moments(([W] for W in matrices), floor)
     return InputGroup(kind, tuple(W.shape for W in matrices), C, weights, kind == "down")
 
 

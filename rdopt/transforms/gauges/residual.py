@@ -3,7 +3,8 @@
 Norm gains are folded into the consumers first, W <- W diag(gain) R; producers become R^T W.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from rdopt.transforms.matrices.hadamard import hadamard
 from rdopt.transforms.matrices.joint import joint_axes
 from rdopt.transforms.matrices.pca import pca
 from rdopt.transforms.matrices.random import random_orthogonal
+
+JOINT_BYTES = 2**30  # of moments that are diagonalised together, float64
 
 
 class Residual(RotatedSite):
@@ -80,9 +83,17 @@ def _normalised(R: Float[AnyArray, "d d"], gain: NormGain) -> Map:
     return Map(before=None if gain is None else 1 / gain, dense=(R.T, R))
 
 
-def stream_rows(params: Params, arch: Architecture) -> list[Float[np.ndarray, "_ d"]]:
-    """Every matrix that touches the stream with the stream's channels as columns, gains folded, float64."""
-    return [_stream_row(params, layer, name) for layer in range(arch.num_layers) for name in MATRICES]
+def stream_rows(params: Params, arch: Architecture) -> Iterator[Iterator[Float[np.ndarray, "_ d"]]]:
+    """Every matrix that touches the stream with the stream's channels as columns, gains folded, float64.
+
+    Where the moments of all of them would take more than JOINT_BYTES, those of one name in neighbouring layers are one
+    pool: Jacobi sweeps take memory and time in proportion to the number of moments.
+    """
+    d, depth = arch.hidden_size, arch.num_layers
+    pool = min(depth, math.ceil(depth * len(MATRICES) * 8 * d * d / JOINT_BYTES))
+    for first in range(0, depth, pool):
+        for name in MATRICES:
+            yield (_stream_row(params, layer, name) for layer in range(first, min(first + pool, depth)))
 
 
 def _stream_row(params: Params, layer: int, name: str) -> Float[np.ndarray, "_ d"]:

@@ -1,6 +1,6 @@
 """Maps of the value heads: a head's values become A v, and o_proj undoes A for every query head of the group."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Value(RotatedSite):
         if basis == "pca-act":
             return np.swapaxes(pca(_head_moments(sigma["o"], arch)), -1, -2)
         if basis == "joint":
-            axes = [[joint_axes(rows) for rows in heads] for heads in _head_rows(params, arch)]
+            axes = [[joint_axes([W] for W in rows) for rows in heads] for heads in _head_rows(params, arch)]
             return np.swapaxes(np.array(axes), -1, -2)
         alike = {"hadamard": lambda: hadamard(h), "dct": lambda: dct(h).T, "fourier": lambda: fourier(h).T}.get(basis)
         return None if alike is None else np.broadcast_to(alike(), (*heads, h, h)).copy()
@@ -68,16 +68,14 @@ def _inverses(A: Float[AnyArray, "k h h"]) -> Float[AnyArray, "k h h"]:
     return inverse(A)
 
 
-def _head_rows(params: Params, arch: Architecture) -> list[list[list[Float[np.ndarray, "_ h"]]]]:
+def _head_rows(params: Params, arch: Architecture) -> Iterator[list[list[Float[np.ndarray, "_ h"]]]]:
     """By layer and KV head the matrices that touch its values with these as columns, gains folded, float64."""
     kv, h, group = arch.num_kv_heads, arch.head_dim, arch.num_heads // arch.num_kv_heads
-    layers = []
     for layer in range(arch.num_layers):
         v, o = (np.asarray(params["blocks"][k][layer], np.float64) for k in ("v", "o"))
         values = (v * params["blocks"]["attn_norm"][layer]).reshape(kv, h, -1)
         readers = o.reshape(-1, kv, group, h).transpose(1, 2, 0, 3)
-        layers.append([[values[k].T, *readers[k]] for k in range(kv)])
-    return layers
+        yield [[values[k].T, *readers[k]] for k in range(kv)]
 
 
 def value_gram(params: Params, arch: Architecture) -> Float[np.ndarray, "layers kv h h"]:
