@@ -14,8 +14,11 @@ from rdopt.checkpoint.folder import open_checkpoint
 from rdopt.operator.llama import logits
 from rdopt.operator.params import load_params
 from rdopt.transforms.bases import BASES, starting_gauges
+from rdopt.transforms.gauges import residual
 from rdopt.transforms.gauges.coordinates import Gauges
 from rdopt.transforms.gauges.fold import fold, unfold
+from rdopt.transforms.gauges.residual import stream_rows
+from rdopt.transforms.matrices.joint import row_moments
 from rdopt.transforms.matrices.random import random_orthogonal
 
 GAINS = ("attn_norm", "mlp_norm")
@@ -278,3 +281,16 @@ def test_pca_diagonalises_what_it_is_made_of(tiny_llama):
         off = total - np.diag(np.diagonal(total))
         assert np.abs(off).max() < 1e-6 * np.trace(total)
         assert np.diff(np.diagonal(total)).max() <= 1e-6
+
+
+def test_moments_of_neighbouring_layers_are_pooled_where_all_of_them_would_be_too_many(tiny_llama, monkeypatch):
+    params, arch = load(tiny_llama(num_hidden_layers=5))
+    C, weights = row_moments(stream_rows(params, arch), floor=0.0)
+    assert len(C) == 5 * len(MATRICES)
+    monkeypatch.setattr(residual, "JOINT_BYTES", C.nbytes / 2)  # every other layer: pools of 2, 2 and 1
+    pooled, rows = row_moments(stream_rows(params, arch), floor=0.0)
+    assert len(pooled) == 3 * len(MATRICES) and rows.sum() == weights.sum()
+    of_name = np.arange(5)[:2] * len(MATRICES) + 3  # o of the first two layers
+    np.testing.assert_allclose(pooled[3], np.average(C[of_name], axis=0, weights=weights[of_name]), rtol=1e-12)
+    start = starting_gauges("joint", params, arch)
+    assert start.residual is not None and orthogonality_error(start.residual) < 1e-10
