@@ -1,4 +1,8 @@
-"""`rdopt encode`: runs and folders to files."""
+"""`rdopt encode`: runs and folders to files.
+
+What is done of a file lies beside it in a folder `.work` until it is written: moments, checkpoints of finetuning, and
+the journal of blocks that `_behind_prefix` of `trellis_model.py` goes on from. Other grids quantize anew after a kill.
+"""
 
 import shutil
 from dataclasses import replace

@@ -3,9 +3,9 @@
 A new grid is a row here and a name in `config.schema.GridName`; its levels are a file of `codec/grids/`, how the
 encoder puts a model on it is a function in `encode/model.py` METHODS, and what a decoder reads one in
 `codec/decoder.py` METHODS under a number that `codec/streams/index.py` knows; between them its indices are a
-`MatrixCodes` (see `code_scalar` in `codec/encoder.py`). Every file has a step a row and a step a column of each matrix
-(`codec/streams/scales.py`); steps of another kind would be a stream of their own, in `container.STREAMS`, whose bits
-`index.py` counts, and another `container.VERSION`.
+`MatrixCodes` (`code_scalar` in `codec/encoder.py`; fixed-length codes would be a function beside it). Every file has a
+step a row and a step a column of each matrix (`codec/streams/scales.py`); steps of another kind would be a stream of
+their own, in `container.STREAMS`, whose bits `index.py` counts, and another `container.VERSION`.
 """
 
 from typing import Literal, NamedTuple

@@ -43,7 +43,7 @@ from rdopt.transforms.stored.rotations import StoredRotations
 def sweep(config: Config, out: Path, say: Say, *, devices: Sequence[Device] | None = None) -> list[Point]:
     """Measures all points of a comparison, arm by arm; finished ones of an earlier try in the folder are kept.
 
-    Devices are those to train on, all local ones by default.
+    Devices are those to train on, all local ones by default; only learned arms use more than one.
 
     Raises:
         UserError: bad input, or another comparison in the folder.
